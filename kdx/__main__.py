@@ -1,0 +1,7 @@
+"""`python -m kdx` is `kdx`."""
+
+import sys
+
+from kdx.cli import main
+
+sys.exit(main())

@@ -1,0 +1,144 @@
+"""The command line: subcommands, errors in one line, exit codes. Everything heavy is imported when it is needed."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kdx import __version__
+from kdx.errors import UserError, nearest, one_line, unknown
+from kdx.failure import RunFailed, describe, is_plain, recorded
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+_HELP = """\
+usage: kdx COMMAND ...
+
+Compress image classifiers by knowledge distillation and variational sparsification.
+
+commands:
+  train [KEY=VALUE ...]   train a student and print its table (kdx train --help: all choices and keys)
+  train -m KEY=A,B ...    the same for several values, and one table that compares them
+  table RUN ...           the tables of finished runs again, by folder or run id
+
+options:
+  -h, --help              this text
+  --version               the version
+
+KDX_DATA is the folder of the data sets, KDX_OUTPUTS that of the results (outputs).
+exit codes: 0 done, 1 failed, 2 mistake on the command line, 130 interrupted (the same command continues)"""
+
+_TABLE_HELP = """\
+usage: kdx table RUN ...
+
+Print the tables of a finished run, or a comparison of several. RUN is a run's folder, or the beginning of its id."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if words is None else words))
+        sys.stdout.flush()
+    except UserError as mistake:
+        return _say(one_line(mistake), MISTAKE)
+    except KeyboardInterrupt as stop:
+        return _say(f"interrupted {stop}".rstrip(), INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`kdx table X | head`); Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as failure:
+        if not isinstance(failure, RunFailed) and not is_plain(failure):
+            import traceback
+
+            traceback.print_exception(failure)
+        return _say(describe(failure), FAILED)
+    return code
+
+
+def train(words: list[str]) -> int:
+    """`kdx train`: one run, or a sweep with -m."""
+    options = {word for word in words if word.startswith("-")}
+    overrides = [word for word in words if not word.startswith("-")]
+    allowed = ("-h", "--help", "-m", "--multirun")
+    for option in sorted(options.difference(allowed)):
+        raise unknown("option", option, allowed)
+    if options & {"-h", "--help"}:
+        from kdx.help import train_help
+
+        print(train_help(overrides))
+        return DONE
+    return _sweep(overrides) if options else _single(overrides)
+
+
+def table(words: list[str]) -> int:
+    """`kdx table`: the tables of finished runs."""
+    if {"-h", "--help"} & set(words):
+        print(_TABLE_HELP)
+        return DONE
+    if not words:
+        raise UserError("table: no run is given; allowed: the folders or ids of finished runs")
+    from kdx.report.table import finished_run, print_comparison, print_run
+
+    outputs = Path(os.environ.get("KDX_OUTPUTS", "outputs"))
+    runs = [finished_run(word, outputs) for word in words]
+    if len(runs) == 1:
+        print_run(runs[0])
+    else:
+        print_comparison(runs)
+    return DONE
+
+
+def _dispatch(words: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "table": table}
+    if not words:
+        raise UserError(f"no command is given; allowed: {', '.join(commands)} (kdx --help)")
+    command, *rest = words
+    if command in ("-h", "--help"):
+        print(_HELP)
+        return DONE
+    if command == "--version":
+        print(f"kdx {__version__}")
+        return DONE
+    if command not in commands:
+        # `kdx method=kd`: the command was forgotten.
+        hint = "did you mean 'kdx train ...'? " if "=" in command else nearest(command, commands)
+        raise UserError(f"command: '{command}' is not known; {hint}allowed: {', '.join(commands)}")
+    return commands[command](rest)
+
+
+def _single(overrides: list[str]) -> int:
+    from kdx.compose import check_method, single
+    from kdx.runs import run_folder
+
+    config = single(overrides)
+    check_method(config)
+    log_file = run_folder(config).log_file
+    from kdx.experiment import run
+    from kdx.report.table import print_run
+
+    with recorded(log_file):
+        folder = run(config)
+    print_run(folder)
+    print(folder)
+    return DONE
+
+
+def _sweep(overrides: list[str]) -> int:
+    from kdx.report.table import print_comparison
+    from kdx.sweep import sweep
+
+    folder, records = sweep(overrides)
+    finished = [Path(record.run) for record in records if record.run]
+    if finished:
+        print_comparison(finished)
+    print(folder)
+    failed = [record for record in records if record.error]
+    for record in failed:
+        print(f"kdx: job {record.number} ({' '.join(record.overrides)}) failed: {record.error}", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def _say(line: str, code: int) -> int:
+    print(f"kdx: {line}", file=sys.stderr)
+    return code

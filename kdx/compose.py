@@ -1,0 +1,172 @@
+"""From the words on the command line to validated configurations; every mistake is told before torch is imported."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from kdx.config import Config
+from kdx.errors import UserError, nearest, one_line, unknown
+from kdx.explain import explained, settings_from
+from kdx.groups import Group, conf_folder, load_groups
+
+CONFIG_NAME = "config"
+HYDRA_VERSION = "1.3"
+
+
+def single(overrides: Sequence[str]) -> Config:
+    """The configuration of one run."""
+    with _hydra():
+        return to_config(_composed(_parsed(overrides, sweep=False)))
+
+
+def expand(overrides: Sequence[str]) -> list[Config]:
+    """The configurations of all jobs of a sweep, in the order in which Hydra's own sweeper runs them."""
+    with _hydra():
+        parsed = _parsed(overrides, sweep=True)
+        try:
+            (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        except HydraException as error:
+            raise UserError(one_line(error)) from None
+        return [to_config(_composed(_parsed(job, sweep=True))) for job in jobs]
+
+
+def defaults(overrides: Sequence[str]) -> dict[str, Any]:
+    """Every key that can be set with these overrides, with its value, interpolations as they are written."""
+    with _hydra():
+        return _flattened(_composed(_parsed(overrides, sweep=False)))
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Resolve and validate what Hydra composed."""
+    try:
+        content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from None
+    return settings_from(Config, content)
+
+
+def check_method(config: Config) -> None:
+    """Build the method once, so that a mistake in method.* is told before the work begins (imports torch)."""
+    from kdx.methods import build_method
+
+    try:
+        build_method(config.method)
+    except ValidationError as error:
+        raise explained(error, "method") from None
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base=HYDRA_VERSION):
+        yield
+
+
+def _parsed(overrides: Sequence[str], *, sweep: bool) -> list[Override]:
+    """Parse the overrides and refuse those whose form or group choice is wrong."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    groups = load_groups()
+    result = []
+    for text in overrides:
+        try:
+            (override,) = parser.parse_overrides([text])
+        except OverrideParseException:
+            raise UserError(
+                f"'{text}' is not understood; allowed: KEY=VALUE (quote a VALUE with spaces or any of , {{}} [] () : =)"
+            ) from None
+        _check_form(override, groups, sweep=sweep)
+        result.append(override)
+    return result
+
+
+def _check_form(override: Override, groups: dict[str, Group], *, sweep: bool) -> None:
+    text, key = override.input_line, override.key_or_group
+    if override.is_hydra_override():
+        if not sweep:
+            raise UserError(f"{text}: Hydra's own settings act on sweeps only; add -m or leave it out")
+        return
+    if override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None:
+        raise UserError(
+            f"{text}: keys cannot be added, removed or moved; allowed: KEY=VALUE with a key of this list: "
+            "kdx train --help"
+        )
+    if override.is_sweep_override() and not sweep:
+        raise UserError(f"{text}: one value is allowed; several values are a sweep, which needs -m")
+    if "/" in key:
+        raise unknown(text or key, key, groups)
+    if key in groups and not override.is_sweep_override():
+        choice = override.value()
+        if not isinstance(choice, str | int) or str(choice) not in groups[key].choices:
+            raise unknown(key, _typed_value(override), groups[key].choices)
+
+
+def _typed_value(override: Override) -> str:
+    return (override.input_line or "").partition("=")[2]
+
+
+def _composed(overrides: list[Override]) -> DictConfig:
+    try:
+        return compose(CONFIG_NAME, [override.input_line or "" for override in overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _diagnosis(overrides, error) from None
+
+
+def _diagnosis(overrides: list[Override], error: Exception) -> UserError:
+    """Why these overrides do not compose: nearly always a key that does not exist."""
+    groups = load_groups()
+    chosen = [override.input_line or "" for override in overrides if override.key_or_group in groups]
+    keys = _keys(chosen)
+    for override in overrides:
+        key = override.key_or_group
+        known = key in groups or any(name == key or name.startswith(f"{key}.") for name in keys)
+        if not known and not override.is_hydra_override():
+            return _unknown_key(override, keys, groups)
+    return UserError(one_line(error))
+
+
+def _unknown_key(override: Override, keys: list[str], groups: dict[str, Group]) -> UserError:
+    key = override.key_or_group
+    group = key.partition(".")[0]
+    siblings = [name for name in keys if name.startswith(f"{group}.")] if "." in key else []
+    owners = [
+        choice
+        for choice in (groups[group].choices if siblings and group in groups else ())
+        if "/" not in choice and key in _keys([f"{group}={choice}"])
+    ]
+    if owners:
+        hint = f"{group}={' or '.join(owners)} has it; "
+    else:
+        # `lr=0.1`: the group was forgotten.
+        whole = min((name for name in keys if name.endswith(f".{key}")), key=len, default=key)
+        hint = nearest(whole, [*keys, *groups])
+    allowed = siblings or [*groups, *(name for name in keys if "." not in name)]
+    where = " here" if owners else ""
+    return UserError(f"{override.input_line}: unknown key{where}; {hint}allowed: {', '.join(allowed)}")
+
+
+def _keys(overrides: list[str]) -> list[str]:
+    try:
+        return list(_flattened(compose(CONFIG_NAME, overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from None
+
+
+def _flattened(composed: DictConfig) -> dict[str, Any]:
+    return dict(_leaves(OmegaConf.to_container(composed, resolve=False), ""))
+
+
+def _leaves(content: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,163 @@
+"""The typed schema of `conf/`, the checks between its fields, and the ids that name runs and teachers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from kdx.data.settings import DatasetSettings
+from kdx.errors import UserError
+from kdx.files import sha256_of
+from kdx.settings import Settings
+
+# Part of every id: raise it when a change of the program makes old runs another experiment.
+FORMAT = 1
+
+# The side of each data set's images, in pixels.
+_SIDES = {"mnist": 28, "digits": 28}
+
+# Names become folders.
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+DropoutRate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class NetworkSettings(Settings):
+    """A network: its family and the widths of its layers (`channels` only where the family has convolutions)."""
+
+    name: Name
+    family: Literal["mlp", "lenet"]
+    hidden: list[Count]
+    channels: list[Count]
+
+    @model_validator(mode="after")
+    def _channels_fit_family(self) -> Self:
+        if (self.family == "lenet") != bool(self.channels):
+            needs = "needs at least one number of channels" if self.family == "lenet" else "has no channels"
+            raise ValueError(f"family {self.family} {needs}; channels is {self.channels}")
+        return self
+
+
+class TrainerSettings(Settings):
+    """One fit: its length, its batches and its learning rate, constant for the fraction `hold`, then falling to 0."""
+
+    epochs: Count
+    batch_size: Count
+    lr: Annotated[float, Field(gt=0)]
+    hold: Fraction
+    checkpoint_seconds: Annotated[float, Field(ge=0)]
+
+
+class TeacherSettings(NetworkSettings):
+    """The teacher's network and the recipe that trains it, or the checkpoint that replaces the training."""
+
+    checkpoint: str | None
+    seed: Seed
+    dropout: DropoutRate
+    input_dropout: DropoutRate
+    trainer: TrainerSettings
+
+
+class DeviceSettings(Settings):
+    """Where and how the arithmetic runs; no part of the experiment's identity."""
+
+    kind: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Count | None
+    precision: Literal["fp32", "tf32", "bf16"]
+    gemm: Literal["auto", "default", "onednn"]
+    compile: Literal["auto"] | bool
+
+
+def _named(method: dict[str, Any]) -> dict[str, Any]:
+    name, parts = method.get("name"), method.get("parts")
+    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
+        raise ValueError(f"method.name must be a text that can name a folder; it is {name!r}")
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"method.parts must be a list of names; it is {parts!r}")
+    return method
+
+
+class Config(Settings):
+    """The whole configuration of a run; the fields of `method` belong to its parts, which check them themselves."""
+
+    dataset: DatasetSettings
+    teacher: TeacherSettings
+    student: NetworkSettings
+    trainer: TrainerSettings
+    method: Annotated[dict[str, Any], AfterValidator(_named)]
+    device: DeviceSettings
+    seed: Seed
+    force: bool
+    outputs: Annotated[str, StringConstraints(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        """Every check that needs more than one group; the message names both keys."""
+        if self.device.kind in ("cpu", "mps") and self.device.precision == "tf32":
+            raise ValueError(
+                f"device.precision: 'tf32' is not allowed with device.kind={self.device.kind}, only with cuda;"
+                " allowed: fp32, bf16"
+            )
+        for role, network in (("teacher", self.teacher), ("student", self.student)):
+            most = _convolutions_that_fit(_SIDES[self.dataset.name])
+            if len(network.channels) > most:
+                raise ValueError(
+                    f"{role}.channels: {network.channels} is not allowed with dataset={self.dataset.name};"
+                    f" at most {most} convolutions fit its images"
+                )
+        return self
+
+
+def _convolutions_that_fit(side: int) -> int:
+    """How many times a 5x5 convolution without padding and a halving leave at least one pixel."""
+    count = 0
+    while side >= 6:
+        side, count = (side - 4) // 2, count + 1
+    return count
+
+
+def run_id(config: Config) -> str:
+    """Twelve hexadecimal digits that name the experiment: equal for equal experiments, wherever and however run."""
+    return _digest({**_identity(config), "format": FORMAT})
+
+
+def teacher_id(config: Config) -> str:
+    """The same for the teacher, which depends on its own settings and the data set's only."""
+    identity = _identity(config)
+    return _digest({"teacher": identity["teacher"], "dataset": identity["dataset"], "format": FORMAT})
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """The configuration without what cannot change a result, and with the teacher's file replaced by its content."""
+    content = config.model_dump(
+        mode="json",
+        exclude={"device": True, "outputs": True, "force": True, "dataset": {"root": True, "download": True}},
+    )
+    checkpoint = config.teacher.checkpoint
+    if checkpoint is not None:
+        if not Path(checkpoint).is_file():
+            raise UserError(f"teacher.checkpoint: '{checkpoint}' is not a file; allowed: a teacher's .safetensors file")
+        content["teacher"]["checkpoint"] = sha256_of(Path(checkpoint))
+    return _canonical(content)
+
+
+def _canonical(content: Any) -> Any:
+    """One spelling for one value: 2.0 becomes 2; how often a checkpoint is written is left out."""
+    match content:
+        case dict():
+            return {key: _canonical(value) for key, value in content.items() if key != "checkpoint_seconds"}
+        case list():
+            return [_canonical(value) for value in content]
+        case float() if content.is_integer():
+            return int(content)
+        case _:
+            return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

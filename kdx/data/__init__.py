@@ -1,0 +1,15 @@
+"""Image data sets as tensors in memory; `load_data` is the way in."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kdx.data.dataset import Data
+    from kdx.data.settings import DatasetSettings
+
+
+def load_data(settings: "DatasetSettings") -> "Data":
+    """Load the data set that `settings` names, on the CPU; raises UserError when its files are missing or damaged."""
+    from kdx.data import digits, mnist  # here, so that reading settings does not import torch
+
+    loaders = {"digits": digits.load, "mnist": mnist.load}
+    return loaders[settings.name](settings)

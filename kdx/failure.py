@@ -1,0 +1,48 @@
+"""Failures that are nobody's typing mistake: one line for the user, the traceback for whoever looks into it."""
+
+import errno
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kdx.errors import UserError, one_line
+
+# The file system says no; a traceback would add nothing.
+_PLAIN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+
+
+class RunFailed(Exception):
+    """A run broke down; the message is one line and says where the traceback is."""
+
+
+@contextmanager
+def recorded(log_file: Path) -> Iterator[None]:
+    """Turn what goes wrong within into RunFailed, with the traceback in `log_file` where its folder exists."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as failure:
+        if is_plain(failure):
+            raise RunFailed(describe(failure)) from failure
+        if not log_file.parent.is_dir():
+            raise
+        with suppress(OSError), log_file.open("a", encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(failure)))
+            raise RunFailed(f"{describe(failure)}; the traceback is in {log_file}") from failure
+        raise
+
+
+def is_plain(failure: BaseException) -> bool:
+    """Whether the failure is the file system's refusal: no space, no permission."""
+    return isinstance(failure, OSError) and failure.errno in _PLAIN
+
+
+def describe(failure: BaseException) -> str:
+    """A failure in one line."""
+    if isinstance(failure, OSError) and failure.strerror:
+        return f"{failure.filename}: {failure.strerror}" if failure.filename else failure.strerror
+    if isinstance(failure, UserError | RunFailed):
+        return one_line(failure)
+    return f"{type(failure).__name__}: {one_line(failure)}".removesuffix(f": {type(failure).__name__}")

@@ -1,0 +1,47 @@
+"""What `kdx --help` and `kdx train --help` say; the choices and keys come from `conf/`."""
+
+from collections.abc import Sequence
+
+from kdx.explain import shown
+from kdx.groups import Group, load_groups
+
+_EXAMPLES = """\
+examples:
+  kdx train                                     the default method on MNIST
+  kdx train method=st-vbd dataset=digits        real digits that need no download
+  kdx train method=kd method.T=4 seed=1
+  kdx train -m method=kd,st-vbd seed=0,1,2      a sweep: six runs and one table
+  kdx train method=kd --help                    the keys of that method"""
+
+
+def train_help(overrides: Sequence[str]) -> str:
+    """The help of `kdx train`, its keys with the values that these overrides give."""
+    from kdx.compose import defaults
+
+    groups = load_groups()
+    keys = defaults(overrides)
+    width = max(map(len, keys))
+    return "\n\n".join(
+        (
+            "usage: kdx train [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]",
+            "Train a student, print its table and, as the last line, its folder. A finished run is not repeated\n"
+            "(force=true repeats it), an interrupted one goes on. -m, --multirun: several values, separated by commas.",
+            *(_group_help(group) for group in groups.values()),
+            "keys and their values with these choices:\n"
+            + "\n".join(f"  {key:<{width}}  {_value(value)}" for key, value in keys.items()),
+            _EXAMPLES,
+        )
+    )
+
+
+def _group_help(group: Group) -> str:
+    width = max(map(len, group.choices), default=0)
+    lines = (
+        f"  {choice:<{width}}  {description}{' (default)' if choice == group.default else ''}".rstrip()
+        for choice, description in group.choices.items()
+    )
+    return "\n".join((f"{group.name}=", *lines))
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else shown(value)

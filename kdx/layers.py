@@ -1,0 +1,42 @@
+"""Substitution of layers, and layers whose randomness is drawn outside of them."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+Substitute = Callable[[nn.Module], nn.Module | None]
+
+
+def substitute(model: nn.Module, replacement: Substitute) -> int:
+    """Replace, in place and at any depth, every submodule for which `replacement` gives a module; return how many."""
+    count = 0
+    for name, child in list(model.named_children()):
+        new = replacement(child)
+        if new is None:
+            count += substitute(child, replacement)
+        else:
+            setattr(model, name, new)
+            count += 1
+    return count
+
+
+class NoisyLayer(nn.Module):
+    """A layer that takes its random numbers from the buffer `noise`, and is deterministic while that is None.
+
+    The trainer draws the numbers outside of the step and hands them in by `functional_call`, so the step stays a pure
+    function: it compiles without a random generator inside, and its noise can be stored and repeated.
+    """
+
+    noise: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", None, persistent=False)
+
+    def noise_shape(self, inputs: Tensor, outputs: Tensor) -> tuple[int, ...]:
+        """The shape of `noise` for this input and output."""
+        raise TypeError(f"{type(self).__name__} does not say what noise it needs")
+
+    def draw(self, noise: Tensor, generator) -> None:
+        """Fill `noise` with fresh random numbers."""
+        raise TypeError(f"{type(self).__name__} does not say what noise it needs")

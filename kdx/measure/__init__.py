@@ -1,0 +1,118 @@
+"""Everything that is measured of a plain network, knowing no method."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdx.measure.accuracy import error_percent
+from kdx.measure.footprint import csr_bytes, dense_bytes, memory_compression, parameter_count, parameter_ratio
+from kdx.measure.latency import DENSE, Latency, fastest_csr, latencies
+from kdx.measure.sparsity import Layer, layers, percent_zero, sparsity_ratio
+
+Figures = dict[str, float | int | str | None]
+
+
+class Split(Protocol):
+    """Images (N, C, H, W) float32 and labels (N,) int64."""
+
+    @property
+    def images(self) -> Tensor:
+        """The images."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels."""
+        ...
+
+
+class Data(Protocol):
+    """What is measured on; `validation` is None where nothing was split off."""
+
+    @property
+    def validation(self) -> Split | None:
+        """The validation split."""
+        ...
+
+    @property
+    def test(self) -> Split:
+        """The test split."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The figures of metrics.json that depend on the network alone, and the rows of layers.csv and latency.csv."""
+
+    figures: Figures
+    layers: list[Layer]
+    latencies: list[Latency]
+
+
+def measure(
+    student: nn.Module, teacher: nn.Module | None, data: Data, device: torch.device, latency: bool = True
+) -> Measurements:
+    """Measure the plain network `student`, beside `teacher` where there is one.
+
+    `latency_ms` is that of the dense student for one image on one CPU thread (median), `latency_1024_ms` for a batch
+    of 1024, `csr_*` that of the CSR runtime which is faster for one image. Figures are None where there is no
+    teacher, no validation split, no latency (`latency=False`), and `R_s` where every weight is zero. Raises ValueError
+    for a student without weight matrices.
+    """
+    rows = layers(student)
+    if not rows:
+        raise ValueError("the student has no weight matrix (nn.Linear or nn.Conv2d)")
+    timings = latencies(student, data.test.images, device) if latency else []
+    figures = _errors(student, teacher, data) | _sizes(student, teacher, rows) | _latency_figures(timings)
+    return Measurements(figures, rows, timings)
+
+
+def _errors(student: nn.Module, teacher: nn.Module | None, data: Data) -> Figures:
+    def error(model: nn.Module | None, split: Split | None) -> float | None:
+        if model is None or split is None or len(split.images) == 0:
+            return None
+        return error_percent(model, split.images, split.labels)
+
+    return {
+        "test_error_percent": error(student, data.test),
+        "val_error_percent": error(student, data.validation),
+        "teacher_test_error_percent": error(teacher, data.test),
+    }
+
+
+def _sizes(student: nn.Module, teacher: nn.Module | None, rows: list[Layer]) -> Figures:
+    weights, nonzero = sum(row.weights for row in rows), sum(row.nonzero for row in rows)
+    return {
+        "parameters": parameter_count(student),
+        "weights": weights,
+        "nonzero_weights": nonzero,
+        "sparsity_percent": percent_zero(weights, nonzero),
+        "R_s": sparsity_ratio(rows),
+        "R_c": None if teacher is None else parameter_ratio(teacher, student),
+        "dense_bytes": dense_bytes(student),
+        "csr_bytes": csr_bytes(student),
+        "teacher_dense_bytes": None if teacher is None else dense_bytes(teacher),
+        "memory_compression": None if teacher is None else memory_compression(teacher, student),
+    }
+
+
+def _latency_figures(rows: list[Latency]) -> Figures:
+    on_cpu = {(row.runtime, row.batch): row for row in rows if row.device == "cpu"}
+    csr = fastest_csr(rows)
+
+    def median(runtime: str | None, batch: int) -> float | None:
+        row = on_cpu.get((runtime or "", batch))
+        return row.median_ms if row else None
+
+    single = on_cpu.get((DENSE, 1))
+    return {
+        "latency_ms": single.median_ms if single else None,
+        "latency_p10_ms": single.p10_ms if single else None,
+        "latency_p90_ms": single.p90_ms if single else None,
+        "latency_1024_ms": median(DENSE, 1024),
+        "csr_latency_ms": median(csr, 1),
+        "csr_latency_1024_ms": median(csr, 1024),
+        "csr_runtime": csr,
+    }

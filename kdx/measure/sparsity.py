@@ -1,0 +1,76 @@
+"""Zeros among the weight matrices, layer by layer and altogether; biases are excluded."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from kdx.measure.footprint import matrix_csr_bytes, matrix_dense_bytes, weight_matrices
+from kdx.measure.rows import write_rows
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight matrix, the columns of layers.csv: `shape` reads like `300x784`, bytes are without the bias."""
+
+    layer: str
+    shape: str
+    weights: int
+    nonzero: int
+    sparsity_percent: float
+    dense_bytes: int
+    csr_bytes: int
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """One row per weight matrix of `model` (nn.Linear and nn.Conv2d), in module order."""
+    rows = []
+    for name, weight in weight_matrices(model).items():
+        nonzero = int(weight.count_nonzero())
+        rows.append(
+            Layer(
+                layer=name,
+                shape="x".join(map(str, weight.shape)),
+                weights=weight.numel(),
+                nonzero=nonzero,
+                sparsity_percent=percent_zero(weight.numel(), nonzero),
+                dense_bytes=matrix_dense_bytes(weight),
+                csr_bytes=matrix_csr_bytes(weight),
+            )
+        )
+    return rows
+
+
+def percent_zero(weights: int, nonzero: int) -> float:
+    """Sparsity in percent: how many of `weights` are exactly zero."""
+    return 100.0 * (weights - nonzero) / weights
+
+
+def sparsity_ratio(rows: Sequence[Layer]) -> float | None:
+    """R_s: weights per nonzero weight over all matrices; None when every weight is zero."""
+    nonzero = sum(row.nonzero for row in rows)
+    return sum(row.weights for row in rows) / nonzero if nonzero else None
+
+
+def write_layers(path: Path, rows: Sequence[Layer]) -> None:
+    """Write layers.csv atomically."""
+    write_rows(path, Layer, rows)
+
+
+def read_layers(path: Path) -> list[Layer]:
+    """Read what `write_layers` wrote; KeyError or ValueError when it is damaged."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Layer(
+                layer=row["layer"],
+                shape=row["shape"],
+                weights=int(row["weights"]),
+                nonzero=int(row["nonzero"]),
+                sparsity_percent=float(row["sparsity_percent"]),
+                dense_bytes=int(row["dense_bytes"]),
+                csr_bytes=int(row["csr_bytes"]),
+            )
+            for row in csv.DictReader(file)
+        ]

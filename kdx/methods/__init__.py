@@ -1,0 +1,86 @@
+"""A method: parts that substitute layers, add loss terms and make the student plain again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from kdx.errors import unknown
+from kdx.methods.bsr import BlockSparsity
+from kdx.methods.dropout import Dropout
+from kdx.methods.hint import Hint
+from kdx.methods.labels import Labels
+from kdx.methods.part import Context, Part
+from kdx.methods.variational import Variational
+from kdx.objective import Objective
+
+PARTS: dict[str, type[Part]] = {
+    "labels": Labels,
+    "hint": Hint,
+    "dropout": Dropout,
+    "variational": Variational,
+    "bsr": BlockSparsity,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is done to a student: layers, loss terms, and the way back to a plain network."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any part looks at the teacher."""
+        return any(part.needs_teacher for part in self.parts)
+
+    def prepare(self, student: nn.Module) -> nn.Module:
+        """Substitute layers, part by part."""
+        for part in self.parts:
+            student = part.swap(student)
+        return student
+
+    def objective(self, student: nn.Module, teacher: nn.Module | None, examples: int) -> Objective:
+        """The loss of the prepared student, trained on so many examples (by which the KL is divided)."""
+        context = Context(student, teacher, examples)
+        return Objective(
+            terms=_united(part.terms(context) for part in self.parts),
+            numbers=_united(part.numbers() for part in self.parts),
+            rates=_united(part.rates(student) for part in self.parts),
+            monitors=_united(part.monitors(context) for part in self.parts),
+        )
+
+    def finalize(self, student: nn.Module) -> nn.Module:
+        """Undo the substitutions in reverse order: prune or threshold, and give back plain layers."""
+        for part in reversed(self.parts):
+            student = part.finalize(student)
+        return student
+
+
+def build_method(settings: Mapping[str, Any]) -> Method:
+    """Build the method from the mapping of its YAML: `name`, `parts` and the settings of these parts.
+
+    Raises UserError that names the key for an unknown part, a setting that no part has, or a value out of range.
+    """
+    values = {key: value for key, value in settings.items() if key not in ("name", "parts")}
+    parts = []
+    for name in settings["parts"]:
+        if name not in PARTS:
+            raise unknown("method.parts", name, PARTS)
+        part = PARTS[name]
+        parts.append(part.model_validate({key: values.pop(key) for key in part.model_fields if key in values}))
+    if values:
+        known = [key for part in parts for key in type(part).model_fields]
+        raise unknown("method", next(iter(values)), known)
+    return Method(settings["name"], tuple(parts))
+
+
+def _united(mappings) -> dict[str, Any]:
+    united: dict[str, Any] = {}
+    for mapping in mappings:
+        doubled = united.keys() & mapping.keys()
+        assert not doubled, f"two parts of one method both define {doubled}"
+        united |= mapping
+    return united

@@ -1,0 +1,109 @@
+"""Block sparse regularisation over the teacher's and the student's weights (VS eqs. 8-11; SPEC 1.4)."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor, nn
+
+from kdx.methods.part import Context, Part
+from kdx.objective import Monitor, Schedule, Step, Term
+from kdx.settings import Settings
+
+Norm = Literal["l1_linf", "l1_l2"]
+# Keeps the gradient of the square root finite where a whole group is zero.
+EPSILON = 1e-12
+
+
+def group_sizes(weights: list[Tensor], norm: Norm, axis: int, groups: int) -> Tensor:
+    """For each group m, the sum of squares (l1_l2) or the largest |w| (l1_linf) over all weights of index m: (groups,).
+
+    `weights` are matrices (out, in) or filters (out, in, kh, kw); `axis` 0 groups by output unit, 1 by input. Layers
+    with fewer units than `groups` count as zero-padded, without the padded block of VS ever being made.
+    """
+    combined = torch.zeros(groups, device=weights[0].device)
+    for weight in weights:
+        others = [dim for dim in range(weight.dim()) if dim != axis]
+        if norm == "l1_l2":
+            combined = combined + _padded(weight.square().sum(dim=others), groups)
+        else:
+            combined = torch.maximum(combined, _padded(weight.abs().amax(dim=others), groups))
+    return combined
+
+
+def block_norm(student: Tensor, teacher: Tensor | None, norm: Norm) -> Tensor:
+    """Sum over groups of the norm of the joint block, from the group sizes of both networks (VS eqs. 9 and 10)."""
+    if norm == "l1_l2":
+        joint = student if teacher is None else student + teacher
+        return torch.sqrt(joint + EPSILON).sum()
+    return (student if teacher is None else torch.maximum(student, teacher)).sum()
+
+
+class BlockShape(Settings):
+    """How the block is normed and grouped, and whether the teacher's weights are in it (VS fig. 4)."""
+
+    norm: Norm
+    teacher: bool
+    axis: Annotated[int, Field(ge=0, le=1)]
+
+
+class BlockSparsity(Part):
+    """The block norm of teacher and student weights, weighted by `lambda_g`."""
+
+    lambda_g: NonNegativeFloat
+    bsr: BlockShape
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Only where the teacher's weights are in the block."""
+        return self.bsr.teacher
+
+    def terms(self, context: Context) -> dict[str, Term]:
+        """`bsr`; the teacher's share of every group is constant and computed here, once."""
+        names, groups, teacher = self._block(context)
+
+        def bsr(step: Step) -> Tensor:
+            weights = [step.parameters[name] for name in names]
+            return block_norm(group_sizes(weights, self.bsr.norm, self.bsr.axis, groups), teacher, self.bsr.norm)
+
+        return {"bsr": Term(bsr, weight="lambda_g")}
+
+    def numbers(self) -> dict[str, Schedule]:
+        """The weight, constant over the run."""
+        return {"lambda_g": lambda epoch: self.lambda_g}
+
+    def monitors(self, context: Context) -> dict[str, Monitor]:
+        """`bsr_student_wins`: the fraction of groups with student weights in which the student's norm is the larger.
+
+        In l1_linf the student gets a gradient in these groups only (SPEC 1.4, predicted failure).
+        """
+        names, groups, teacher = self._block(context)
+        if teacher is None:
+            return {}
+
+        def student_wins(parameters: Mapping[str, Tensor]) -> float:
+            weights = [parameters[name] for name in names]
+            occupied = max(weight.shape[self.bsr.axis] for weight in weights)
+            student = group_sizes(weights, self.bsr.norm, self.bsr.axis, groups)
+            return (student > teacher)[:occupied].float().mean().item()
+
+        return {"bsr_student_wins": student_wins}
+
+    def _block(self, context: Context) -> tuple[list[str], int, Tensor | None]:
+        names = [name for name, parameter in context.student.named_parameters() if _is_weight(name, parameter)]
+        weights = [context.student.get_parameter(name) for name in names]
+        if context.teacher is None or not self.bsr.teacher:
+            return names, max(weight.shape[self.bsr.axis] for weight in weights), None
+        fixed = [weight.detach() for name, weight in context.teacher.named_parameters() if _is_weight(name, weight)]
+        groups = max(weight.shape[self.bsr.axis] for weight in weights + fixed)
+        return names, groups, group_sizes(fixed, self.bsr.norm, self.bsr.axis, groups)
+
+
+def _is_weight(name: str, parameter: nn.Parameter) -> bool:
+    return name.endswith("weight") and parameter.dim() > 1
+
+
+def _padded(vector: Tensor, length: int) -> Tensor:
+    return F.pad(vector, (0, length - len(vector)))

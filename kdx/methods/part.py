@@ -1,0 +1,50 @@
+"""A part of a method: one idea, with its settings and what it does to layers, loss and result."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from kdx.objective import Monitor, Schedule, Term
+from kdx.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part may look at when it makes its loss terms; the student's layers are already substituted."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    examples: int
+
+
+class Part(Settings):
+    """One idea of a method. Its fields are the keys of the method's YAML; whatever it does not do stays as it is."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether this part looks at the teacher."""
+        return False
+
+    def swap(self, student: nn.Module) -> nn.Module:
+        """The student with substituted layers."""
+        return student
+
+    def terms(self, context: Context) -> dict[str, Term]:
+        """The loss terms by name."""
+        return {}
+
+    def numbers(self) -> dict[str, Schedule]:
+        """The numbers that the terms read, as functions of the time in epochs."""
+        return {}
+
+    def rates(self, student: nn.Module) -> dict[str, str]:
+        """Parameters whose learning rate is multiplied by a number of that name."""
+        return {}
+
+    def monitors(self, context: Context) -> dict[str, Monitor]:
+        """Figures for the history."""
+        return {}
+
+    def finalize(self, student: nn.Module) -> nn.Module:
+        """The student with this part's layers made plain again."""
+        return student

@@ -1,0 +1,189 @@
+"""Sparse Variational Dropout and Variational Bayesian Dropout: one layer pair, two KL functions (VS 3.1; SPEC 5)."""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from kdx.layers import NoisyLayer, substitute
+from kdx.methods.part import Context, Part
+from kdx.objective import Schedule, Step, Term
+
+VARIANCE_FLOOR = 1e-8
+LOG_ALPHA_LIMIT = 8.0
+# Molchanov et al. 2017, eq. 14: a fit to the KL divergence from the log-uniform prior.
+K1, K2, K3 = 0.63576, 1.87320, 1.48695
+
+
+def log_alpha(weight: Tensor, log_sigma2: Tensor) -> Tensor:
+    """log of the dropout rate alpha = sigma^2 / theta^2 of every weight, clipped to [-8, 8]."""
+    return (log_sigma2 - torch.log(weight.square() + VARIANCE_FLOOR)).clamp(-LOG_ALPHA_LIMIT, LOG_ALPHA_LIMIT)
+
+
+def kl_svd(log_alpha: Tensor) -> Tensor:
+    """KL(q||log-uniform) of each weight up to a constant, approximated; zero as alpha grows (Molchanov eq. 14).
+
+    VS eq. 6 prints its negative, which has no minimum that is sparse (SPEC 1.3).
+    """
+    return 0.5 * F.softplus(-log_alpha) + K1 - K1 * torch.sigmoid(K2 + K3 * log_alpha)
+
+
+def kl_vbd(log_alpha: Tensor) -> Tensor:
+    """KL(q||N(0, gamma)) of each weight at the best gamma, 0.5 log(1 + 1/alpha) (VS eq. 7)."""
+    return 0.5 * F.softplus(-log_alpha)
+
+
+KL = {"svd": kl_svd, "vbd": kl_vbd}
+
+
+class VariationalLayer(NoisyLayer):
+    """A layer with weights N(weight, exp(log_sigma2)), sampled by local reparametrisation; the bias is certain."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, plain: nn.Linear | nn.Conv2d, log_sigma2: float) -> None:
+        super().__init__()
+        self.weight, self.bias = plain.weight, plain.bias
+        self.log_sigma2 = nn.Parameter(torch.full_like(plain.weight, log_sigma2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Mean of the output, plus `noise` times its standard deviation while there is noise."""
+        mean = self.linear(inputs, self.weight, self.bias)
+        if self.noise is None:
+            return mean
+        variance = self.linear(inputs.square(), self.log_sigma2.exp(), None)
+        return mean + self.noise * torch.sqrt(variance + VARIANCE_FLOOR)
+
+    def noise_shape(self, inputs: Tensor, outputs: Tensor) -> tuple[int, ...]:
+        """One number for every output of every example (and position)."""
+        return tuple(outputs.shape)
+
+    def draw(self, noise: Tensor, generator: torch.Generator) -> None:
+        """Standard normal numbers."""
+        noise.normal_(generator=generator)
+
+    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's linear map with the given weight and bias."""
+        raise TypeError(f"{type(self).__name__} has no linear map")
+
+    def plain(self, threshold: float) -> nn.Linear | nn.Conv2d:
+        """The plain layer whose weights with log alpha of at least `threshold` are exactly zero."""
+        raise TypeError(f"{type(self).__name__} has no plain layer")
+
+    def masked_weight(self, threshold: float) -> Tensor:
+        """The mean weights, zero where log alpha reaches `threshold`."""
+        kept = log_alpha(self.weight, self.log_sigma2) < threshold
+        return (self.weight * kept).detach()
+
+
+class VariationalLinear(VariationalLayer):
+    """Variational substitute of `nn.Linear`: (batch, in) to (batch, out)."""
+
+    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`inputs @ weight.T + bias`."""
+        return F.linear(inputs, weight, bias)
+
+    def plain(self, threshold: float) -> nn.Linear:
+        """The masked `nn.Linear`."""
+        outputs, inputs = self.weight.shape
+        layer = nn.Linear(inputs, outputs, bias=self.bias is not None, device="meta")
+        return _filled(layer, self, threshold)
+
+
+class VariationalConv2d(VariationalLayer):
+    """Variational substitute of `nn.Conv2d`; the noise is drawn for every position of the output."""
+
+    def __init__(self, plain: nn.Conv2d, log_sigma2: float) -> None:
+        super().__init__(plain, log_sigma2)
+        self.geometry = {
+            "in_channels": plain.in_channels,
+            "out_channels": plain.out_channels,
+            "kernel_size": plain.kernel_size,
+            "stride": plain.stride,
+            "padding": plain.padding,
+            "dilation": plain.dilation,
+            "groups": plain.groups,
+        }
+
+    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution with the given filters and bias."""
+        shape = self.geometry
+        return F.conv2d(inputs, weight, bias, shape["stride"], shape["padding"], shape["dilation"], shape["groups"])
+
+    def plain(self, threshold: float) -> nn.Conv2d:
+        """The masked `nn.Conv2d`."""
+        layer = nn.Conv2d(**self.geometry, bias=self.bias is not None, device="meta")
+        return _filled(layer, self, threshold)
+
+
+class Variational(Part):
+    """Variational weights, their KL term with a linear warm-up, and pruning at a threshold on log alpha."""
+
+    variational: Literal["svd", "vbd"]
+    lambda_V: NonNegativeFloat
+    warmup_start: NonNegativeFloat
+    warmup_end: NonNegativeFloat
+    log_sigma2_init: float
+    log_sigma2_lr: PositiveFloat
+    threshold: Annotated[float, Field(ge=-LOG_ALPHA_LIMIT, le=LOG_ALPHA_LIMIT)]
+
+    def swap(self, student: nn.Module) -> nn.Module:
+        """Make every linear and convolutional layer variational; raises ValueError where there is none."""
+        if not substitute(student, self._variational):
+            raise ValueError("the student has no nn.Linear and no nn.Conv2d to make variational")
+        return student
+
+    def _variational(self, layer: nn.Module) -> nn.Module | None:
+        if isinstance(layer, nn.Linear):
+            return VariationalLinear(layer, self.log_sigma2_init)
+        if isinstance(layer, nn.Conv2d):
+            if layer.padding_mode != "zeros":
+                raise ValueError(f"variational convolutions pad with zeros, not by '{layer.padding_mode}'")
+            return VariationalConv2d(layer, self.log_sigma2_init)
+        return None
+
+    def terms(self, context: Context) -> dict[str, Term]:
+        """`kl`: the sum of the KL over all weights, divided by the number of training examples (here and nowhere else).
+
+        The data terms are means over examples, so lambda_V = 1 is the evidence lower bound (SPEC 1.3).
+        """
+        divergence = KL[self.variational]
+        names = [name for name, layer in context.student.named_modules() if isinstance(layer, VariationalLayer)]
+
+        def kl(step: Step) -> Tensor:
+            parameters = step.parameters
+            sums = [
+                divergence(log_alpha(parameters[f"{name}.weight"], parameters[f"{name}.log_sigma2"])).sum()
+                for name in names
+            ]
+            return torch.stack(sums).sum() / context.examples
+
+        return {"kl": Term(kl, weight="lambda_V")}
+
+    def numbers(self) -> dict[str, Schedule]:
+        """`lambda_V` rises linearly from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
+        length = max(self.warmup_end - self.warmup_start, 1e-9)
+
+        def warmed_up(epoch: float) -> float:
+            return self.lambda_V * min(max((epoch - self.warmup_start) / length, 0.0), 1.0)
+
+        return {"lambda_V": warmed_up, "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
+
+    def rates(self, student: nn.Module) -> dict[str, str]:
+        """The variances learn at `log_sigma2_lr` times the rate of the weights."""
+        names = (name for name, _ in student.named_parameters())
+        return {name: "log_sigma2_lr" for name in names if name.endswith("log_sigma2")}
+
+    def finalize(self, student: nn.Module) -> nn.Module:
+        """Plain layers again, with exact zeros where log alpha reaches the threshold."""
+        substitute(student, lambda layer: layer.plain(self.threshold) if isinstance(layer, VariationalLayer) else None)
+        return student
+
+
+def _filled(layer, source: VariationalLayer, threshold: float):
+    layer.weight = nn.Parameter(source.masked_weight(threshold))
+    layer.bias = None if source.bias is None else nn.Parameter(source.bias.detach().clone())
+    return layer

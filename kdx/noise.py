@@ -1,0 +1,53 @@
+"""The random numbers of one step, drawn outside of it, for every noisy layer at once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdx.layers import NoisyLayer
+
+
+class NoiseSource:
+    """Buffers for the noise of every `NoisyLayer` of a model, filled anew for each step from one generator."""
+
+    def __init__(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+        """Learn the shapes from one pass of `images`, a batch of the size that will be trained on."""
+        self._generator = generator
+        self._layers = {
+            f"{name}.noise": layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)
+        }
+        self.buffers = _empty_noise(model, self._layers, images)
+
+    def draw(self) -> dict[str, Tensor]:
+        """Fresh noise, by buffer name; the same memory every time."""
+        for name, layer in self._layers.items():
+            layer.draw(self.buffers[name], self._generator)
+        return self.buffers
+
+    def position(self) -> Tensor:
+        """Where the generator stands, for a checkpoint."""
+        return self._generator.get_state()
+
+    def seek(self, position: Tensor) -> None:
+        """Go on from a position that `position` gave."""
+        self._generator.set_state(position)
+
+
+@torch.no_grad()
+def _empty_noise(model: nn.Module, layers: dict[str, NoisyLayer], images: Tensor) -> dict[str, Tensor]:
+    noise: dict[str, Tensor] = {}
+
+    def shaped(name: str, layer: NoisyLayer) -> Any:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+            noise[name] = torch.empty(layer.noise_shape(inputs[0], outputs), device=images.device)
+
+        return layer.register_forward_hook(hook)
+
+    hooks = [shaped(name, layer) for name, layer in layers.items()]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return noise

@@ -1,0 +1,58 @@
+"""What the trainer minimises: named loss terms, each a pure function of a step."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Schedule = Callable[[float], float]
+"""A number as a function of the time in epochs (0.0 at the first step)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything that a loss term may look at in one training step of `batch` examples.
+
+    `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `numbers` are 0-dimensional.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None
+    parameters: Mapping[str, Tensor]
+    numbers: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A scalar loss term; `weight` names the number that multiplies it, None means 1."""
+
+    value: Callable[[Step], Tensor]
+    weight: str | None = None
+
+
+Monitor = Callable[[Mapping[str, Tensor]], float]
+"""A figure of the parameters, computed once per epoch for the history."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Loss terms, the numbers that they and the optimiser read, and which parameters learn at a rate of their own.
+
+    `rates` maps a parameter's name to the number that multiplies its learning rate.
+    """
+
+    terms: dict[str, Term]
+    numbers: dict[str, Schedule] = field(default_factory=dict)
+    rates: dict[str, str] = field(default_factory=dict)
+    monitors: dict[str, Monitor] = field(default_factory=dict)
+
+    def loss(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The weighted sum of all terms, and the terms themselves before weighting (terms,)."""
+        values = {name: term.value(step) for name, term in self.terms.items()}
+        weighted = [
+            values[name] if term.weight is None else step.numbers[term.weight] * values[name]
+            for name, term in self.terms.items()
+        ]
+        return torch.stack(weighted).sum(), torch.stack(list(values.values())).detach()

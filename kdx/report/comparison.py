@@ -1,0 +1,168 @@
+"""One row per run, with the settings in which the runs differ."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from kdx.report import layout
+from kdx.report.finished import Figures, number, read_figures, read_settings
+from kdx.report.verdict import warnings_of
+
+ID_SHOWN = 8
+SETTINGS_SHOWN = 4
+# Settings that cannot change a result, and those that have a column of their own.
+HIDDEN_GROUPS = ("device.", "hydra.")
+HIDDEN = frozenset({"outputs", "force", "dataset.root", "dataset.download"})
+HIDDEN_ENDINGS = ("checkpoint_seconds",)
+SHOWN = frozenset({"seed", "trainer.epochs", "method.name", "student.name"})
+# What a group's name implies (the widths of a network, the parts of a method) is not told again beside the name.
+IMPLIED = {
+    "dataset.": "dataset.name",
+    "teacher.": "teacher.name",
+    "student.": "student.name",
+    "method.parts": "method.name",
+}
+
+Settings = dict[str, Any]
+Field = tuple[Column, Callable[[int], str | Text]]
+_MISSING = object()
+
+
+def print_comparison(runs: Sequence[Path]) -> None:
+    """Print one row per finished run on standard output, in the order given; UserError when a file is damaged."""
+    figures = [read_figures(run) for run in runs]
+    settings = [read_settings(run) for run in runs]
+    screen = layout.console()
+    differing = _differing(settings)
+    shown, rest = differing[:SETTINGS_SHOWN], differing[SETTINGS_SHOWN:]
+    labels = _shortest(differing, {key for run in settings for key in run})
+
+    common, identity = _identity(figures)
+    identity += [_setting_field(labels[key], [run.get(key, _MISSING) for run in settings]) for key in shown]
+    run, method = _name_fields(figures)
+    results = _result_fields(figures)
+    whole = _table([run, method, *identity, *results], len(runs))
+    if not identity or layout.fits(screen, whole):
+        layout.show(screen, whole, common)
+    else:
+        layout.show(screen, _table([run, method, *identity], len(runs)), common)
+        layout.show(screen, _table([run, method, *results], len(runs)))
+    if rest:
+        screen.print(f"... also different: {', '.join(labels[key] for key in rest)}")
+    screen.print("memory: teacher dense / student CSR bytes. ms: one image, one CPU thread.")
+    for one in figures:
+        for text in warnings_of(one):
+            layout.warn(screen, f"{one['run_id'][:ID_SHOWN]} {one['method']}: {text}")
+
+
+def _identity(figures: Sequence[Figures]) -> tuple[str, list[Field]]:
+    """What all runs have in common as a title, and a column for whatever of it differs."""
+    common, fields = [], []
+    for key, kind in (
+        ("dataset", layout.words),
+        ("teacher", layout.words),
+        ("student", layout.words),
+        ("seed", layout.numbers),
+        ("epochs", layout.numbers),
+    ):
+        values = [layout.ABSENT if one.get(key) is None else str(one[key]) for one in figures]
+        if len(set(values)) == 1:
+            common.append(f"{key} {values[0]}")
+        elif key not in ("dataset", "teacher"):  # These differ in their settings too, and get a column there.
+            fields.append(_field(kind(key), values))
+    return ", ".join(common), fields
+
+
+def _name_fields(figures: Sequence[Figures]) -> tuple[Field, Field]:
+    run = Column("run", no_wrap=True)
+    return _field(run, [one["run_id"][:ID_SHOWN] for one in figures]), _field(
+        layout.words("method"), [one["method"] for one in figures]
+    )
+
+
+def _result_fields(figures: Sequence[Figures]) -> list[Field]:
+    def column(header: str, key: str, text: Callable[[float | None], str]) -> Field:
+        return _field(layout.numbers(header), [text(number(one, key)) for one in figures])
+
+    sparsity = [
+        Text("none", layout.WARNING) if number(one, "nonzero_weights") == 0 else layout.ratio(number(one, "R_s"))
+        for one in figures
+    ]
+    return [
+        column("test\nerr %", "test_error_percent", layout.percent),
+        column("val\nerr %", "val_error_percent", layout.percent),
+        _field(layout.numbers("R_s"), sparsity),
+        column("R_c", "R_c", layout.ratio),
+        column("memory", "memory_compression", layout.ratio),
+        column("dense\nms", "latency_ms", layout.milliseconds),
+        column("CSR\nms", "csr_latency_ms", layout.milliseconds),
+    ]
+
+
+def _setting_field(label: str, values: Sequence[Any]) -> Field:
+    return _field(layout.words(label), [_setting(value) for value in values])
+
+
+def _field(column: Column, cells: Sequence[str | Text]) -> Field:
+    return column, lambda row: cells[row]
+
+
+def _table(fields: Sequence[Field], rows: int) -> Table:
+    # Columns remember their cells, so every table needs columns of its own.
+    content = layout.table(*(column.copy() for column, _ in fields))
+    for row in range(rows):
+        content.add_row(*(cell(row) for _, cell in fields))
+    return content
+
+
+def _setting(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.12g}"
+        case list():
+            return ",".join(map(_setting, value)) or "[]"
+        case _:
+            return layout.ABSENT if value is _MISSING else str(value)
+
+
+def _differing(settings: Sequence[Settings]) -> list[str]:
+    """Dotted keys whose values differ between the runs, those that every run has first."""
+    keys = list(dict.fromkeys(key for run in settings for key in run))
+    found = [key for key in keys if _tells_apart(key, settings)]
+    return sorted(found, key=lambda key: not all(key in run for run in settings))
+
+
+def _tells_apart(key: str, settings: Sequence[Settings]) -> bool:
+    if key in HIDDEN | SHOWN or key.startswith(HIDDEN_GROUPS) or key.endswith(HIDDEN_ENDINGS):
+        return False
+    if len({_setting(run.get(key, _MISSING)) for run in settings}) == 1:
+        return False
+    name = next((name for prefix, name in IMPLIED.items() if key.startswith(prefix) and key != name), None)
+    if name is None:
+        return True
+    by_name: dict[str, str] = {}
+    return any(
+        by_name.setdefault(_setting(run.get(name)), value) != value
+        for run in settings
+        for value in [_setting(run.get(key, _MISSING))]
+    )
+
+
+def _shortest(keys: Iterable[str], among: Iterable[str]) -> dict[str, str]:
+    """The shortest ending of every dotted key that names no other key."""
+    among = list(among)
+    labels = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
+        labels[key] = next(
+            (ending for ending in endings if sum(f".{other}".endswith(f".{ending}") for other in among) == 1), key
+        )
+    return labels

@@ -1,0 +1,143 @@
+"""Finding finished runs and reading their files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdx.errors import UserError, nearest
+
+METRICS = "metrics.json"
+NAMES = ("run_id", "dataset", "method", "student")
+TEXTS = frozenset({*NAMES, "teacher", "device", "csr_runtime", "kdx_version", "torch_version"})
+AMBIGUOUS_SHOWN = 4
+
+Figures = dict[str, Any]
+
+
+def finished_run(path_or_id: str, outputs: Path) -> Path:
+    """The folder of the finished run that is named by its folder, its id or the unique beginning of its id.
+
+    Ids are looked up under `outputs`/runs/<dataset>/<student>/<method>/. Raises UserError when the run is absent,
+    ambiguous, unfinished or damaged.
+    """
+    folder = _folder(path_or_id)
+    # A folder may be called like the beginning of an id: it is meant when it holds a run.
+    if folder is None or not _has_metrics(folder):
+        folder = _by_id(path_or_id, outputs) or folder
+    if folder is None:
+        raise _unknown_run(path_or_id, outputs)
+    read_figures(folder)
+    return folder
+
+
+def read_figures(run: Path) -> Figures:
+    """The content of metrics.json: names are texts, all else numbers or None; UserError when absent or damaged."""
+    path = run / METRICS
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"run: {run} is not a finished run, it has no {METRICS}") from None
+    except OSError as error:
+        raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise _damaged(path, "it is not JSON") from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "it is not a JSON object")
+    for name in NAMES:
+        if content.get(name) is None:
+            raise _damaged(path, f"{name} is missing")
+    for key, value in content.items():
+        expected = str if key in TEXTS else (int, float, str)
+        if value is not None and not isinstance(value, expected):
+            raise _damaged(path, f"{key} is {value!r}")
+    return content
+
+
+def number(figures: Figures, key: str) -> float | None:
+    """A figure that is a number, or None where there is none; UserError when it is something else."""
+    value = figures.get(key)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise UserError(f"run: {figures['run_id']}: {METRICS} is damaged: {key} is {value!r}, expected a number")
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """The settings of config.yaml by dotted key (lists are values); UserError when absent or damaged."""
+    path = run / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise _damaged(path, "it is not YAML") from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "it holds no settings")
+    return _flat(content, "")
+
+
+def read_table(path: Path, texts: frozenset[str], numbers: frozenset[str]) -> list[dict[str, Any]]:
+    """The rows of a CSV file by column, `numbers` as float; none when the file is absent, UserError when damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [{name: row[name] for name in texts} | {name: float(row[name]) for name in numbers} for row in rows]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise _damaged(path, f"expected the columns {', '.join(sorted(texts | numbers))}") from None
+
+
+def _flat(content: dict[Any, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _folder(given: str) -> Path | None:
+    try:
+        path = Path(given).expanduser()
+        return path if given and path.is_dir() else None
+    except (OSError, RuntimeError):  # Too long for a name, or nobody's home.
+        return None
+
+
+def _has_metrics(folder: Path) -> bool:
+    try:
+        return (folder / METRICS).exists()
+    except OSError:
+        return False
+
+
+def _run_folders(outputs: Path) -> list[Path]:
+    return sorted(path for path in outputs.glob("runs/*/*/*/[!.]*") if path.is_dir())
+
+
+def _by_id(run_id: str, outputs: Path) -> Path | None:
+    folders = [path for path in _run_folders(outputs) if run_id and path.name.startswith(run_id)]
+    exact = [path for path in folders if path.name == run_id]
+    found = exact or folders
+    if len(found) > 1:
+        shown = ", ".join(str(path) for path in found[:AMBIGUOUS_SHOWN])
+        more = f" and {len(found) - AMBIGUOUS_SHOWN} more" if len(found) > AMBIGUOUS_SHOWN else ""
+        raise UserError(f"run: '{run_id}' is ambiguous; allowed: one of {shown}{more}")
+    return found[0] if found else None
+
+
+def _unknown_run(given: str, outputs: Path) -> UserError:
+    finished = [path for path in _run_folders(outputs) if _has_metrics(path)]
+    runs = outputs / "runs"
+    if not finished:
+        return UserError(f"run: '{given}' is not known; allowed: the folder of a finished run ({runs} holds none)")
+    hint = nearest(given, [path.name for path in finished]) or nearest(given, [str(path) for path in finished])
+    allowed = f"the folder, the id or the beginning of the id of a finished run ({runs} holds {len(finished)})"
+    return UserError(f"run: '{given}' is not known; {hint}allowed: {allowed}")
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"run: {path} is damaged: {why}; repeat the run with force=true or delete its folder")

@@ -1,0 +1,161 @@
+"""The tables of one finished run, and the entry to those of several."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from kdx.report import layout
+from kdx.report.comparison import print_comparison
+from kdx.report.finished import Figures, finished_run, number, read_figures, read_table
+from kdx.report.verdict import warnings_of
+
+__all__ = ["finished_run", "print_comparison", "print_run"]
+
+FLOAT32_BYTES = 4
+SLOWER = "yellow"
+
+LAYER_TEXTS = frozenset({"layer", "shape"})
+LAYER_NUMBERS = frozenset({"weights", "nonzero", "dense_bytes", "csr_bytes"})
+LATENCY_TEXTS = frozenset({"device", "runtime"})
+LATENCY_NUMBERS = frozenset({"threads", "batch", "median_ms", "p10_ms", "p90_ms", "repetitions"})
+
+
+def print_run(run: Path) -> None:
+    """Print the result of the finished run in folder `run` on standard output; UserError when a file is damaged."""
+    figures = read_figures(run)
+    layers = read_table(run / "layers.csv", LAYER_TEXTS, LAYER_NUMBERS)
+    latencies = read_table(run / "latency.csv", LATENCY_TEXTS, LATENCY_NUMBERS)
+    screen = layout.console()
+    _print_headline(screen, figures)
+    _print_result(screen, figures)
+    if layers:
+        _print_layers(screen, layers)
+    if latencies:
+        _print_latencies(screen, latencies)
+    screen.print("1 kB = 1,000 bytes, 1 MB = 1,000,000 bytes. Dense: 4 bytes per weight and bias.")
+    screen.print("CSR: 4-byte values, column indices and row pointers; biases dense.")
+    for text in warnings_of(figures):
+        layout.warn(screen, text)
+
+
+def _print_headline(screen: Console, figures: Figures) -> None:
+    headline = Text(f"{figures['method']} on {figures['dataset']}", style="bold")
+    headline.append(f"   run {figures['run_id']}", style="not bold")
+    screen.print(headline)
+    teacher = figures.get("teacher") or "none"
+    settings = f"seed {layout.count(number(figures, 'seed'))}, {layout.count(number(figures, 'epochs'))} epochs"
+    screen.print(f"teacher {teacher}, student {figures['student']}, {settings}")
+    total, epoch = number(figures, "train_seconds"), number(figures, "seconds_per_epoch")
+    if total is not None:
+        each = "" if epoch is None else f" ({epoch:.2f} s per epoch)"
+        screen.print(f"trained in {layout.duration(total)}{each} on {figures.get('device') or 'an unknown device'}")
+    screen.print()
+
+
+def _print_result(screen: Console, figures: Figures) -> None:
+    def of(key: str) -> float | None:
+        return number(figures, key)
+
+    weights, nonzero, teacher_bytes = of("weights"), of("nonzero_weights"), of("teacher_dense_bytes")
+    pruned_to_nothing = nonzero == 0
+    teacher_parameters = None if teacher_bytes is None else teacher_bytes / FLOAT32_BYTES
+    sparsity = layout.ABSENT if weights is None or nonzero is None else layout.sparsity(weights, nonzero)
+    content = layout.table(
+        layout.words(""),
+        layout.numbers("teacher"),
+        layout.numbers("student"),
+        layout.words(""),
+    )
+    gap = _difference(of("test_error_percent"), of("teacher_test_error_percent"))
+    r_s = Text("no weight is left", layout.WARNING) if pruned_to_nothing else Text(f"R_s {layout.ratio(of('R_s'))}")
+    rows: list[tuple[str, str, str, str | Text]] = [
+        (
+            "test error %",
+            layout.percent(of("teacher_test_error_percent")),
+            layout.percent(of("test_error_percent")),
+            gap,
+        ),
+        ("validation error %", "", layout.percent(of("val_error_percent")), ""),
+        ("parameters", layout.count(teacher_parameters), layout.count(of("parameters")), _named("R_c", of("R_c"))),
+        ("weights", "", layout.count(weights), "of the matrices below"),
+        ("nonzero weights", "", layout.count(nonzero), r_s),
+        ("sparsity %", "", sparsity, ""),
+        ("bytes, dense", layout.size(teacher_bytes), layout.size(of("dense_bytes")), ""),
+        ("bytes, CSR", "", layout.size(of("csr_bytes")), _named("memory compression", of("memory_compression"))),
+    ]
+    for row in rows:
+        content.add_row(*row)
+    layout.show(screen, content, "Result")
+    screen.print("R_c = teacher / student parameters, R_s = weights / nonzero weights,")
+    screen.print("memory compression = teacher dense bytes / student CSR bytes.")
+    screen.print()
+
+
+def _print_layers(screen: Console, rows: list[dict[str, Any]]) -> None:
+    content = layout.table(
+        layout.words("layer"),
+        layout.words("shape"),
+        *map(layout.numbers, ("weights", "nonzero", "sparsity %", "dense", "CSR")),
+    )
+    larger = 0
+    for row in rows:
+        is_larger = row["csr_bytes"] > row["dense_bytes"]
+        larger += is_larger
+        content.add_row(
+            row["layer"],
+            row["shape"],
+            layout.count(row["weights"]),
+            Text(layout.count(row["nonzero"]), "" if row["nonzero"] else layout.WARNING),
+            layout.sparsity(row["weights"], row["nonzero"]),
+            layout.size(row["dense_bytes"]),
+            Text(layout.size(row["csr_bytes"]), SLOWER if is_larger else ""),
+        )
+    layout.show(screen, content, "Weight matrices (without biases)")
+    if larger:
+        matrices = "1 matrix is" if larger == 1 else f"{larger} of {len(rows)} matrices are"
+        screen.print(Text(f"{matrices} larger as CSR than dense.", style=SLOWER))
+        screen.print()
+
+
+def _print_latencies(screen: Console, rows: list[dict[str, Any]]) -> None:
+    content = layout.table(
+        layout.words("device"),
+        layout.words("runtime"),
+        *map(layout.numbers, ("batch", "median ms", "p10 - p90 ms", "runs")),
+        layout.words("against dense"),
+    )
+    dense = {(row["device"], row["batch"]): row["median_ms"] for row in rows if row["runtime"] == "dense"}
+    for row in sorted(rows, key=lambda row: (row["device"] != "cpu", row["device"], row["batch"])):
+        content.add_row(
+            row["device"],
+            row["runtime"],
+            layout.count(row["batch"]),
+            layout.milliseconds(row["median_ms"]),
+            f"{layout.milliseconds(row['p10_ms'])} - {layout.milliseconds(row['p90_ms'])}",
+            layout.count(row["repetitions"]),
+            _against(dense.get((row["device"], row["batch"])), row["median_ms"]) if row["runtime"] != "dense" else "",
+        )
+    threads = sorted({row["threads"] for row in rows})
+    plural = "" if threads == [1] else "s"
+    used = " and ".join(map(layout.count, threads))
+    layout.show(screen, content, f"Latency of the student, {used} CPU thread{plural}")
+
+
+def _against(dense: float | None, median: float) -> Text:
+    if not dense or not median:
+        return Text(layout.ABSENT)
+    if f"{max(median / dense, dense / median):.2f}" == "1.00":
+        return Text("equal")
+    if median > dense:
+        return Text(f"{median / dense:,.2f}x SLOWER", style=SLOWER)
+    return Text(f"{dense / median:,.2f}x faster")
+
+
+def _difference(student: float | None, teacher: float | None) -> str:
+    return "" if student is None or teacher is None else f"{student - teacher:+.2f} points"
+
+
+def _named(name: str, value: float | None) -> str:
+    return "" if value is None else f"{name} {layout.ratio(value)}"

@@ -1,0 +1,122 @@
+"""The folders of runs and teachers: where they lie, whether they are finished, who works in them, what they log."""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from kdx.config import Config, run_id, teacher_id
+from kdx.errors import UserError
+from kdx.files import write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run or one teacher."""
+
+    path: Path
+
+    @property
+    def log_file(self) -> Path:
+        """Where the run writes its log."""
+        return self.path / "kdx.log"
+
+    @property
+    def finished(self) -> bool:
+        """Whether a whole `metrics.json` is there; it is written last."""
+        try:
+            self.metrics()
+        except UserError:
+            return False
+        return True
+
+    def metrics(self) -> dict[str, Any]:
+        """The figures of the finished run; UserError when there are none or the file is damaged."""
+        path = self.path / "metrics.json"
+        try:
+            content = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.path}: not a finished run, it has no metrics.json") from None
+        except ValueError:
+            content = None
+        if not isinstance(content, dict) or not content:
+            raise UserError(f"{path}: damaged; repeat the run with force=true or delete its folder")
+        return content
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against other processes; the system releases the lock of one that died."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, so that clearing it leaves the lock alone.
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("waiting for another process that works in %s", self.path)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def clear(self) -> None:
+        """Leave an empty folder."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved configuration to `config.yaml`."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text(self.path / "config.yaml", text)
+
+    def write_metrics(self, figures: Mapping[str, Any]) -> None:
+        """Write `metrics.json`, which marks the folder as finished."""
+        write_json(self.path / "metrics.json", figures)
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Append what the package logs to `kdx.log`, and show warnings on stderr."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        logger = logging.getLogger("kdx")
+        file = logging.FileHandler(self.log_file, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers: list[logging.Handler] = [file]
+        # Within another folder's log stderr has its handler already.
+        if not any(type(handler) is logging.StreamHandler for handler in logger.handlers):
+            screen = logging.StreamHandler(sys.stderr)
+            screen.setLevel(logging.WARNING)
+            screen.setFormatter(logging.Formatter("kdx: %(message)s"))
+            handlers.append(screen)
+        level = logger.level
+        logger.setLevel(logging.INFO)
+        for handler in handlers:
+            logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                logger.removeHandler(handler)
+            file.close()
+            logger.setLevel(level)
+
+
+def run_folder(config: Config) -> RunFolder:
+    """The folder of the run that `config` describes."""
+    names = config.dataset.name, config.student.name, str(config.method["name"])
+    return RunFolder(Path(config.outputs, "runs", *names, run_id(config)))
+
+
+def teacher_folder(config: Config) -> RunFolder:
+    """The folder of the teacher that `config` describes, shared by all runs that need the same one."""
+    return RunFolder(Path(config.outputs, "teachers", teacher_id(config)))

@@ -1,0 +1,149 @@
+"""One training step as a function of its arguments alone: forward, backward and Adam.
+
+Eager, compiled and captured execution wrap this one function; it draws no random numbers, reads no clock and holds no
+state, so resuming a run is storing its arguments.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kdx.objective import Objective, Step
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+"""Adam's constants (Kingma and Ba 2015), also those of every framework the papers used."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step changes, in place: parameters, Adam's two moments of each, and the sums of the loss terms.
+
+    `sums` is (1 + terms,): the total and every term, added up since it was last set to zero.
+    """
+
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    first: dict[str, Tensor]
+    second: dict[str, Tensor]
+    sums: Tensor
+
+    @staticmethod
+    def of(student: nn.Module, terms: int) -> "State":
+        """The state that shares its memory with the student's parameters and buffers; moments start at zero."""
+        parameters = {name: parameter.detach() for name, parameter in student.named_parameters()}
+        return State(
+            parameters=parameters,
+            buffers=dict(student.named_buffers()),
+            first={name: torch.zeros_like(value) for name, value in parameters.items()},
+            second={name: torch.zeros_like(value) for name, value in parameters.items()},
+            sums=torch.zeros(1 + terms, device=next(iter(parameters.values())).device),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state under a name of its own, for checkpoints."""
+        groups = {"parameter": self.parameters, "buffer": self.buffers, "first": self.first, "second": self.second}
+        named = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+        return named | {"sums": self.sums}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (batch, C, H, W), labels (batch,) and, where the method needs them, teacher logits (batch, classes)."""
+
+    images: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None
+
+
+RunStep = Callable[[State, Batch, dict[str, Tensor], Tensor], None]
+"""step(state, batch, noise by buffer name, numbers as one row) -> None; the state is updated in place."""
+
+
+def number_names(objective: Objective) -> list[str]:
+    """The order of the numbers in the row that a step is given: the objective's, then the optimiser's."""
+    return [*objective.numbers, "lr", "steps", "bias1", "bias2"]
+
+
+def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast: str | None) -> RunStep:
+    """The training step of `student` under `objective`.
+
+    `eager` takes torch's autograd and its fused Adam kernel, which are fastest one operation at a time; otherwise the
+    gradient is a function transform and Adam is written out, which a compiler sees through. `autocast` names the
+    device type whose matrix products run in bfloat16; None means float32.
+    """
+    names = number_names(objective)
+    gradients_of, adam = (_autograd, _fused_adam) if eager else (_transformed, _adam)
+
+    def step(state: State, batch: Batch, noise: dict[str, Tensor], row: Tensor) -> None:
+        numbers = dict(zip(names, row.unbind(), strict=True))
+
+        def loss(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
+                logits = functional_call(student, {**parameters, **state.buffers, **noise}, (batch.images,))
+            return objective.loss(Step(logits.float(), batch.labels, batch.teacher_logits, parameters, numbers))
+
+        gradients, total, terms = gradients_of(loss, state.parameters)
+        with torch.no_grad():
+            state.sums.add_(torch.cat([total.reshape(1), terms]))
+            adam(state, gradients, numbers, objective.rates)
+
+    return step
+
+
+Loss = Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]
+
+
+def _transformed(loss: Loss, parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    gradients, (total, terms) = torch.func.grad_and_value(loss, has_aux=True)(parameters)
+    return gradients, total, terms
+
+
+def _autograd(loss: Loss, parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+    total, terms = loss(leaves)
+    gradients = torch.autograd.grad(total, list(leaves.values()))
+    return dict(zip(leaves, gradients, strict=True)), total.detach(), terms
+
+
+def _adam(
+    state: State, gradients: Mapping[str, Tensor], numbers: Mapping[str, Tensor], rates: Mapping[str, str]
+) -> None:
+    for name, gradient in gradients.items():
+        first, second = state.first[name], state.second[name]
+        first.lerp_(gradient, 1 - BETA1)
+        second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        lr = _rate(name, numbers, rates)
+        scale = (second / numbers["bias2"]).sqrt_().add_(EPSILON)
+        state.parameters[name].sub_(lr / numbers["bias1"] * first / scale)
+
+
+def _fused_adam(
+    state: State, gradients: Mapping[str, Tensor], numbers: Mapping[str, Tensor], rates: Mapping[str, str]
+) -> None:
+    groups: dict[str, list[str]] = {}
+    for name in gradients:
+        groups.setdefault(rates.get(name, ""), []).append(name)
+    for members in groups.values():
+        torch._fused_adam_(  # type: ignore[attr-defined]
+            [state.parameters[name] for name in members],
+            [gradients[name] for name in members],
+            [state.first[name] for name in members],
+            [state.second[name] for name in members],
+            [],
+            [numbers["steps"]] * len(members),
+            lr=_rate(members[0], numbers, rates),
+            beta1=BETA1,
+            beta2=BETA2,
+            weight_decay=0.0,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _rate(name: str, numbers: Mapping[str, Tensor], rates: Mapping[str, str]) -> Tensor:
+    lr = numbers["lr"]
+    return lr * numbers[rates[name]] if name in rates else lr

@@ -1,0 +1,62 @@
+"""The teacher: trained once for all runs that need the same one, or loaded from a file."""
+
+import logging
+from pathlib import Path
+
+from torch import nn
+
+from kdx.config import Config
+from kdx.data.dataset import Data
+from kdx.device import Engine
+from kdx.errors import UserError
+from kdx.fit import Lesson, Plan, fit, write_results
+from kdx.measure import measure
+from kdx.methods import Method
+from kdx.methods.dropout import Dropout
+from kdx.methods.labels import Labels
+from kdx.models import build_model
+from kdx.runs import teacher_folder
+from kdx.weights import load_weights, save_weights
+
+log = logging.getLogger(__name__)
+
+
+def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
+    """The teacher that `config` describes, plain and on the device.
+
+    It is loaded from `teacher.checkpoint` or from its folder under `outputs/teachers/`, or trained and kept there, by
+    one process at a time. Raises UserError where the checkpoint does not fit.
+    """
+    settings = config.teacher
+    blank = build_model(settings, data.image_shape, data.classes, settings.seed).to(engine.device)
+    if settings.checkpoint is not None:
+        return load_weights(Path(settings.checkpoint), blank)
+    folder = teacher_folder(config)
+    weights = folder.path / "teacher.safetensors"
+    with folder.lock():
+        if folder.finished:
+            try:
+                return load_weights(weights, blank)
+            except UserError as error:
+                log.warning("%s; the teacher is trained again", error)
+        with folder.logged():
+            return _train(config, data, engine, weights)
+
+
+def _train(config: Config, data: Data, engine: Engine, weights: Path) -> nn.Module:
+    settings, folder = config.teacher, teacher_folder(config)
+
+    def blank() -> nn.Module:
+        return build_model(settings, data.image_shape, data.classes, settings.seed)
+
+    method = Method("dropout", (Labels(), Dropout(dropout=settings.dropout, input_dropout=settings.input_dropout)))
+    plan = Plan(f"teacher {settings.name}", settings.trainer, settings.seed, folder)
+    folder.write_config(config)
+    network, progress = fit(blank(), method, Lesson(data), plan, engine)
+    save_weights(weights, network)
+    teacher = load_weights(weights, blank()).to(engine.device)
+    names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name, "teacher": None}
+    write_results(
+        plan, names | {"student": settings.name}, measure(teacher, None, data, engine.device), progress, engine
+    )
+    return teacher

@@ -1,0 +1,195 @@
+"""The only training loop."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from kdx import display
+from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdx.config import TrainerSettings
+from kdx.data.dataset import Split
+from kdx.device import Engine
+from kdx.errors import Diverged, Interrupted
+from kdx.noise import NoiseSource
+from kdx.objective import Objective
+from kdx.step import BETA1, BETA2, Batch, RunStep, State, make_step, number_names
+from kdx.streams import stream
+
+Evaluate = Callable[[], dict[str, float | None]]
+"""Figures of the student as it stands, for the history: validation error, sparsity, ..."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one call of `train` works on, besides the student and its objective.
+
+    `identity` names the training, so that no other one's checkpoint is taken for its own; `teacher_logits` is
+    (examples, classes) in the order of `examples`, or None.
+    """
+
+    title: str
+    identity: str
+    examples: Split
+    teacher_logits: Tensor | None
+    trainer: TrainerSettings
+    seed: int
+    checkpoint: Path
+
+
+def train(student: nn.Module, objective: Objective, training: Training, engine: Engine, evaluate: Evaluate) -> Progress:
+    """Minimise the objective over the student's parameters, in place, and give the history and the time it took.
+
+    Goes on from the checkpoint where there is one. Raises Interrupted after writing a checkpoint when the process is
+    asked to stop, and Diverged when a loss term is no longer finite.
+    """
+    loop = _Loop(student, objective, training, engine)
+    with _stop_requests() as stop, display.stage(training.title, training.trainer.epochs) as stage:
+        loop.resume()
+        stage.advance(loop.epoch)
+        while loop.epoch < training.trainer.epochs:
+            loop.run_epoch(stop)
+            loop.close_epoch(evaluate)
+            stage.advance(loop.epoch, loop.headline())
+    return loop.progress
+
+
+class _Loop:
+    """A training under way; `progress` and the state's tensors are all that a checkpoint must hold."""
+
+    def __init__(self, student: nn.Module, objective: Objective, training: Training, engine: Engine) -> None:
+        self.training, self.objective = training, objective
+        trainer, examples = training.trainer, training.examples
+        self.batch_size = min(trainer.batch_size, len(examples))
+        # The last incomplete batch of an epoch is left out; every epoch has another order, so no example is.
+        self.steps_per_epoch = len(examples) // self.batch_size
+        self.state = State.of(student, len(objective.terms))
+        self.device = examples.images.device
+        self.noise = NoiseSource(
+            student, examples.images[: self.batch_size], stream(training.seed, "noise", device=self.device)
+        )
+        self.progress = Progress()
+        self.step = _engine_step(student, objective, engine, trainer.epochs * self.steps_per_epoch)
+        self.saved_at = time.monotonic()
+
+    @property
+    def epoch(self) -> int:
+        return len(self.progress.history)
+
+    def resume(self) -> None:
+        tensors = self._tensors()
+        found = load_checkpoint(self.training.checkpoint, self.training.identity, tensors)
+        if found is not None:
+            self.progress = found
+            self.noise.seek(tensors["noise_position"])
+            log.info("%s: continued at step %d", self.training.title, found.steps)
+
+    def run_epoch(self, stop: threading.Event) -> None:
+        epoch, examples, logits = self.epoch, self.training.examples, self.training.teacher_logits
+        order = torch.randperm(len(examples), generator=stream(self.training.seed, "order", epoch)).to(self.device)
+        rows = self._rows(epoch)
+        started, before = time.perf_counter(), self.progress.epoch_seconds
+        for index in range(self.progress.steps - epoch * self.steps_per_epoch, self.steps_per_epoch):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            batch = Batch(
+                examples.images.index_select(0, chosen),
+                examples.labels.index_select(0, chosen),
+                None if logits is None else logits.index_select(0, chosen),
+            )
+            self.step(self.state, batch, self.noise.draw(), rows[index])
+            self.progress.steps += 1
+            if stop.is_set() or time.monotonic() - self.saved_at >= self.training.trainer.checkpoint_seconds:
+                self.progress.epoch_seconds = before + time.perf_counter() - started
+                self._save()
+                if stop.is_set():
+                    raise Interrupted(f"{self.training.title}: stopped in epoch {epoch}; the same command goes on")
+        self.progress.epoch_seconds = before + time.perf_counter() - started
+
+    def close_epoch(self, evaluate: Evaluate) -> None:
+        means = (self.state.sums / self.steps_per_epoch).tolist()
+        terms = dict(zip(["loss", *self.objective.terms], means, strict=True))
+        # The total is last to blame: it is not finite whenever a term is not.
+        for name, value in reversed(terms.items()):
+            if not isfinite(value):
+                raise Diverged(f"{self.training.title}: {name} became {value} in epoch {self.epoch}; try a lower lr")
+        monitors = {name: monitor(self.state.parameters) for name, monitor in self.objective.monitors.items()}
+        lr = self._lr(self.epoch + 1 - 1 / self.steps_per_epoch)
+        seconds = self.progress.epoch_seconds
+        figures = {"epoch": self.epoch + 1, **terms, **evaluate(), **monitors, "lr": lr, "seconds": seconds}
+        self.progress.history.append(figures)
+        self.progress.seconds += seconds
+        self.progress.epoch_seconds = 0.0
+        self.state.sums.zero_()
+
+    def headline(self) -> dict[str, float]:
+        latest = self.progress.history[-1]
+        shown = {name: latest.get(name) for name in ("loss", "val_error_percent", "sparsity_percent")}
+        return {name: value for name, value in shown.items() if value is not None}
+
+    def _rows(self, epoch: int) -> Tensor:
+        """The numbers of every step of an epoch: (steps, numbers), computed in float64."""
+        names, numbers = number_names(self.objective), self.objective.numbers
+        rows = []
+        for index in range(self.steps_per_epoch):
+            time_in_epochs = epoch + index / self.steps_per_epoch
+            steps = epoch * self.steps_per_epoch + index + 1
+            optimiser = {
+                "lr": self._lr(time_in_epochs),
+                "steps": steps,
+                "bias1": 1 - BETA1**steps,
+                "bias2": 1 - BETA2**steps,
+            }
+            rows.append([optimiser[name] if name in optimiser else numbers[name](time_in_epochs) for name in names])
+        return torch.tensor(rows, dtype=torch.float32, device=self.device)
+
+    def _lr(self, time_in_epochs: float) -> float:
+        trainer = self.training.trainer
+        decaying = trainer.epochs * (1 - trainer.hold)
+        return trainer.lr * (min(1.0, (trainer.epochs - time_in_epochs) / decaying) if decaying else 1.0)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.state.tensors() | {"noise_position": self.noise.position()}
+
+    def _save(self) -> None:
+        save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
+        self.saved_at = time.monotonic()
+
+
+def _engine_step(student: nn.Module, objective: Objective, engine: Engine, steps: int) -> RunStep:
+    compiled = engine.compiles(student, steps)
+    step = make_step(student, objective, eager=not compiled, autocast=engine.autocast)
+    if not compiled:
+        return step
+    return torch.compile(step, dynamic=False, fullgraph=True)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets, so that a step is never cut in half; a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,176 @@
+"""Splits, fingerprints and the digits: what every data set has in common."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+from sklearn.datasets import load_digits
+
+from kdx.data import load_data
+from kdx.data.dataset import Data, Preprocessing, Split, build_data, fingerprint
+from kdx.data.settings import DatasetSettings
+from kdx.data.stratified import class_counts, stratified_choice
+from kdx.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf" / "dataset"
+
+
+def settings(**changes) -> DatasetSettings:
+    values = {"name": "digits", "root": None, "validation": 200, "split_seed": 0, "download": False}
+    return DatasetSettings(**(values | changes))
+
+
+def numbered(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples whose only pixel is their index, in four classes of unequal size."""
+    return torch.arange(count).reshape(-1, 1, 1, 1), torch.arange(count) % 7 % 4
+
+
+def build(**changes) -> Data:
+    return build_data(
+        settings(**changes), numbered(), numbered(20), 4, Preprocessing("as they are", torch.Tensor.float)
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 17, 99, 100])
+def test_class_counts_are_the_shares_rounded_by_largest_remainder(count):
+    labels = numbered()[1]
+    counts, sizes = torch.tensor(class_counts(labels, count)), torch.bincount(labels)
+    assert counts.sum() == count
+    assert (counts <= sizes).all()
+    assert ((counts - sizes * count / 100).abs() < 1).all()
+
+
+def test_equal_remainders_go_to_the_lower_class():
+    assert class_counts(torch.tensor([0, 0, 1, 1, 2, 2]), 4) == [2, 1, 1]
+
+
+def test_a_class_without_samples_gets_none():
+    assert class_counts(torch.tensor([0, 0, 2, 2]), 2) == [1, 0, 1]
+
+
+def test_choice_has_the_class_counts_and_depends_on_the_seed_alone():
+    labels = numbered(1000)[1]
+    torch.manual_seed(1)
+    chosen = stratified_choice(labels, 130, seed=5)
+    torch.manual_seed(2)
+    assert torch.bincount(labels[chosen]).tolist() == class_counts(labels, 130)
+    assert torch.equal(chosen, stratified_choice(labels, 130, seed=5))
+    assert not torch.equal(chosen, stratified_choice(labels, 130, seed=6))
+
+
+def test_split_is_disjoint_complete_and_in_order():
+    data = build(validation=30)
+    assert data.validation is not None
+    train, validation = (split.images.flatten() for split in (data.train, data.validation))
+    assert (len(data.train), len(data.validation), len(data.test)) == (70, 30, 20)
+    assert torch.equal(torch.cat([train, validation]).sort().values, torch.arange(100.0))
+    assert (train.diff() > 0).all()
+    assert torch.equal(data.train.labels, numbered()[1][train.long()])
+
+
+def test_validation_zero_keeps_every_sample():
+    data = build(validation=0)
+    assert data.validation is None
+    assert len(data.train) == 100
+    assert data.to("cpu").validation is None
+
+
+@pytest.mark.parametrize("validation", [100, 101])
+def test_a_split_that_leaves_no_training_sample_is_refused(validation):
+    with pytest.raises(UserError, match=rf"^dataset\.validation: {validation} .*0 to 99"):
+        build(validation=validation)
+
+
+@pytest.mark.parametrize("change", [{"validation": -1}, {"split_seed": -1}, {"split_seed": 2**64}, {"name": "cifar"}])
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValidationError):
+        settings(**change)
+
+
+def test_fingerprint_tells_pixels_labels_order_and_preprocessing_apart():
+    split = Split(torch.rand(6, 1, 2, 2), torch.arange(6))
+    pixels, labels = split.images.clone(), split.labels.clone()
+    pixels[3, 0, 1, 1] = torch.nextafter(pixels[3, 0, 1, 1], torch.tensor(2.0))
+    labels[5] = 0
+    order = torch.tensor([1, 0, 2, 3, 4, 5])
+    prints = [
+        fingerprint(split, "a"),
+        fingerprint(split, "b"),
+        fingerprint(Split(pixels, split.labels), "a"),
+        fingerprint(Split(split.images, labels), "a"),
+        fingerprint(Split(split.images[order], split.labels[order]), "a"),
+        fingerprint(Split(split.images.reshape(6, 1, 4, 1), split.labels), "a"),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(Split(split.images.clone(), split.labels.clone()), "a") == prints[0]
+
+
+def test_fingerprint_follows_the_split_and_not_the_test_set():
+    same, other = build(validation=10), build(validation=10, split_seed=1)
+    assert same.fingerprint == build(validation=10).fingerprint == same.to("cpu").fingerprint
+    assert same.fingerprint != other.fingerprint
+
+
+def test_moving_data_moves_every_split():
+    data = build(validation=10).to("meta")
+    assert data.validation is not None
+    for split in (data.train, data.validation, data.test):
+        assert split.images.device.type == split.labels.device.type == "meta"
+
+
+def test_digits_have_their_shapes_and_a_stratified_test_set():
+    data = load_data(settings())
+    assert data.validation is not None
+    assert (len(data.train), len(data.validation), len(data.test)) == (1237, 200, 360)
+    assert (data.name, data.classes, data.image_shape) == ("digits", 10, (1, 28, 28))
+    for split in (data.train, data.validation, data.test):
+        assert split.images.dtype == torch.float32
+        assert split.images.shape == (len(split), 1, 28, 28)
+        assert split.labels.dtype == torch.int64
+        assert split.images.min() == 0
+        assert split.images.max() == 1
+    assert torch.bincount(data.test.labels).tolist() == class_counts(torch.from_numpy(load_digits()["target"]), 360)
+
+
+def test_digits_test_set_depends_on_no_setting():
+    first, second = load_data(settings()), load_data(settings(validation=0, split_seed=9))
+    assert torch.equal(first.test.images, second.test.images)
+    assert first.fingerprint == load_data(settings()).fingerprint != second.fingerprint
+
+
+def test_digits_pixels_are_the_exact_bilinear_values():
+    position = np.clip((np.arange(28) * 2 + 1) * 2 - 7, 0, 98)  # in fourteenths of a source pixel
+    weights = np.zeros((28, 8), np.int64)
+    low, part = position // 14, position % 14
+    weights[np.arange(28), low] += 14 - part
+    weights[np.arange(28), np.minimum(low + 1, 7)] += part
+    exact = weights @ load_digits()["images"].astype(np.int64) @ weights.T
+    expected = torch.from_numpy(exact.astype(np.float64) / (14 * 14 * 16)).float()
+    data = load_data(settings(validation=0))
+    images = torch.cat([data.train.images, data.test.images]).flatten(1).tolist()
+    assert sorted(images) == sorted(expected.flatten(1).tolist())
+
+
+def test_digits_say_that_files_are_not_used(caplog):
+    with caplog.at_level(logging.WARNING, "kdx.data"):
+        load_data(settings(download=True))
+    assert "have no effect" in caplog.text
+
+
+@pytest.mark.parametrize("name", get_args(DatasetSettings.model_fields["name"].annotation))
+def test_every_data_set_has_its_yaml_with_a_first_line_that_says_what_it_is(name):
+    text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+    assert DatasetSettings(**OmegaConf.to_container(OmegaConf.create(text))).name == name
+    assert text.startswith("# ")
+
+
+def test_settings_are_read_without_torch():
+    code = "import sys, kdx.data, kdx.data.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
