@@ -12,11 +12,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
-
 from kdx.config import Config
 from kdx.errors import UserError, nearest, one_line, unknown
-from kdx.explain import explained, settings_from
+from kdx.explain import settings_from
 from kdx.groups import Group, conf_folder, load_groups
 
 CONFIG_NAME = "config"
@@ -59,10 +57,7 @@ def check_method(config: Config) -> None:
     """Build the method once, so that a mistake in method.* is told before the work begins (imports torch)."""
     from kdx.methods import build_method
 
-    try:
-        build_method(config.method)
-    except ValidationError as error:
-        raise explained(error, "method") from None
+    build_method(config.method)
 
 
 @contextmanager

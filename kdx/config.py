@@ -70,6 +70,7 @@ class DeviceSettings(Settings):
     precision: Literal["fp32", "tf32", "bf16"]
     gemm: Literal["auto", "default", "onednn"]
     compile: Literal["auto"] | bool
+    latency_seconds: Annotated[float, Field(ge=0)]
 
 
 def _named(method: dict[str, Any]) -> dict[str, Any]:

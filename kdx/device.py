@@ -3,24 +3,18 @@
 import logging
 import os
 import shutil
-import time
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdx.config import DeviceSettings
 from kdx.errors import UserError, unknown
+from kdx.gemm import set_gemm
 
 log = logging.getLogger(__name__)
 
-# torch's two CPU routes for float32 matrix products, by the name of its precision setting.
-GEMM_PRECISION = {"default": "highest", "onednn": "medium"}
-# Relative error of a float32 product of MNIST size is 4e-7; bfloat16 arithmetic shows 2e-3.
-FLOAT32_ERROR = 1e-5
-GEMM_GAIN = 1.2
 # Saved by one compiled graph, measured on 2 cores with 784-300-100-10 (docs in README, "Speed").
 SAVED_PER_STEP = 3e-4
 SAVED_PER_NOISY_WEIGHT = 8e-9
@@ -35,6 +29,7 @@ class Engine:
     precision: Literal["fp32", "tf32", "bf16"]
     compile: bool | Literal["auto"]
     gemm: str
+    latency_seconds: float
 
     @property
     def autocast(self) -> str | None:
@@ -94,10 +89,9 @@ def prepare_device(settings: DeviceSettings) -> Engine:
         torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
         gemm = "cublas"
     else:
-        gemm = settings.gemm if settings.gemm != "auto" else faster_gemm()
-        torch.set_float32_matmul_precision(GEMM_PRECISION[gemm])
+        gemm = set_gemm(settings.gemm)
     log.info("device %s, precision %s, matrix products %s", device, settings.precision, gemm)
-    return Engine(device, settings.precision, settings.compile, gemm)
+    return Engine(device, settings.precision, settings.compile, gemm, settings.latency_seconds)
 
 
 def _chosen(kind: str) -> torch.device:
@@ -111,36 +105,3 @@ def _chosen(kind: str) -> torch.device:
     if kind not in available:
         raise unknown("device", kind, [*available, "auto"])
     return torch.device(kind)
-
-
-def faster_gemm() -> str:
-    """Which CPU route for float32 matrix products is faster here, by measurement: `default` or `onednn`.
-
-    oneDNN counts only where its result is float32's: processors with AMX may compute in bfloat16 on that route.
-    """
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(shape, generator=generator) for shape in ((128, 784), (784, 300)))
-    exact = left.double() @ right.double()
-    before = torch.get_float32_matmul_precision()
-    times: dict[str, list[float]] = {name: [] for name in GEMM_PRECISION}
-    accurate = True
-    try:
-        for _ in range(5):
-            for name, precision in GEMM_PRECISION.items():
-                torch.set_float32_matmul_precision(precision)
-                product, seconds = _timed_products(left, right)
-                times[name].append(seconds)
-                accurate &= bool((product - exact).norm() < FLOAT32_ERROR * exact.norm())
-    finally:
-        torch.set_float32_matmul_precision(before)
-    gain = median(times["default"]) / median(times["onednn"])
-    log.info("float32 matrix products: oneDNN %.2f times as fast, %s", gain, "exact" if accurate else "not float32")
-    return "onednn" if accurate and gain > GEMM_GAIN else "default"
-
-
-def _timed_products(left: Tensor, right: Tensor) -> tuple[Tensor, float]:
-    product = left @ right
-    started = time.perf_counter()
-    for _ in range(20):
-        product = left @ right
-    return product, time.perf_counter() - started

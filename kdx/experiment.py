@@ -57,7 +57,7 @@ def _run(config: Config, folder: RunFolder) -> None:
     weights = folder.path / "student.safetensors"
     save_weights(weights, network)
     student = load_weights(weights, blank()).to(engine.device)
-    measured = measure(student, teacher, data, engine.device)
+    measured = measure(student, teacher, data, engine.device, engine.latency_seconds)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name}
     names |= {"teacher": config.teacher.name, "student": config.student.name}
     write_results(plan, names, measured, progress, engine)

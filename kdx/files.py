@@ -6,8 +6,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -48,6 +52,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
             writer.writerows(rows)
 
     write_atomically(path, write)
+
+
+def write_rows(path: Path, row_type: "type[DataclassInstance]", rows: "Iterable[DataclassInstance]") -> None:
+    """Write dataclass instances as a table, one field per column, atomically."""
+    write_csv(path, [field.name for field in fields(row_type)], map(asdict, rows))
 
 
 def sha256_of(path: Path) -> str:

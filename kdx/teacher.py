@@ -57,6 +57,10 @@ def _train(config: Config, data: Data, engine: Engine, weights: Path) -> nn.Modu
     teacher = load_weights(weights, blank()).to(engine.device)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name, "teacher": None}
     write_results(
-        plan, names | {"student": settings.name}, measure(teacher, None, data, engine.device), progress, engine
+        plan,
+        names | {"student": settings.name},
+        measure(teacher, None, data, engine.device, engine.latency_seconds),
+        progress,
+        engine,
     )
     return teacher

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kdx.data.folders import user_cache
 from kdx.files import write_atomically
+from kdx.folders import user_cache
 
 log = logging.getLogger("kdx.data")
 

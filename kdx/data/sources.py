@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from kdx.data.folders import data_root, download_cache
 from kdx.display import Stage, stage
 from kdx.errors import UserError
 from kdx.files import write_atomically
+from kdx.folders import data_root, download_cache
 
 log = logging.getLogger("kdx.data")
 

@@ -1,45 +1,17 @@
 """Everything that is measured of a plain network, knowing no method."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kdx.data.dataset import Data, Split
 from kdx.measure.accuracy import error_percent
 from kdx.measure.footprint import csr_bytes, dense_bytes, memory_compression, parameter_count, parameter_ratio
 from kdx.measure.latency import DENSE, Latency, fastest_csr, latencies
 from kdx.measure.sparsity import Layer, layers, percent_zero, sparsity_ratio
 
 Figures = dict[str, float | int | str | None]
-
-
-class Split(Protocol):
-    """Images (N, C, H, W) float32 and labels (N,) int64."""
-
-    @property
-    def images(self) -> Tensor:
-        """The images."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels."""
-        ...
-
-
-class Data(Protocol):
-    """What is measured on; `validation` is None where nothing was split off."""
-
-    @property
-    def validation(self) -> Split | None:
-        """The validation split."""
-        ...
-
-    @property
-    def test(self) -> Split:
-        """The test split."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -52,19 +24,19 @@ class Measurements:
 
 
 def measure(
-    student: nn.Module, teacher: nn.Module | None, data: Data, device: torch.device, latency: bool = True
+    student: nn.Module, teacher: nn.Module | None, data: Data, device: torch.device, latency_seconds: float
 ) -> Measurements:
     """Measure the plain network `student`, beside `teacher` where there is one.
 
     `latency_ms` is that of the dense student for one image on one CPU thread (median), `latency_1024_ms` for a batch
-    of 1024, `csr_*` that of the CSR runtime which is faster for one image. Figures are None where there is no
-    teacher, no validation split, no latency (`latency=False`), and `R_s` where every weight is zero. Raises ValueError
-    for a student without weight matrices.
+    of 1024, `csr_*` that of the CSR runtime which is faster for one image; timing takes about `latency_seconds`.
+    Figures are None where there is no teacher, no validation split, no timing (0 seconds), and `R_s` where every
+    weight is zero. Raises ValueError for a student without weight matrices.
     """
     rows = layers(student)
     if not rows:
         raise ValueError("the student has no weight matrix (nn.Linear or nn.Conv2d)")
-    timings = latencies(student, data.test.images, device) if latency else []
+    timings = latencies(student, data.test.images, device, latency_seconds) if latency_seconds else []
     figures = _errors(student, teacher, data) | _sizes(student, teacher, rows) | _latency_figures(timings)
     return Measurements(figures, rows, timings)
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdx.files import write_rows
 from kdx.measure.csr import ScipyProduct, TorchProduct, csr_network
-from kdx.measure.rows import write_rows
 
 DENSE, CSR_SCIPY, CSR_TORCH = "dense", "csr scipy", "csr torch"
 BATCHES = (1, 1024)
@@ -41,7 +41,7 @@ class Latency:
     repetitions: int
 
 
-def latencies(model: nn.Module, images: Tensor, device: torch.device, seconds: float = 2.0) -> list[Latency]:
+def latencies(model: nn.Module, images: Tensor, device: torch.device, seconds: float) -> list[Latency]:
     """Time `model` on batches of `images` (N, C, H, W; repeated when fewer than a batch), one CPU thread.
 
     Dense and both CSR runtimes on the CPU, and dense on `device` when that is another one, in float32; `seconds`

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from kdx.files import write_rows
 from kdx.measure.footprint import matrix_csr_bytes, matrix_dense_bytes, weight_matrices
-from kdx.measure.rows import write_rows
 
 
 @dataclass(frozen=True)

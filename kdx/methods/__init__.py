@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from kdx.errors import unknown
+from kdx.explain import settings_from
 from kdx.methods.bsr import BlockSparsity
 from kdx.methods.dropout import Dropout
 from kdx.methods.hint import Hint
@@ -70,7 +71,8 @@ def build_method(settings: Mapping[str, Any]) -> Method:
         if name not in PARTS:
             raise unknown("method.parts", name, PARTS)
         part = PARTS[name]
-        parts.append(part.model_validate({key: values.pop(key) for key in part.model_fields if key in values}))
+        own = {key: values.pop(key) for key in part.model_fields if key in values}
+        parts.append(settings_from(part, own, "method"))
     if values:
         known = [key for part in parts for key in type(part).model_fields]
         raise unknown("method", next(iter(values)), known)

@@ -37,21 +37,29 @@ def print_comparison(runs: Sequence[Path]) -> None:
     settings = [read_settings(run) for run in runs]
     screen = layout.console()
     differing = _differing(settings)
-    shown, rest = differing[:SETTINGS_SHOWN], differing[SETTINGS_SHOWN:]
     labels = _shortest(differing, {key for run in settings for key in run})
-
+    columns = [_setting_field(labels[key], [run.get(key, _MISSING) for run in settings]) for key in differing]
     common, identity = _identity(figures)
-    identity += [_setting_field(labels[key], [run.get(key, _MISSING) for run in settings]) for key in shown]
     run, method = _name_fields(figures)
     results = _result_fields(figures)
-    whole = _table([run, method, *identity, *results], len(runs))
-    if not identity or layout.fits(screen, whole):
-        layout.show(screen, whole, common)
+
+    def together(shown: int) -> Table:
+        return _table([run, method, *identity, *columns[:shown], *results], len(runs))
+
+    def apart(shown: int) -> Table:
+        return _table([run, method, *identity, *columns[:shown]], len(runs))
+
+    shown = min(len(columns), SETTINGS_SHOWN)
+    if layout.fits(screen, together(shown)) or not (identity or columns):
+        layout.show(screen, together(shown), common)
     else:
-        layout.show(screen, _table([run, method, *identity], len(runs)), common)
+        # What the runs are and what came out, in two tables with the same first columns.
+        while shown > 1 and not layout.fits(screen, apart(shown)):
+            shown -= 1
+        layout.show(screen, apart(shown), common)
         layout.show(screen, _table([run, method, *results], len(runs)))
-    if rest:
-        screen.print(f"... also different: {', '.join(labels[key] for key in rest)}")
+    if differing[shown:]:
+        screen.print(f"... also different: {', '.join(labels[key] for key in differing[shown:])}")
     screen.print("memory: teacher dense / student CSR bytes. ms: one image, one CPU thread.")
     for one in figures:
         for text in warnings_of(one):
@@ -133,10 +141,12 @@ def _setting(value: Any) -> str:
 
 
 def _differing(settings: Sequence[Settings]) -> list[str]:
-    """Dotted keys whose values differ between the runs, those that every run has first."""
+    """Dotted keys whose values differ between the runs: method and trainer first, then what every run has."""
     keys = list(dict.fromkeys(key for run in settings for key in run))
     found = [key for key in keys if _tells_apart(key, settings)]
-    return sorted(found, key=lambda key: not all(key in run for run in settings))
+    return sorted(
+        found, key=lambda key: (not key.startswith(("method.", "trainer.")), not all(key in run for run in settings))
+    )
 
 
 def _tells_apart(key: str, settings: Sequence[Settings]) -> bool:

@@ -59,7 +59,6 @@ def _print_result(screen: Console, figures: Figures) -> None:
         return number(figures, key)
 
     weights, nonzero, teacher_bytes = of("weights"), of("nonzero_weights"), of("teacher_dense_bytes")
-    pruned_to_nothing = nonzero == 0
     teacher_parameters = None if teacher_bytes is None else teacher_bytes / FLOAT32_BYTES
     sparsity = layout.ABSENT if weights is None or nonzero is None else layout.sparsity(weights, nonzero)
     content = layout.table(
@@ -68,15 +67,10 @@ def _print_result(screen: Console, figures: Figures) -> None:
         layout.numbers("student"),
         layout.words(""),
     )
-    gap = _difference(of("test_error_percent"), of("teacher_test_error_percent"))
-    r_s = Text("no weight is left", layout.WARNING) if pruned_to_nothing else Text(f"R_s {layout.ratio(of('R_s'))}")
+    test, teacher_test = of("test_error_percent"), of("teacher_test_error_percent")
+    r_s = Text("no weight is left", layout.WARNING) if nonzero == 0 else _named("R_s", of("R_s"))
     rows: list[tuple[str, str, str, str | Text]] = [
-        (
-            "test error %",
-            layout.percent(of("teacher_test_error_percent")),
-            layout.percent(of("test_error_percent")),
-            gap,
-        ),
+        ("test error %", layout.percent(teacher_test), layout.percent(test), _difference(test, teacher_test)),
         ("validation error %", "", layout.percent(of("val_error_percent")), ""),
         ("parameters", layout.count(teacher_parameters), layout.count(of("parameters")), _named("R_c", of("R_c"))),
         ("weights", "", layout.count(weights), "of the matrices below"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdx.data.decoded import decoded
-from kdx.data.folders import user_cache
+from kdx.folders import user_cache
 from kdx.data.idx import parse_idx
 from kdx.errors import UserError
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdx.data import load_data, mnist
-from kdx.data.folders import data_root, user_cache
+from kdx.folders import data_root, user_cache
 from kdx.data.settings import DatasetSettings
 from kdx.data.sources import SourceFile
 from kdx.errors import UserError

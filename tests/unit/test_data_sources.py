@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdx.data import sources
-from kdx.data.folders import download_cache
+from kdx.folders import download_cache
 from kdx.data.sources import SourceFile, SourceSet, obtain
 from kdx.errors import UserError
 

@@ -1,0 +1,1 @@
+"""What scripts/benchmark runs: measurements of kdx's speed, each a subcommand."""

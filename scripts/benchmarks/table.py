@@ -1,0 +1,86 @@
+"""The tables of a measurement."""
+
+from statistics import median
+from typing import Any
+
+from rich.text import Text
+
+from benchmarks.work import USUAL, VARIANTS
+from kdx.report import layout
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the machine, one table per job, and what compilation costs."""
+    screen = layout.console()
+    machine, options = result["machine"], result["options"]
+    screen.print(f"{machine['cpu']}, {options['threads']} threads of {machine['cores']} cores; {machine['system']}")
+    screen.print(f"torch {machine['torch']}, Python {machine['python']}, kdx {machine['kdx']} ({machine['commit']})")
+    screen.print(
+        f"{options['dataset']}, batch {options['batch_size']}, {options['epochs']} rounds, "
+        f"load average {machine['load_average']:.2f} before, {machine['date']}"
+    )
+    screen.print("The teacher is untrained: the time does not depend on its values.")
+    if result["remark"]:
+        layout.warn(screen, f"no measurement: {result['remark']}")
+    screen.print()
+    for job in result["jobs"].values():
+        _show_job(screen, job["title"], job["variants"])
+    screen.print("times as fast: median over the rounds of usual / variant, and its range.", style="dim")
+    screen.print("GFLOP/s: the student's matrix products alone, over the whole epoch's time;", style="dim")
+    screen.print("of peak: of the best rate of one large product under the same settings.", style="dim")
+
+
+def speedups(variants: dict[str, Any], variant: str) -> list[float] | None:
+    """How many times as fast as the usual way, round by round; None where one of them was not measured."""
+    if USUAL not in variants or variant == USUAL:
+        return None
+    pairs = zip(variants[USUAL]["seconds"], variants[variant]["seconds"], strict=True)
+    return [usual / seconds for usual, seconds in pairs]
+
+
+def gflops(measured: dict[str, Any]) -> float:
+    """The achieved rate of the student's matrix products."""
+    return measured["gflop_per_step"] * measured["steps_per_epoch"] / median(measured["seconds"])
+
+
+def repaid_after(compiled: dict[str, Any], eager: dict[str, Any], state: str) -> float | None:
+    """After how many epochs compilation has saved what it cost, or None where it saves nothing."""
+    saved = median(eager["seconds"]) - median(compiled["seconds"])
+    return compiled["compile_seconds"][state] / saved if saved > 0 else None
+
+
+def _show_job(screen: Any, title: str, variants: dict[str, Any]) -> None:
+    steps = next(iter(variants.values()))["steps_per_epoch"]
+    content = layout.table(
+        layout.words(""),
+        *(layout.numbers(header) for header in ("s/epoch", "min", "max", "times as fast", "range")),
+        *(layout.numbers(header) for header in ("GFLOP/s", "of peak")),
+    )
+    for variant, measured in variants.items():
+        seconds, ratios, rate = measured["seconds"], speedups(variants, variant), gflops(measured)
+        content.add_row(
+            VARIANTS[variant],
+            *(f"{value:.3f}" for value in (median(seconds), min(seconds), max(seconds))),
+            Text(f"{median(ratios):.2f}", "bold") if ratios else layout.ABSENT,
+            f"{min(ratios):.2f}-{max(ratios):.2f}" if ratios else layout.ABSENT,
+            f"{rate:.0f}",
+            f"{100 * rate / measured['peak_gflops']:.0f} %",
+        )
+    layout.show(screen, content, f"{title}, {steps} steps an epoch")
+    for variant, measured in variants.items():
+        if "compile_seconds" in measured:
+            screen.print(f"{VARIANTS[variant]}: {_compilation(measured, variants.get('eager'))}")
+    peaks = {f"{one['gemm']} {one['peak_gflops']:.0f}" for one in variants.values()}
+    screen.print(f"peak GFLOP/s by route: {', '.join(sorted(peaks))}")
+    screen.print()
+
+
+def _compilation(compiled: dict[str, Any], eager: dict[str, Any] | None) -> str:
+    cost = compiled["compile_seconds"]
+    text = f"compiles in {cost['cold']:.1f} s, {cost['cached']:.1f} s from the disk cache"
+    if eager is None:
+        return text
+    cold, cached = (repaid_after(compiled, eager, state) for state in ("cold", "cached"))
+    if cold is None or cached is None:
+        return f"{text}; saves nothing over eager"
+    return f"{text}; repaid after {cold:.0f} ({cached:.0f}) epochs"

@@ -1,0 +1,144 @@
+"""The command line around a stand-in for the experiment: exit codes, messages, sweeps."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kdx.cli import main
+from kdx.config import Config
+from kdx.errors import Interrupted, UserError
+from kdx.runs import run_folder
+
+FAILURES = {
+    1: RuntimeError("it broke\nbadly"),
+    2: UserError("dataset.root: '/x' has no files; allowed: a folder with them"),
+    3: Interrupted("after epoch 3"),
+    4: OSError(errno.ENOSPC, "No space left on device", "outputs/student.safetensors"),
+    5: KeyboardInterrupt(),
+}
+
+
+@pytest.fixture(autouse=True)
+def experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`kdx.experiment.run` and the tables replaced: a seed of FAILURES fails, any other finishes."""
+
+    def run(config: Config) -> Path:
+        folder = run_folder(config)
+        folder.clear()
+        if config.seed in FAILURES:
+            raise FAILURES[config.seed]
+        return folder.path
+
+    story, table = ModuleType("kdx.experiment"), ModuleType("kdx.report.table")
+    story.run = run  # type: ignore[attr-defined]
+    table.print_run = lambda run: print("table")  # type: ignore[attr-defined]
+    table.print_comparison = lambda runs: print("comparison of", len(runs))  # type: ignore[attr-defined]
+    table.finished_run = lambda word, outputs: outputs / word  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kdx.experiment", story)
+    monkeypatch.setitem(sys.modules, "kdx.report.table", table)
+    monkeypatch.delenv("KDX_OUTPUTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_prints_its_table_and_its_folder(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "method=kd"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "table"
+    assert Path(last).is_dir()
+    assert last.startswith("outputs/runs/mnist/lenet-300-100/kd/")
+
+
+def test_a_failed_run_keeps_its_traceback_in_the_log(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "seed=1"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("kdx: RuntimeError: it broke badly; the traceback is in outputs/runs/")
+    assert "Traceback" in Path(err.split()[-1]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("seed", "code", "line"),
+    [
+        (2, 2, "kdx: dataset.root: '/x' has no files; allowed: a folder with them\n"),
+        (3, 130, "kdx: interrupted after epoch 3\n"),
+        (4, 1, "kdx: outputs/student.safetensors: No space left on device\n"),
+        (5, 130, "kdx: interrupted\n"),
+    ],
+)
+def test_exit_codes(seed: int, code: int, line: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", f"seed={seed}"]) == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_failure_without_a_run_folder_shows_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def broken(config: Config) -> Path:
+        raise RuntimeError("early")
+
+    monkeypatch.setattr(sys.modules["kdx.experiment"], "run", broken)
+    assert main(["train"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("kdx: RuntimeError: early\n")
+
+
+def test_a_mistake_in_the_method_is_told_before_the_run(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "method=kd", "method.T=-1"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("kdx: method.T: -1 is not allowed; ")
+    assert err.count("\n") == 1
+
+
+def test_a_sweep_goes_on_after_a_failure(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", "method=kd,vanilla", "seed=0,1"]) == 1
+    out, err = capsys.readouterr()
+    first, last = out.splitlines()
+    assert first == "comparison of 2"
+    assert err.count("job 1 (method=kd seed=1) failed: RuntimeError: it broke badly") == 1
+    assert err.count("job 3 (method=vanilla seed=1) failed: RuntimeError: it broke badly") == 1
+    records = [json.loads(path.read_bytes()) for path in sorted(Path(last).glob("*/job.json"))]
+    assert [(record["number"], bool(record["run"]), bool(record["error"])) for record in records] == [
+        (0, True, False),
+        (1, False, True),
+        (2, True, False),
+        (3, False, True),
+    ]
+
+
+def test_a_sweep_that_succeeds(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--multirun", "seed=0,7", "hydra.sweep.dir=swept"]) == 0
+    assert capsys.readouterr().out == "comparison of 2\nswept\n"
+
+
+def test_a_sweep_in_a_used_folder_counts_its_own_jobs(capsys: pytest.CaptureFixture[str]):
+    main(["train", "-m", "seed=0,7,8", "hydra.sweep.dir=swept"])
+    main(["train", "-m", "seed=0,7", "hydra.sweep.dir=swept"])
+    assert capsys.readouterr().out.splitlines()[-2] == "comparison of 2"
+
+
+def test_an_interruption_ends_the_sweep(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", "seed=0,3,7"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == "kdx: interrupted after epoch 3"
+    assert "job 2" not in err
+
+
+def test_nothing_runs_when_one_job_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", "seed=0,x"]) == 2
+    assert main(["train", "-m", "method=kd", "method.T=1,-1"]) == 2
+    assert main(["train", "-m", "hydra/launcher=joblb"]) == 2
+    assert not (tmp_path / "outputs").exists()
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_tables_of_one_and_of_several(capsys: pytest.CaptureFixture[str]):
+    assert main(["table", "a"]) == 0
+    assert main(["table", "a", "b"]) == 0
+    assert capsys.readouterr().out == "table\ncomparison of 2\n"

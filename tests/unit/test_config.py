@@ -1,0 +1,199 @@
+"""Configurations from overrides: what is accepted, what is refused and how, and what names a run."""
+
+from pathlib import Path
+
+import pytest
+
+from kdx.compose import expand, single
+from kdx.config import _SIDES, run_id, teacher_id
+from kdx.errors import UserError
+from kdx.groups import load_groups
+
+
+def test_defaults():
+    config = single([])
+    assert (config.dataset.name, config.teacher.name, config.student.name) == (
+        "mnist",
+        "mlp-1200-1200",
+        "lenet-300-100",
+    )
+    assert (config.method["name"], config.seed, config.force, config.outputs) == ("st-vbd", 0, False, "outputs")
+
+
+@pytest.mark.parametrize("name", ["dataset", "teacher", "student", "trainer", "method", "device"])
+def test_every_choice_of_every_group_is_valid_and_described(name: str):
+    group = load_groups()[name]
+    assert group.default in group.choices
+    for choice, description in group.choices.items():
+        assert description, f"{name}/{choice}.yaml begins with a comment that describes it"
+        single([f"{name}={choice}"])
+
+
+def test_what_choices_share_is_no_choice():
+    groups = load_groups()
+    assert list(groups) == ["dataset", "teacher", "student", "trainer", "method", "device"]
+    assert not [choice for group in groups.values() for choice in group.choices if choice.startswith("_")]
+
+
+def test_the_size_of_every_data_set_is_known():
+    assert _SIDES.keys() == load_groups()["dataset"].choices.keys()
+
+
+def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KDX_OUTPUTS", "/elsewhere")
+    assert single([]).outputs == "/elsewhere"
+    assert single(["outputs=here"]).outputs == "here"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.epochs=3.5", "trainer.epochs: 3.5 is not allowed; allowed: a whole number >= 1"),
+        ("trainer.epochs=-1", "trainer.epochs: -1 is not allowed; allowed: a whole number >= 1"),
+        ("trainer.lr=nan", "trainer.lr: nan is not allowed; allowed: a finite number > 0"),
+        ("trainer.lr='1'", "trainer.lr: '1' is not allowed; allowed: a finite number > 0"),
+        ("trainer.hold=2", "trainer.hold: 2 is not allowed; allowed: a finite number >= 0 and <= 1"),
+        ("seed=true", "seed: true is not allowed; allowed: a whole number >= 0"),
+        ("seed=null", "seed: null is not allowed; allowed: a whole number >= 0"),
+        ("force=1", "force: 1 is not allowed; allowed: true or false"),
+        ("student.hidden=[300,0]", "student.hidden[1]: 0 is not allowed; allowed: a whole number >= 1"),
+        ("student.hidden=300", "student.hidden: 300 is not allowed; allowed: a list, each element a whole number >= 1"),
+        ("student.name=a/b", r"student.name: 'a/b' is not allowed; allowed: a text that matches ^\w[\w.-]*$"),
+        ("device.threads=0", "device.threads: 0 is not allowed; allowed: a whole number >= 1 or null"),
+        ("device.compile=maybe", "device.compile: 'maybe' is not allowed; allowed: auto or true or false"),
+        ("device.kind=cuad", "device.kind: 'cuad' is not allowed; did you mean 'cuda'? allowed: one of auto, cpu,"),
+        ("student.channels=[3]", "student: family mlp has no channels; channels is [3]"),
+        ("method.name=a/b", "method: method.name must be a text that can name a folder; it is 'a/b'"),
+        ("lr=1", "lr=1: unknown key; did you mean 'trainer.lr'? allowed: dataset, teacher,"),
+        ("part=kd", "part=kd: unknown key"),
+        ("method/part=kd", "method/part=kd: 'method/part' is not known"),
+        ("trainer={lr:1}", "trainer: '{lr:1}' is not known; allowed: default"),
+        ("method@student=kd", "method@student=kd: keys cannot be added, removed or moved"),
+        ("++seed=1", "++seed=1: keys cannot be added, removed or moved"),
+        ("seed=${nowhere}", "seed: Interpolation key 'nowhere' not found"),
+        ("hydra.verbose=true", "hydra.verbose=true: Hydra's own settings act on sweeps only"),
+    ],
+)
+def test_refused(override: str, message: str):
+    with pytest.raises(UserError) as caught:
+        single([override])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_of_other_methods_are_told():
+    with pytest.raises(UserError, match=r"method\.lambda_V=2: unknown key here; method=.*st-vbd.* has it; allowed: "):
+        single(["method=vanilla", "method.lambda_V=2"])
+
+
+def test_fields_that_do_not_fit_together():
+    with pytest.raises(UserError, match=r"^device\.precision: 'tf32' is not allowed with device\.kind=cpu"):
+        single(["device=cpu", "device.precision=tf32"])
+    with pytest.raises(
+        UserError, match=r"^student\.channels: \[1, 2, 3\] is not allowed with dataset=digits; at most 2"
+    ):
+        single(["dataset=digits", "student=lenet5-caffe", "student.channels=[1,2,3]"])
+
+
+def test_sweeps_expand_in_order():
+    configs = expand(["method=vanilla,kd", "seed=range(0,3)", "trainer.epochs=2"])
+    found = [(config.method["name"], config.seed, config.trainer.epochs) for config in configs]
+    assert found == [(method, seed, 2) for method in ("vanilla", "kd") for seed in range(3)]
+    assert len(expand([])) == 1
+
+
+def test_every_job_of_a_sweep_is_validated():
+    with pytest.raises(UserError, match=r"^seed: -1 is not allowed"):
+        expand(["seed=0,1,-1"])
+    with pytest.raises(UserError, match=r"^method\.T=2: unknown key here"):
+        expand(["method=kd,vanilla", "method.T=2"])
+    with pytest.raises(UserError, match=r"^method: 'kdd' is not known; did you mean 'kd'\?"):
+        expand(["method=kd,kdd"])
+
+
+BASE = ("method=kd", "dataset=digits")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "device=cpu",
+        "device.precision=bf16",
+        "device.threads=7",
+        "outputs=elsewhere",
+        "force=true",
+        "dataset.root=/data",
+        "dataset.download=true",
+        "trainer.checkpoint_seconds=1",
+        "teacher.trainer.checkpoint_seconds=1",
+        "method.T=${sum}",
+    ],
+)
+def test_the_run_id_ignores(override: str):
+    config = single(BASE)
+    # The same number, typed as the other type.
+    override = override.replace("${sum}", str(_other_type(config.method["T"])))
+    assert run_id(single([*BASE, override])) == run_id(config)
+
+
+def test_whole_numbers_and_floats_are_one_run():
+    assert run_id(single([*BASE, "trainer.lr=1"])) == run_id(single([*BASE, "trainer.lr=1.0"]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "trainer.lr=0.5",
+        "trainer.epochs=7",
+        "dataset=mnist",
+        "dataset.validation=7",
+        "dataset.split_seed=7",
+        "student=mlp-500-50",
+        "student.hidden=[7]",
+        "teacher.seed=7",
+        "teacher.dropout=0.7",
+        "teacher.trainer.epochs=7",
+        "method=vanilla",
+        "method.T=7.5",
+    ],
+)
+def test_the_run_id_sees(override: str):
+    assert run_id(single([*BASE, override])) != run_id(single(BASE))
+
+
+def test_the_run_id_is_short_and_stable():
+    first, again = run_id(single(BASE)), run_id(single(reversed_of(BASE)))
+    assert first == again
+    assert len(first) == 12
+    assert set(first) <= set("0123456789abcdef")
+
+
+def test_the_teacher_id_depends_on_teacher_and_data_only():
+    base = teacher_id(single(BASE))
+    assert teacher_id(single([*BASE, "seed=1", "method=vanilla", "student=mlp-500-50", "trainer.lr=1"])) == base
+    assert teacher_id(single([*BASE, "dataset.root=/data", "teacher.trainer.checkpoint_seconds=1"])) == base
+    for override in ("teacher.seed=1", "dataset.validation=7", "teacher.trainer.lr=1"):
+        assert teacher_id(single([*BASE, override])) != base
+
+
+def test_a_teachers_checkpoint_counts_by_content(tmp_path: Path):
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
+    for file, content in zip(files, (b"same", b"same", b"other"), strict=True):
+        file.write_bytes(content)
+    ids = [run_id(single([*BASE, f"teacher.checkpoint={file}"])) for file in files]
+    assert ids[0] == ids[1]
+    assert len({run_id(single(BASE)), *ids}) == 3
+
+
+def test_an_absent_checkpoint_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"^teacher\.checkpoint: 'nowhere' is not a file"):
+        run_id(single(["teacher.checkpoint=nowhere"]))
+
+
+def reversed_of(words: tuple[str, ...]) -> list[str]:
+    return list(reversed(words))
+
+
+def _other_type(number: float) -> float:
+    return float(number) if isinstance(number, int) else int(number)

@@ -1,0 +1,90 @@
+"""Where and how a run is executed: the decision to compile, and devices that are not there."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from miniature import engine, method, perceptron
+
+from kdx.compose import single
+from kdx.device import prepare_device
+from kdx.errors import UserError
+
+MANY, FEW = 1_000_000, 10
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdx.device.has_compiler", lambda: True)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_short_training_is_not_compiled_and_the_log_says_so(caplog):
+    with caplog.at_level(logging.INFO, "kdx.device"):
+        assert not replace(engine(), compile="auto").compiles(perceptron(), FEW)
+    assert len([line for line in caplog.messages if line.startswith("not compiled: 10 steps")]) == 1
+    assert replace(engine(), compile="auto").compiles(perceptron(), MANY)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_variational_weights_make_compiling_worth_more():
+    plain, noisy = perceptron(hidden=4000), method("svd").prepare(perceptron(hidden=4000))
+    decisions = [
+        [replace(engine(), compile="auto").compiles(student, steps) for steps in range(0, 100_000, 5000)]
+        for student in (plain, noisy)
+    ]
+    assert sum(decisions[0]) < sum(decisions[1])
+    assert all(sorted(decision) == decision for decision in decisions), "more steps never speak against it"
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_auto_runs_eagerly_and_the_log_says_so(caplog):
+    with caplog.at_level(logging.INFO, "kdx.device"):
+        assert not replace(engine(), compile="auto").compiles(perceptron(), MANY)
+    assert "not compiled: there is no C++ compiler" in caplog.text
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_true_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"device\.compile: 'true' needs a C\+\+ compiler"):
+        replace(engine(), compile=True).compiles(perceptron(), MANY)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_true_and_false_are_obeyed():
+    assert replace(engine(), compile=True).compiles(perceptron(), FEW)
+    assert not replace(engine(), compile=False).compiles(perceptron(), MANY)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_the_users_mistake(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    settings = single(["device=cpu"]).device.model_copy(update={"kind": kind})
+    with pytest.raises(UserError, match=rf"'{kind}'.*allowed: auto, cpu"):
+        prepare_device(settings)
+
+
+def test_denormals_are_flushed_to_zero():
+    """Weights on their way to zero would otherwise slow a CPU down by a factor of ten."""
+    prepare_device(engine_settings())
+    smallest = torch.tensor([torch.finfo(torch.float32).tiny])
+    assert (smallest / 4).item() == 0
+
+
+def engine_settings():
+    return single(["device=cpu", "device.threads=1", "device.gemm=default"]).device
+
+
+def test_precision_and_device_are_recorded():
+    assert engine().autocast is None
+    assert replace(engine(), precision="bf16").autocast == "cpu"
+    record = engine().record()
+    assert (record["device"], record["threads"], record["precision"], record["gemm"]) == ("cpu", 1, "fp32", "default")

@@ -1,0 +1,215 @@
+"""A training that is stopped and continued is the training that was never stopped, bit for bit."""
+
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from miniature import CLASSES, engine, method, normal, perceptron, split
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdx.config import TrainerSettings
+from kdx.errors import Interrupted
+from kdx.objective import Objective, Step, Term
+from kdx.trainer import Training, train
+
+EPOCHS, STEPS_PER_EPOCH = 4, 3
+
+
+def training(folder: Path, identity: str = "this one", checkpoint_seconds: float = 1e9) -> Training:
+    trainer = TrainerSettings(epochs=EPOCHS, batch_size=4, lr=1e-2, hold=0.5, checkpoint_seconds=checkpoint_seconds)
+    path = folder / "checkpoint.safetensors"
+    return Training("miniature", identity, split(13), normal(13, CLASSES, seed=4), trainer, 0, path)
+
+
+def student_and_objective() -> tuple[nn.Module, Objective]:
+    """As a new process would make them: variational layers, a warm-up, every term."""
+    how = method("st-vbd", warmup_start=1.0, warmup_end=3.0)
+    student = how.prepare(perceptron())
+    return student, how.objective(student, perceptron(hidden=7, seed=1), 13)
+
+
+def counting(objective: Objective, act: Callable[[int], None]) -> Objective:
+    """The objective with a term of zero that calls `act` with the number of the step, beginning with one."""
+    steps = 0
+
+    def value(step: Step) -> Tensor:
+        nonlocal steps
+        steps += 1
+        act(steps)
+        return step.logits.sum() * 0
+
+    return replace(objective, terms={**objective.terms, "count": Term(value)})
+
+
+def run(given: Training, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
+    student, objective = student_and_objective()
+    return student, train(student, counting(objective, act), given, engine(), dict)
+
+
+def stop_at(last: int) -> Callable[[int], None]:
+    return lambda steps: signal.raise_signal(signal.SIGINT) if steps == last else None
+
+
+def comparable(progress: Progress) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in progress.history]
+
+
+def assert_same(one: tuple[nn.Module, Progress], two: tuple[nn.Module, Progress]) -> None:
+    for (name, first), second in zip(one[0].state_dict().items(), two[0].state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+    assert comparable(one[1]) == comparable(two[1])
+    assert one[1].steps == two[1].steps == EPOCHS * STEPS_PER_EPOCH
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Progress]:
+    return run(training(tmp_path_factory.mktemp("uninterrupted")))
+
+
+# In the middle of an epoch, at the last step of one, at the first, at the very last.
+@pytest.mark.parametrize("last", [5, 6, 7, EPOCHS * STEPS_PER_EPOCH])
+def test_stopped_and_continued_is_uninterrupted(tmp_path: Path, uninterrupted, last: int, caplog):
+    given = training(tmp_path)
+    with pytest.raises(Interrupted, match="miniature: stopped in epoch"):
+        run(given, stop_at(last))
+    with safe_open(given.checkpoint, "pt") as file:
+        assert f'"steps": {last}' in file.metadata()["kdx"]
+    steps = []
+    with caplog.at_level(logging.INFO, "kdx.trainer"):
+        continued = run(given, steps.append)
+    assert f"continued at step {last}" in caplog.text
+    assert len(steps) == EPOCHS * STEPS_PER_EPOCH - last
+    assert_same(continued, uninterrupted)
+
+
+def test_stopped_many_times(tmp_path: Path, uninterrupted):
+    given = training(tmp_path)
+    for _ in range(5):
+        with pytest.raises(Interrupted):
+            run(given, stop_at(2))
+    assert_same(run(given), uninterrupted)
+
+
+def test_killed_between_two_checkpoints(tmp_path: Path, uninterrupted):
+    """What a SIGKILL leaves is the last checkpoint in time; here every step writes one."""
+
+    def fail(steps: int) -> None:
+        if steps == 8:
+            raise MemoryError
+
+    given = training(tmp_path, checkpoint_seconds=0.0)
+    with pytest.raises(MemoryError):
+        run(given, fail)
+    steps = []
+    assert_same(run(given, steps.append), uninterrupted)
+    assert len(steps) == EPOCHS * STEPS_PER_EPOCH - 7
+
+
+def test_checkpoints_leave_the_result_alone(tmp_path: Path, uninterrupted):
+    assert_same(run(training(tmp_path, checkpoint_seconds=0.0)), uninterrupted)
+
+
+def test_time_spent_is_added_up(tmp_path: Path):
+    given = training(tmp_path)
+    with pytest.raises(Interrupted):
+        run(given, stop_at(5))
+    with safe_open(given.checkpoint, "pt") as file:
+        assert '"epoch_seconds": 0.0,' not in file.metadata()["kdx"]
+    _, progress = run(given)
+    assert progress.seconds == pytest.approx(sum(row["seconds"] for row in progress.history))
+
+
+def test_signals_are_the_callers_again_afterwards(tmp_path: Path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    given = training(tmp_path)
+    with pytest.raises(Interrupted):
+        run(given, lambda steps: signal.raise_signal(signal.SIGTERM))
+    run(given)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path):
+    def twice(steps: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        run(training(tmp_path), twice)
+    assert not isinstance(error.value, Interrupted)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut_to_the_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwritten(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", [truncated, cut_to_the_header, emptied, overwritten])
+def test_a_damaged_checkpoint_is_refused_with_a_line_in_the_log(tmp_path: Path, uninterrupted, damage, caplog):
+    given = training(tmp_path)
+    with pytest.raises(Interrupted):
+        run(given, stop_at(5))
+    damage(given.checkpoint)
+    assert_same(run(given), uninterrupted)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "kdx.checkpoint"]
+    assert f"checkpoint {given.checkpoint} is damaged" in line
+    assert "training starts from the beginning" in line
+
+
+def test_the_checkpoint_of_another_training_is_refused_with_a_line_in_the_log(tmp_path: Path, uninterrupted, caplog):
+    given = training(tmp_path, identity="another one")
+    with pytest.raises(Interrupted):
+        run(given, stop_at(5))
+    assert_same(run(training(tmp_path)), uninterrupted)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "kdx.checkpoint"]
+    assert f"checkpoint {given.checkpoint} belongs to another training" in line
+
+
+def tensors(**changes) -> dict[str, Tensor]:
+    return {"a": torch.arange(3.0), "b": torch.tensor([1, 2], dtype=torch.uint8)} | changes
+
+
+def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path):
+    progress = Progress(7, 1.5, 0.25, [{"loss": 0.1, "val_error_percent": None}])
+    save_checkpoint(tmp_path / "c", "mine", progress, tensors())
+    into = {name: torch.zeros_like(value) for name, value in tensors().items()}
+    assert load_checkpoint(tmp_path / "c", "mine", into) == progress
+    assert all(torch.equal(into[name], value) for name, value in tensors().items())
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        tensors(a=torch.zeros(4)),
+        tensors(a=torch.zeros(3, dtype=torch.float64)),
+        tensors(c=torch.zeros(1)),
+        {"a": torch.zeros(3)},
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_untouched(tmp_path: Path, wanted: dict[str, Tensor], caplog):
+    save_checkpoint(tmp_path / "c", "mine", Progress(7), tensors(a=torch.full((3,), 9.0)))
+    before = {name: value.clone() for name, value in wanted.items()}
+    assert load_checkpoint(tmp_path / "c", "mine", wanted) is None
+    assert all(torch.equal(value, before[name]) for name, value in wanted.items())
+    assert "belongs to another training or version" in caplog.text
+
+
+def test_without_a_checkpoint_nothing_is_said(tmp_path: Path, caplog):
+    assert load_checkpoint(tmp_path / "absent", "mine", tensors()) is None
+    assert not caplog.records
