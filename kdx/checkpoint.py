@@ -1,15 +1,12 @@
 """Checkpoints of a training: one safetensors file, written atomically, that belongs to exactly one training."""
 
-import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from kdx.files import write_atomically
+from kdx.tensors import DamagedTensors, load_tensors, save_tensors
 
 FORMAT = 1
 
@@ -28,21 +25,17 @@ class Progress:
 
 def save_checkpoint(path: Path, identity: str, progress: Progress, tensors: dict[str, Tensor]) -> None:
     """Write everything that the training `identity` needs to go on from here."""
-    header = {"format": FORMAT, "identity": identity, "progress": progress.__dict__}
-    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda file: save_file(contents, file, metadata={"kdx": json.dumps(header)}))
+    save_tensors(path, tensors, {"format": FORMAT, "identity": identity, "progress": asdict(progress)})
 
 
 def load_checkpoint(path: Path, identity: str, tensors: dict[str, Tensor]) -> Progress | None:
     """Copy a checkpoint into `tensors` and give its progress; None, and a line in the log, where it can't be used."""
-    if not path.exists():
-        return None
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("kdx", "{}"))
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        log.warning("checkpoint %s is damaged (%s); training starts from the beginning", path, error)
+        stored, header = load_tensors(path)
+    except FileNotFoundError:
+        return None
+    except DamagedTensors as error:
+        log.warning("checkpoint %s; training starts from the beginning", error)
         return None
     if header.get("format") != FORMAT or header.get("identity") != identity or not _fits(stored, tensors):
         log.warning("checkpoint %s belongs to another training or version; training starts from the beginning", path)

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
 from kdx.config import Config
 from kdx.errors import UserError, nearest, one_line, unknown
 from kdx.explain import settings_from

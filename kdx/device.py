@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdx.config import DeviceSettings
-from kdx.errors import UserError, unknown
+from kdx.errors import UserError
 from kdx.gemm import set_gemm
 
 log = logging.getLogger(__name__)
@@ -103,5 +103,5 @@ def _chosen(kind: str) -> torch.device:
     if kind == "auto":
         return torch.device(available[0])
     if kind not in available:
-        raise unknown("device", kind, [*available, "auto"])
+        raise UserError(f"device: '{kind}' is not available on this machine; allowed: {', '.join(available)}, auto")
     return torch.device(kind)

@@ -14,8 +14,10 @@ class Interrupted(KeyboardInterrupt):
 
 def nearest(given: object, allowed: Iterable[str]) -> str:
     """The words "did you mean 'x'? " for the name in `allowed` that is nearest to `given`, or nothing."""
-    near = get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'? " if near else ""
+    # Without regard to case, so that lambda_v finds lambda_V rather than lambda_g.
+    names = {name.casefold(): name for name in allowed}
+    near = get_close_matches(str(given).casefold(), list(names), n=1, cutoff=0.5)
+    return f"did you mean '{names[near[0]]}'? " if near else ""
 
 
 def unknown(key: str, given: object, allowed: Iterable[str]) -> UserError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdx.data.dataset import Data
 from kdx.files import sha256_of, write_atomically, write_json
 from kdx.measure.accuracy import logits_of
+from kdx.tensors import tensors_sha256
 
 FORMAT = 1
 ORDER = "row i is sample i of the training split"
@@ -43,7 +44,7 @@ def teacher_logits(teacher: nn.Module, data: Data, outputs: Path) -> Tensor:
 
     They are computed where the store lacks them or is damaged, by one process at a time; the log says so.
     """
-    source = Source(weights_sha256(teacher), data.fingerprint, len(data.train), data.classes)
+    source = Source(tensors_sha256(teacher.state_dict()), data.fingerprint, len(data.train), data.classes)
     folder = outputs / "logits" / source.key
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -55,15 +56,6 @@ def teacher_logits(teacher: nn.Module, data: Data, outputs: Path) -> Tensor:
             if damage is not None:
                 raise OSError(f"logit store {folder}: {damage}, although it was written just now")
     return _mapped(folder, source).to(data.train.images.device)
-
-
-def weights_sha256(network: nn.Module) -> str:
-    """SHA-256 of a network's state: names, shapes and bytes of every tensor."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _build(folder: Path, source: Source, teacher: nn.Module, data: Data) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.layers import NoisyLayer
+from kdx.measure.accuracy import evaluating
 
 
 class NoiseSource:
@@ -34,7 +35,6 @@ class NoiseSource:
         self._generator.set_state(position)
 
 
-@torch.no_grad()
 def _empty_noise(model: nn.Module, layers: dict[str, NoisyLayer], images: Tensor) -> dict[str, Tensor]:
     noise: dict[str, Tensor] = {}
 
@@ -46,7 +46,9 @@ def _empty_noise(model: nn.Module, layers: dict[str, NoisyLayer], images: Tensor
 
     hooks = [shaped(name, layer) for name, layer in layers.items()]
     try:
-        model(images)
+        # In eval mode, so that looking at the shapes does not move the statistics of a batch norm.
+        with evaluating(model):
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -54,22 +54,26 @@ def train(student: nn.Module, objective: Objective, training: Training, engine: 
     Goes on from the checkpoint where there is one. Raises Interrupted after writing a checkpoint when the process is
     asked to stop, and Diverged when a loss term is no longer finite.
     """
-    loop = _Loop(student, objective, training, engine)
     with _stop_requests() as stop, display.stage(training.title, training.trainer.epochs) as stage:
+        loop = _Loop(student, objective, training, engine, stop)
         loop.resume()
         stage.advance(loop.epoch)
         while loop.epoch < training.trainer.epochs:
-            loop.run_epoch(stop)
+            loop.run_epoch()
             loop.close_epoch(evaluate)
             stage.advance(loop.epoch, loop.headline())
+            loop.heed()
     return loop.progress
 
 
 class _Loop:
     """A training under way; `progress` and the state's tensors are all that a checkpoint must hold."""
 
-    def __init__(self, student: nn.Module, objective: Objective, training: Training, engine: Engine) -> None:
-        self.training, self.objective = training, objective
+    def __init__(
+        self, student: nn.Module, objective: Objective, training: Training, engine: Engine, stop: threading.Event
+    ) -> None:
+        self.training, self.objective, self.stop = training, objective, stop
+        self.saved_at = self.mark = time.monotonic()
         trainer, examples = training.trainer, training.examples
         self.batch_size = min(trainer.batch_size, len(examples))
         # The last incomplete batch of an epoch is left out; every epoch has another order, so no example is.
@@ -81,7 +85,6 @@ class _Loop:
         )
         self.progress = Progress()
         self.step = _engine_step(student, objective, engine, trainer.epochs * self.steps_per_epoch)
-        self.saved_at = time.monotonic()
 
     @property
     def epoch(self) -> int:
@@ -95,11 +98,10 @@ class _Loop:
             self.noise.seek(tensors["noise_position"])
             log.info("%s: continued at step %d", self.training.title, found.steps)
 
-    def run_epoch(self, stop: threading.Event) -> None:
+    def run_epoch(self) -> None:
         epoch, examples, logits = self.epoch, self.training.examples, self.training.teacher_logits
         order = torch.randperm(len(examples), generator=stream(self.training.seed, "order", epoch)).to(self.device)
         rows = self._rows(epoch)
-        started, before = time.perf_counter(), self.progress.epoch_seconds
         for index in range(self.progress.steps - epoch * self.steps_per_epoch, self.steps_per_epoch):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
             batch = Batch(
@@ -109,28 +111,39 @@ class _Loop:
             )
             self.step(self.state, batch, self.noise.draw(), rows[index])
             self.progress.steps += 1
-            if stop.is_set() or time.monotonic() - self.saved_at >= self.training.trainer.checkpoint_seconds:
-                self.progress.epoch_seconds = before + time.perf_counter() - started
-                self._save()
-                if stop.is_set():
-                    raise Interrupted(f"{self.training.title}: stopped in epoch {epoch}; the same command goes on")
-        self.progress.epoch_seconds = before + time.perf_counter() - started
+            if index + 1 < self.steps_per_epoch:
+                self.heed()
 
     def close_epoch(self, evaluate: Evaluate) -> None:
+        # Reading the sums waits for the device, so the lap ends when the work does.
         means = (self.state.sums / self.steps_per_epoch).tolist()
+        self._lap(training=True)
         terms = dict(zip(["loss", *self.objective.terms], means, strict=True))
-        # The total is last to blame: it is not finite whenever a term is not.
-        for name, value in reversed(terms.items()):
-            if not isfinite(value):
-                raise Diverged(f"{self.training.title}: {name} became {value} in epoch {self.epoch}; try a lower lr")
+        broken = [name for name in self.objective.terms if not isfinite(terms[name])]
+        if broken or not isfinite(means[0]):
+            raise Diverged(
+                f"{self.training.title}: {', '.join(broken) or 'loss'} is no longer finite in epoch"
+                f" {self.epoch + 1}; try a lower trainer.lr"
+            )
         monitors = {name: monitor(self.state.parameters) for name, monitor in self.objective.monitors.items()}
         lr = self._lr(self.epoch + 1 - 1 / self.steps_per_epoch)
         seconds = self.progress.epoch_seconds
         figures = {"epoch": self.epoch + 1, **terms, **evaluate(), **monitors, "lr": lr, "seconds": seconds}
         self.progress.history.append(figures)
-        self.progress.seconds += seconds
         self.progress.epoch_seconds = 0.0
         self.state.sums.zero_()
+        self._lap(training=False)
+
+    def heed(self) -> None:
+        """Write a checkpoint when it is time, or when the process is asked to stop; then stop."""
+        stop = self.stop.is_set()
+        if not stop and time.monotonic() - self.saved_at < self.training.trainer.checkpoint_seconds:
+            return
+        self._lap(training=True)
+        save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
+        self.saved_at = time.monotonic()
+        if stop:
+            raise Interrupted(f"{self.training.title}: stopped in epoch {self.epoch + 1}; the same command goes on")
 
     def headline(self) -> dict[str, float]:
         latest = self.progress.history[-1]
@@ -161,9 +174,12 @@ class _Loop:
     def _tensors(self) -> dict[str, Tensor]:
         return self.state.tensors() | {"noise_position": self.noise.position()}
 
-    def _save(self) -> None:
-        save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
-        self.saved_at = time.monotonic()
+    def _lap(self, *, training: bool) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self.mark
+        if training:
+            self.progress.epoch_seconds += now - self.mark
+        self.mark = now
 
 
 def _engine_step(student: nn.Module, objective: Objective, engine: Engine, steps: int) -> RunStep:

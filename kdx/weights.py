@@ -1,34 +1,33 @@
-"""The weights of a plain network as a safetensors file."""
+"""The weights of a plain network as a file."""
 
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdx.errors import UserError
-from kdx.files import write_atomically
+from kdx.tensors import DamagedTensors, load_tensors, save_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def save_weights(path: Path, network: nn.Module) -> None:
     """Write every parameter and buffer of `network` to `path`, atomically."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_atomically(path, lambda file: save_file(tensors, file))
+    save_tensors(path, network.state_dict())
 
 
 def load_weights(path: Path, blank: Network) -> Network:
-    """Fill `blank` from the file; UserError where it is damaged or made for another network."""
+    """Fill `blank` from the file; UserError where it is absent, damaged or made for another network."""
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({' '.join(str(error).split())})") from error
+        tensors, _ = load_tensors(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; allowed: a .safetensors file of weights") from None
+    except DamagedTensors as error:
+        raise UserError(str(error)) from error
     expected = blank.state_dict()
-    for name in expected.keys() | tensors.keys():
-        shapes = [tuple(mapping[name].shape) if name in mapping else None for mapping in (tensors, expected)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"{path}: made for another network: '{name}' has shape {shapes[0]}, expected {shapes[1]}")
+    for name in [*expected, *sorted(tensors.keys() - expected.keys())]:
+        found, wanted = (tuple(group[name].shape) if name in group else "absent" for group in (tensors, expected))
+        if found != wanted:
+            raise UserError(f"{path}: made for another network: '{name}' is {found} there, {wanted} here")
     blank.load_state_dict(tensors)
     return blank

@@ -1,16 +1,14 @@
 """Decoded data sets in the user's cache: validated before they are trusted, rebuilt when damaged."""
 
-import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from kdx.files import write_atomically
 from kdx.folders import user_cache
+from kdx.tensors import DamagedTensors, load_tensors, save_tensors
 
 log = logging.getLogger("kdx.data")
 
@@ -25,9 +23,8 @@ def decoded(name: str, key: str, decode: Callable[[], dict[str, Tensor]]) -> dic
     if tensors is not None:
         return tensors
     tensors = decode()
-    metadata = {"sha256": _content_hash(key, tensors)}
     try:
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        save_tensors(path, tensors, {"key": key})
     except (OSError, SafetensorError) as error:
         log.warning("%s: decoded again in each run, since %s cannot be written: %s", name, path, error)
     else:
@@ -37,22 +34,13 @@ def decoded(name: str, key: str, decode: Callable[[], dict[str, Tensor]]) -> dic
 
 def _load(path: Path, key: str) -> dict[str, Tensor] | None:
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if (file.metadata() or {}).get("sha256") == _content_hash(key, tensors):
-                return tensors
-        reason = "its content does not match its hash"
+        tensors, header = load_tensors(path)
     except FileNotFoundError:
         return None
-    except (OSError, SafetensorError) as error:
-        reason = str(error)
-    log.warning("%s is damaged and is built again: %s", path, reason)
+    except DamagedTensors as error:
+        log.warning("%s; it is built again", error)
+        return None
+    if header.get("key") == key:
+        return tensors
+    log.warning("%s: made from other files; it is built again", path)
     return None
-
-
-def _content_hash(key: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(key.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().data)
-    return digest.hexdigest()

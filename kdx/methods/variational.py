@@ -76,7 +76,7 @@ class VariationalLayer(NoisyLayer):
     def masked_weight(self, threshold: float) -> Tensor:
         """The mean weights, zero where log alpha reaches `threshold`."""
         kept = log_alpha(self.weight, self.log_sigma2) < threshold
-        return (self.weight * kept).detach()
+        return torch.where(kept, self.weight, 0.0).detach()
 
 
 class VariationalLinear(VariationalLayer):

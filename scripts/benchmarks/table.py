@@ -8,6 +8,12 @@ from rich.text import Text
 from benchmarks.work import USUAL, VARIANTS
 from kdx.report import layout
 
+EXPLANATIONS = (
+    "times as fast: median over the rounds of usual / variant within a round, and its range.",
+    "GFLOP/s: the student's matrix products over the whole epoch's time; peak: one large product's rate.",
+    "at most: how many times as fast if an epoch were these products alone, at the peak rate.",
+)
+
 
 def show(result: dict[str, Any]) -> None:
     """Print the machine, one table per job, and what compilation costs."""
@@ -25,9 +31,8 @@ def show(result: dict[str, Any]) -> None:
     screen.print()
     for job in result["jobs"].values():
         _show_job(screen, job["title"], job["variants"])
-    screen.print("times as fast: median over the rounds of usual / variant, and its range.", style="dim")
-    screen.print("GFLOP/s: the student's matrix products alone, over the whole epoch's time;", style="dim")
-    screen.print("of peak: of the best rate of one large product under the same settings.", style="dim")
+    for line in EXPLANATIONS:
+        screen.print(line, style="dim")
 
 
 def speedups(variants: dict[str, Any], variant: str) -> list[float] | None:
@@ -43,6 +48,11 @@ def gflops(measured: dict[str, Any]) -> float:
     return measured["gflop_per_step"] * measured["steps_per_epoch"] / median(measured["seconds"])
 
 
+def seconds_at_peak(measured: dict[str, Any]) -> float:
+    """What an epoch's matrix products of the student would take at the peak rate: no step is faster."""
+    return measured["gflop_per_step"] * measured["steps_per_epoch"] / measured["peak_gflops"]
+
+
 def repaid_after(compiled: dict[str, Any], eager: dict[str, Any], state: str) -> float | None:
     """After how many epochs compilation has saved what it cost, or None where it saves nothing."""
     saved = median(eager["seconds"]) - median(compiled["seconds"])
@@ -53,16 +63,16 @@ def _show_job(screen: Any, title: str, variants: dict[str, Any]) -> None:
     steps = next(iter(variants.values()))["steps_per_epoch"]
     content = layout.table(
         layout.words(""),
-        *(layout.numbers(header) for header in ("s/epoch", "min", "max", "times as fast", "range")),
-        *(layout.numbers(header) for header in ("GFLOP/s", "of peak")),
+        *(layout.numbers(header) for header in ("s/epoch", "times as fast", "range", "at most", "GFLOP/s", "of peak")),
     )
     for variant, measured in variants.items():
         seconds, ratios, rate = measured["seconds"], speedups(variants, variant), gflops(measured)
         content.add_row(
             VARIANTS[variant],
-            *(f"{value:.3f}" for value in (median(seconds), min(seconds), max(seconds))),
+            f"{median(seconds):.3f}",
             Text(f"{median(ratios):.2f}", "bold") if ratios else layout.ABSENT,
             f"{min(ratios):.2f}-{max(ratios):.2f}" if ratios else layout.ABSENT,
+            f"{median(variants[USUAL]['seconds']) / seconds_at_peak(measured):.1f}" if ratios else layout.ABSENT,
             f"{rate:.0f}",
             f"{100 * rate / measured['peak_gflops']:.0f} %",
         )
@@ -70,8 +80,8 @@ def _show_job(screen: Any, title: str, variants: dict[str, Any]) -> None:
     for variant, measured in variants.items():
         if "compile_seconds" in measured:
             screen.print(f"{VARIANTS[variant]}: {_compilation(measured, variants.get('eager'))}")
-    peaks = {f"{one['gemm']} {one['peak_gflops']:.0f}" for one in variants.values()}
-    screen.print(f"peak GFLOP/s by route: {', '.join(sorted(peaks))}")
+    peaks = {f"{one['peak_gflops']:.0f} ({one['gemm']})": VARIANTS[name] for name, one in variants.items()}
+    screen.print("peak GFLOP/s: " + ", ".join(f"{name} {rate}" for rate, name in peaks.items()))
     screen.print()
 
 

@@ -102,10 +102,10 @@ def test_the_usual_way_takes_the_same_steps(both: BothWays) -> None:
 
 
 def test_padded_blocks_are_grouped_by_output_unit() -> None:
-    student, teacher = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(4, 2))
+    student, teacher = nn.Linear(2, 3), nn.Linear(4, 2)
     with torch.no_grad():
-        student[0].weight.copy_(torch.tensor([[1.0, -5.0], [2.0, 0.0], [-3.0, 1.0]]))
-        teacher[0].weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 7.0], [1.0, 1.0, -1.5, 0.0]]))
+        student.weight.copy_(torch.tensor([[1.0, -5.0], [2.0, 0.0], [-3.0, 1.0]]))
+        teacher.weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 7.0], [1.0, 1.0, -1.5, 0.0]]))
 
     assert usual.block_norm(student, teacher).item() == 7.0 + 2.0 + 3.0
 
@@ -116,6 +116,13 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert table.speedups(variants, "eager") == [4.0, 3.0]
     assert table.speedups(variants, "usual") is None
     assert table.speedups({"eager": {"seconds": [1.0]}}, "eager") is None
+
+
+def test_bound_is_the_products_at_the_peak_rate() -> None:
+    measured = {"gflop_per_step": 2.0, "steps_per_epoch": 100, "peak_gflops": 50.0, "seconds": [8.0, 10.0, 9.0]}
+
+    assert table.seconds_at_peak(measured) == 4.0
+    assert table.gflops(measured) == 200 / 9
 
 
 def test_compilation_that_saves_nothing_is_never_repaid() -> None:

@@ -141,6 +141,14 @@ def test_biases_and_variances_are_no_part_of_the_block():
     assert term(how, student, teacher).item() == before
 
 
+@BOTH_NORMS
+def test_weights_that_are_no_matrices_are_no_part_of_the_block(norm: str):
+    student = mlp(7, 5, 3, seed=1)
+    normed = nn.Sequential(*student, nn.LayerNorm(3)).double()
+    how = st_vbd(norm, 0, teacher=False)
+    assert term(how, normed, None).item() == term(how, student, None).item()
+
+
 def monitored(how: Method, student: nn.Module, teacher: nn.Module | None) -> float:
     objective = how.objective(student, teacher, 10)
     return objective.monitors["bsr_student_wins"](dict(student.named_parameters()))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from kdx.data import sources
-from kdx.folders import download_cache
 from kdx.data.sources import SourceFile, SourceSet, obtain
 from kdx.errors import UserError
+from kdx.folders import download_cache
 
 UNPACKED = {"first": bytes(range(256)) * 8, "second": b"second"}
 PACKED = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in UNPACKED.items()}

@@ -68,7 +68,7 @@ def test_a_device_that_is_not_there_is_the_users_mistake(kind: str, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     settings = single(["device=cpu"]).device.model_copy(update={"kind": kind})
-    with pytest.raises(UserError, match=rf"'{kind}'.*allowed: auto, cpu"):
+    with pytest.raises(UserError, match=rf"'{kind}' is not available on this machine; allowed: cpu, auto"):
         prepare_device(settings)
 
 

@@ -16,7 +16,8 @@ from miniature import CLASSES, dataset, generator, perceptron, split
 from torch import Tensor, nn
 
 from kdx.data.dataset import Data, Split
-from kdx.logits import teacher_logits, weights_sha256
+from kdx.logits import teacher_logits
+from kdx.tensors import tensors_sha256
 
 ROWS = 23
 
@@ -92,7 +93,7 @@ def test_a_hit_does_not_ask_the_teacher(tmp_path: Path, caplog):
 def test_the_manifest_says_what_the_rows_are(tmp_path: Path):
     stored(tmp_path)
     manifest = json.loads((folder(tmp_path) / "manifest.json").read_text())
-    assert manifest["teacher_sha256"] == weights_sha256(Teacher())
+    assert manifest["teacher_sha256"] == tensors_sha256(Teacher().state_dict())
     assert (manifest["data_fingerprint"], manifest["rows"], manifest["classes"]) == ("pixels", ROWS, CLASSES)
     assert manifest["teacher_train_error_percent"] == 0
     assert manifest["sha256"] == hashlib.sha256((folder(tmp_path) / "logits.f32").read_bytes()).hexdigest()
@@ -195,8 +196,8 @@ def test_the_hash_of_a_network_sees_names_shapes_types_and_bytes():
         network(a=torch.tensor([0.0, 0.0, 0.0, 1e-30])),
         network(a=torch.zeros(4), b=torch.zeros(0)),
     ]
-    assert len({weights_sha256(one) for one in networks}) == len(networks)
-    assert weights_sha256(perceptron()) == weights_sha256(perceptron())
+    assert len({tensors_sha256(one.state_dict()) for one in networks}) == len(networks)
+    assert tensors_sha256(perceptron().state_dict()) == tensors_sha256(perceptron().state_dict())
 
 
 def test_two_at_once_compute_once(tmp_path: Path):
@@ -218,7 +219,9 @@ def test_two_at_once_compute_once(tmp_path: Path):
 
 
 def test_a_build_that_is_cut_off_leaves_nothing_to_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
-    """Killed between the rows and the manifest: the next run computes again."""
+    """Killed between the rows and the manifest, while mending a store: the next run computes again."""
+    stored(tmp_path)
+    DAMAGES["flipped bit"](folder(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr("kdx.logits.write_json", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_stopped_and_continued_is_uninterrupted(tmp_path: Path, uninterrupted, l
     with pytest.raises(Interrupted, match="miniature: stopped in epoch"):
         run(given, stop_at(last))
     with safe_open(given.checkpoint, "pt") as file:
-        assert f'"steps": {last}' in file.metadata()["kdx"]
+        assert f'"steps": {last}' in file.metadata()["kdx"].replace("\\", "")
     steps = []
     with caplog.at_level(logging.INFO, "kdx.trainer"):
         continued = run(given, steps.append)
@@ -116,13 +117,14 @@ def test_checkpoints_leave_the_result_alone(tmp_path: Path, uninterrupted):
 
 
 def test_time_spent_is_added_up(tmp_path: Path):
-    given = training(tmp_path)
+    given, started = training(tmp_path), time.monotonic()
     with pytest.raises(Interrupted):
         run(given, stop_at(5))
     with safe_open(given.checkpoint, "pt") as file:
-        assert '"epoch_seconds": 0.0,' not in file.metadata()["kdx"]
+        assert '"epoch_seconds": 0.0,' not in file.metadata()["kdx"].replace("\\", "")
     _, progress = run(given)
-    assert progress.seconds == pytest.approx(sum(row["seconds"] for row in progress.history))
+    # Evaluation and checkpoints take time too, which no epoch is charged for.
+    assert sum(row["seconds"] for row in progress.history) < progress.seconds < time.monotonic() - started
 
 
 def test_signals_are_the_callers_again_afterwards(tmp_path: Path):

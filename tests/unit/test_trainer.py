@@ -168,7 +168,7 @@ def test_the_history_has_means_figures_and_monitors(tmp_path: Path):
         assert row["loss"] == pytest.approx(3.5 + 0.5 * row["two"], rel=1e-5)
         assert row["seconds"] > 0
     assert progress.history[-1]["largest"] == max(value.max().item() for value in student.parameters())
-    assert progress.seconds == pytest.approx(sum(row["seconds"] for row in progress.history))
+    assert progress.seconds > sum(row["seconds"] for row in progress.history)
 
 
 def two(step: Step) -> Tensor:
@@ -201,13 +201,13 @@ def undefined(step: Step) -> Tensor:
     return step.logits.mean().detach() * float("nan")
 
 
-@pytest.mark.parametrize(("bad", "shown"), [(infinite, r"-?inf"), (undefined, "nan")])
+@pytest.mark.parametrize("bad", [infinite, undefined])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_term(
-    tmp_path: Path, bad: Callable[[Step], Tensor], shown: str, place: int
+    tmp_path: Path, bad: Callable[[Step], Tensor], place: int
 ):
     """Terms that look at the parameters are broken one step later, so the bad one is found in an epoch of one step."""
     terms = [("first", Term(two)), ("second", Term(two))]
     terms.insert(place, ("culprit", Term(bad)))
-    with pytest.raises(Diverged, match=rf"miniature: culprit became {shown} in epoch 0; try a lower lr"):
+    with pytest.raises(Diverged, match=r"miniature: culprit is no longer finite in epoch 1; try a lower trainer\.lr"):
         train(perceptron(), Objective(dict(terms)), training(tmp_path, numbered(4)), engine(), dict)

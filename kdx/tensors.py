@@ -1,0 +1,56 @@
+"""Tensors on disk: a safetensors file with a header, and a hash that finds every damage."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kdx.files import write_atomically
+
+
+class DamagedTensors(OSError):
+    """A file of tensors that cannot be read or is not what was written; the message is one line."""
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> None:
+    """Write tensors and a JSON header to `path`, atomically."""
+    contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(header or {}, sort_keys=True, allow_nan=False)
+    # One entry, because safetensors writes several in random order, and equal results should be equal files.
+    entry = json.dumps({"header": text, "sha256": tensors_sha256(contents, text)})
+    write_atomically(path, lambda file: save_file(contents, file, {"kdx": entry}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote: tensors and header.
+
+    A safetensors file from elsewhere has no hash of ours and an empty header. Raises FileNotFoundError where there is
+    no file, and DamagedTensors where it cannot be read or its content has changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            entry = (file.metadata() or {}).get("kdx")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        written = None if entry is None else json.loads(entry)
+        header = {} if written is None else json.loads(written["header"])
+    except FileNotFoundError:
+        raise
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise DamagedTensors(f"{path} is damaged: not a safetensors file ({' '.join(str(error).split())})") from error
+    if written is not None and written.get("sha256") != tensors_sha256(tensors, written["header"]):
+        raise DamagedTensors(f"{path} is damaged: its content does not match its hash")
+    return tensors, header
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor], header: str = "") -> str:
+    """SHA-256 of names, types, shapes and bytes of tensors, and of the header's text."""
+    digest = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
