@@ -1,6 +1,7 @@
 """`scripts/benchmark SUBCOMMAND ...`."""
 
 import argparse
+import signal
 import sys
 
 from benchmarks import train
@@ -17,6 +18,8 @@ def main() -> int:
         summary = (module.__doc__ or "").splitlines()[0]
         module.add_options(subparsers.add_parser(name, help=summary, description=module.__doc__))
     options = parser.parse_args()
+    # As Ctrl-C, so that worker processes are ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         SUBCOMMANDS[options.subcommand].run(options)
     except UserError as mistake:

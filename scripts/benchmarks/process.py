@@ -34,8 +34,9 @@ class Worker:
                 stderr=log,
                 text=True,
                 env=environment,
-                # Ctrl-C is for the benchmark, which then ends its workers.
-                start_new_session=True,
+                # A group of its own, so that Ctrl-C is for the benchmark, which then ends its workers; and in our
+                # session, so that the system hangs up on a stopped worker when the benchmark dies, however it does.
+                process_group=0,
             )
         try:
             self.facts = self._reply()

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import table
 from benchmarks.machine import QUIET_LOAD, describe_machine, slug
 from benchmarks.process import Worker
-from benchmarks.work import JOBS, VARIANTS, Order
+from benchmarks.work import JOBS, VARIANTS, Order, variants_of
 from kdx.device import has_compiler
 from kdx.errors import UserError, unknown
 from kdx.files import write_json
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
                 loader_workers=options.workers,
                 outputs=folder,
             )
-            result["jobs"][job] = _measure(order, variants, options.epochs)
+            result["jobs"][job] = _measure(order, variants_of(job, variants), options.epochs)
     table.show(result)
     output = options.output or _default_output(result)
     if output is not None:

@@ -8,13 +8,20 @@ from kdx.compose import single
 from kdx.config import Config, NetworkSettings, TrainerSettings
 
 USUAL = "usual"
+REDUCED = "usual-reduced"
 VARIANTS = {
     USUAL: "usual way",
+    REDUCED: "usual, no block",
     "eager": "kdx eager",
     "compiled": "kdx compiled",
-    "compiled-bf16": "kdx compiled, bf16",
+    "compiled-bf16": "compiled, bf16",
 }
 JOBS = {"t1": "T1 with dropout", "kd": "KD of Le-L", "st-vbd": "ST-VBD of Le-L with BSR"}
+
+
+def variants_of(job: str, variants: list[str]) -> list[str]:
+    """Those of the variants that the job has: without block sparsity there is no block to do without."""
+    return [variant for variant in variants if variant != REDUCED or job == "st-vbd"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,11 @@ class Order:
     steps: int | None
     loader_workers: int
     outputs: str
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is the usual way, in either form."""
+        return self.variant in (USUAL, REDUCED)
 
     @property
     def compiles(self) -> bool:

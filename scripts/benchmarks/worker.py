@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks import usual
-from benchmarks.work import USUAL, Order, Work
+from benchmarks.work import REDUCED, Order, Work
 from kdx.config import Config
 from kdx.data import load_data
 from kdx.data.dataset import Split
@@ -71,6 +71,7 @@ def run_usual(order: Order, config: Config, pace: Pace) -> None:
             work.method,
             work.trainer.lr,
             len(loader) * order.batch_size,
+            usual.reduced_block_norm if order.variant == REDUCED else usual.block_norm,
         )
         pace.ready(_facts(len(loader), work.gflop_per_step(784, classes), "default", torch.float32))
         while True:
@@ -135,7 +136,7 @@ def main() -> None:
     # What else is printed goes to stderr; stdout is for replies alone.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    run = run_usual if order.variant == USUAL else run_kdx
+    run = run_usual if order.usual else run_kdx
     run(order, order.config(), Pace(replies))
 
 
