@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import kdx
 
 QUIET_LOAD = 0.5
@@ -17,6 +15,8 @@ QUIET_LOAD = 0.5
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, versions, load and date."""
+    import torch  # here, so that a mistake on the command line is told before it is imported
+
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

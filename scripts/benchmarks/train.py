@@ -17,7 +17,6 @@ from benchmarks import table
 from benchmarks.machine import QUIET_LOAD, describe_machine, slug
 from benchmarks.process import Worker
 from benchmarks.work import JOBS, VARIANTS, Order, variants_of
-from kdx.device import has_compiler
 from kdx.errors import UserError, unknown
 from kdx.files import write_json
 
@@ -47,6 +46,8 @@ def run(options: argparse.Namespace) -> None:
         options.dataset, options.epochs = "digits", min(options.epochs, 3)
     if not 1 <= options.epochs <= MOST_EPOCHS:
         raise UserError(f"--epochs: {options.epochs} is not allowed; allowed: 1 to {MOST_EPOCHS}")
+    from kdx.device import has_compiler  # here, so that a mistake is told before torch is imported
+
     if not has_compiler():
         _say("no C++ compiler (g++ or clang++): nothing is compiled")
         variants = [variant for variant in variants if not variant.startswith("compiled")]
