@@ -31,7 +31,7 @@ def test_every_choice_of_every_group_is_valid_and_described(name: str):
 
 def test_what_choices_share_is_no_choice():
     groups = load_groups()
-    assert list(groups) == ["dataset", "teacher", "student", "trainer", "method", "device"]
+    assert list(groups) == ["teacher", "student", "dataset", "trainer", "method", "device"]
     assert not [choice for group in groups.values() for choice in group.choices if choice.startswith("_")]
 
 
@@ -64,7 +64,7 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ("device.kind=cuad", "device.kind: 'cuad' is not allowed; did you mean 'cuda'? allowed: one of auto, cpu,"),
         ("student.channels=[3]", "student: family mlp has no channels; channels is [3]"),
         ("method.name=a/b", "method: method.name must be a text that can name a folder; it is 'a/b'"),
-        ("lr=1", "lr=1: unknown key; did you mean 'trainer.lr'? allowed: dataset, teacher,"),
+        ("lr=1", "lr=1: unknown key; did you mean 'trainer.lr'? allowed: teacher, student,"),
         ("part=kd", "part=kd: unknown key"),
         ("method/part=kd", "method/part=kd: 'method/part' is not known"),
         ("trainer={lr:1}", "trainer: '{lr:1}' is not known; allowed: default"),

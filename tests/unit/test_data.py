@@ -14,17 +14,18 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from kdx.data import load_data
-from kdx.data.dataset import Data, Preprocessing, Split, build_data, fingerprint
-from kdx.data.settings import DatasetSettings
+from kdx.data.dataset import Data, Split, build_data, fingerprint
+from kdx.data.preprocessing import Preprocessing
+from kdx.data.settings import DatasetSettings, DigitsSettings
 from kdx.data.stratified import class_counts, stratified_choice
 from kdx.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
 
-def settings(**changes) -> DatasetSettings:
-    values = {"name": "digits", "root": None, "validation": 200, "split_seed": 0, "download": False}
-    return DatasetSettings(**(values | changes))
+def settings(**changes) -> DigitsSettings:
+    values = {"name": "digits", "root": None, "validation": 200, "split_seed": 0, "train_size": None}
+    return DigitsSettings(**(values | {"mirror": "none", "download": False} | changes))
 
 
 def numbered(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +89,17 @@ def test_a_split_that_leaves_no_training_sample_is_refused(validation):
         build(validation=validation)
 
 
-@pytest.mark.parametrize("change", [{"validation": -1}, {"split_seed": -1}, {"split_seed": 2**64}, {"name": "cifar"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"validation": -1},
+        {"split_seed": -1},
+        {"split_seed": 2**64},
+        {"name": "cifar"},
+        {"mirror": "random"},
+        {"train_size": 0},
+    ],
+)
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ValidationError):
         settings(**change)
@@ -164,10 +175,13 @@ def test_digits_say_that_files_are_not_used(caplog):
     assert "have no effect" in caplog.text
 
 
-@pytest.mark.parametrize("name", get_args(DatasetSettings.model_fields["name"].annotation))
-def test_every_data_set_has_its_yaml_with_a_first_line_that_says_what_it_is(name):
+@pytest.mark.parametrize("schema", get_args(DatasetSettings))
+def test_every_data_set_has_its_yaml_with_a_first_line_that_says_what_it_is(schema):
+    (name,) = get_args(schema.model_fields["name"].annotation)
     text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
-    assert DatasetSettings(**OmegaConf.to_container(OmegaConf.create(text))).name == name
+    content = OmegaConf.to_container(OmegaConf.create(text))
+    content.pop("defaults", None)
+    assert schema(**content).name == name
     assert text.startswith("# ")
 
 

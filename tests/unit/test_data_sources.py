@@ -26,7 +26,7 @@ def md5(content: bytes) -> str:
 
 
 FILES = tuple(
-    SourceFile(name, len(content), md5(content), md5(UNPACKED[name.removesuffix(".gz")]))
+    SourceFile(name, len(content), md5(content), {(raw := name.removesuffix(".gz")): md5(UNPACKED[raw])})
     for name, content in PACKED.items()
 )
 
@@ -38,7 +38,9 @@ def no_mirrors() -> list[str]:
 def get(root: Path | None, download: bool = True, mirrors: Callable[[], Sequence[str]] = no_mirrors) -> None:
     """Obtain the set and check every byte of it."""
     found = obtain(SourceSet("set", FILES, ("raw", "."), mirrors), root and str(root), download)
-    assert {name: file.unpacked() for name, file in found.items()} == {f"{k}.gz": v for k, v in UNPACKED.items()}
+    assert {name: dict(file.unpacked()) for name, file in found.items()} == {
+        f"{name}.gz": {name: content} for name, content in UNPACKED.items()
+    }
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
