@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,9 @@ def parse_batch(content: bytes, classes: int, name: str) -> tuple[Tensor, Tensor
     if not (
         isinstance(pixels, np.ndarray)
         and pixels.dtype == np.uint8
-        and pixels.shape == (len(labels), np.prod(IMAGE_SHAPE))
+        and pixels.shape == (labels.size, prod(IMAGE_SHAPE))
         and labels.dtype.kind == "i"
-        and labels.shape == (len(pixels),)
+        and labels.ndim == 1
         and ((labels >= 0) & (labels < classes)).all()
     ):
         raise UserError(f"{name}: is not a batch of CIFAR-10 (its images and labels do not fit together)")
