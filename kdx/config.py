@@ -16,7 +16,7 @@ from kdx.settings import Settings
 FORMAT = 1
 
 # The side of each data set's images, in pixels.
-_SIDES = {"mnist": 28, "digits": 28}
+_SIDES = {"mnist": 28, "digits": 28, "cifar10": 32, "svhn": 32}
 
 # Names become folders.
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
@@ -85,7 +85,7 @@ def _named(method: dict[str, Any]) -> dict[str, Any]:
 class Config(Settings):
     """The whole configuration of a run; the fields of `method` belong to its parts, which check them themselves."""
 
-    dataset: DatasetSettings
+    dataset: Annotated[DatasetSettings, Field(discriminator="name")]
     teacher: TeacherSettings
     student: NetworkSettings
     trainer: TrainerSettings

@@ -32,6 +32,9 @@ def explained(error: ValidationError, key: str = "", model: type[BaseModel] | No
     value, kind = first["input"], first["type"]
     if kind == "extra_forbidden" and model:
         return unknown(name or "settings", rest[0], node.get("properties", {}))
+    if kind == "union_tag_invalid":
+        tag = str(first.get("ctx", {}).get("discriminator")).strip("'")
+        return unknown(_dotted(name, [tag]), value[tag], node["discriminator"]["mapping"])
     if kind == "missing":
         return UserError(f"{_dotted(name, rest)}: no value is given")
     if kind == "value_error":
@@ -60,13 +63,20 @@ def shown(value: object) -> str:
 def _locate(schema: Schema, location: Location) -> tuple[Location, Schema, Location]:
     """Follow `location` into the schema: the part that leads somewhere, where it leads, and the part that does not."""
     node = _resolved(schema, schema)
+    path: list[int | str] = []
     for depth, part in enumerate(location):
+        member = node.get("discriminator", {}).get("mapping", {}).get(part)
+        if member is not None:
+            # Pydantic's location names the union's member; the user's key does not.
+            node = _resolved({"$ref": member}, schema)
+            continue
         step = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
         if step is None:
             # An unknown key, or the name of a union's member.
-            return location[:depth], node, location[depth:]
+            return path, node, location[depth:]
         node = _resolved(step, schema)
-    return location, node, []
+        path.append(part)
+    return path, node, []
 
 
 def _resolved(node: Schema, schema: Schema) -> Schema:

@@ -26,7 +26,7 @@ from kdx.trainer import Training, train
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a network learns from: data, and the teacher with its logits (examples, classes) where there is one."""
+    """What a network learns from: data, and the teacher with the logits of every view where there is one."""
 
     data: Data
     teacher: nn.Module | None = None
@@ -55,14 +55,13 @@ def fit(network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: 
     """
     data = lesson.data
     student = method.prepare(network).to(engine.device)
-    objective = method.objective(student, lesson.teacher, len(data.train))
+    objective = method.objective(student, lesson.teacher, data.train.per_epoch)
 
     def evaluate() -> dict[str, float | None]:
         plain = method.finalize(deepcopy(student))
         rows = layers(plain)
-        held_out = data.validation
         return {
-            "val_error_percent": None if held_out is None else error_percent(plain, held_out.images, held_out.labels),
+            "val_error_percent": None if data.validation is None else error_percent(plain, data.validation),
             "sparsity_percent": percent_zero(sum(row.weights for row in rows), sum(row.nonzero for row in rows)),
         }
 

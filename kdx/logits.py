@@ -1,4 +1,4 @@
-"""The teacher-logit store: one float32 row per training sample, on disk, that knows what it was computed from."""
+"""The teacher-logit store: a float32 row per view of a training sample, on disk, that knows its origin."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from kdx.files import sha256_of, write_atomically, write_json
 from kdx.measure.accuracy import logits_of
 from kdx.tensors import tensors_sha256
 
-FORMAT = 1
-ORDER = "row i is sample i of the training split"
+FORMAT = 2
+ORDER = "rows, views, classes: row i is sample i of the training split, its second view the mirror image"
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class Source:
     teacher_sha256: str
     data_fingerprint: str
     rows: int
+    views: int
     classes: int
     order: str = ORDER
     dtype: str = "float32 little endian"
@@ -40,11 +41,13 @@ class Source:
 
 
 def teacher_logits(teacher: nn.Module, data: Data, outputs: Path) -> Tensor:
-    """The teacher's logits of the training split, (examples, classes), memory-mapped from the store under `outputs`.
+    """The teacher's logits of the training split, (samples * views, classes): row i is the view i of `Split`.
 
-    They are computed where the store lacks them or is damaged, by one process at a time; the log says so.
+    They are memory-mapped from the store under `outputs`, and computed where it lacks them or is damaged, by one
+    process at a time; the log says so.
     """
-    source = Source(tensors_sha256(teacher.state_dict()), data.fingerprint, len(data.train), data.classes)
+    train = data.train
+    source = Source(tensors_sha256(teacher.state_dict()), data.fingerprint, len(train), train.views, data.classes)
     folder = outputs / "logits" / source.key
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -55,14 +58,14 @@ def teacher_logits(teacher: nn.Module, data: Data, outputs: Path) -> Tensor:
             damage = _damage(folder, source, data)
             if damage is not None:
                 raise OSError(f"logit store {folder}: {damage}, although it was written just now")
-    return _mapped(folder, source).to(data.train.images.device)
+    return _mapped(folder, source).flatten(0, 1).to(train.images.device)
 
 
 def _build(folder: Path, source: Source, teacher: nn.Module, data: Data) -> None:
     manifest = folder / "manifest.json"
     # The manifest vouches for the rows: it goes first and comes back last.
     manifest.unlink(missing_ok=True)
-    logits = logits_of(teacher, data.train.images, batch_size=1000).float().cpu().contiguous()
+    logits = logits_of(teacher, data.train).float().cpu().contiguous()
     rows = folder / "logits.f32"
     write_atomically(rows, lambda path: path.write_bytes(logits.numpy().astype("<f4").tobytes()))
     stored = _mapped(folder, source)
@@ -84,7 +87,7 @@ def _damage(folder: Path, source: Source, data: Data) -> str | None:
         return f"damaged ({error}), computed again"
     if not isinstance(written, dict) or any(written.get(key) != value for key, value in asdict(source).items()):
         return "made from another teacher, data set or version, computed again"
-    if size != 4 * source.rows * source.classes or sha256_of(rows) != written.get("sha256"):
+    if size != 4 * source.rows * source.views * source.classes or sha256_of(rows) != written.get("sha256"):
         return "damaged (its rows are not those that were written), computed again"
     if _error_percent(_mapped(folder, source), data) != written.get("teacher_train_error_percent"):
         return "out of order (the teacher's accuracy through it has changed), computed again"
@@ -92,11 +95,12 @@ def _damage(folder: Path, source: Source, data: Data) -> str | None:
 
 
 def _mapped(folder: Path, source: Source) -> Tensor:
-    size = source.rows * source.classes
+    """The rows (rows, views, classes), read from the file as they are needed."""
+    size = source.rows * source.views * source.classes
     flat = torch.from_file(str(folder / "logits.f32"), shared=False, size=size, dtype=torch.float32)
-    return flat.view(source.rows, source.classes)
+    return flat.view(source.rows, source.views, source.classes)
 
 
 def _error_percent(logits: Tensor, data: Data) -> float:
-    wrong = (logits.argmax(dim=1) != data.train.labels.cpu()).sum().item()
-    return 100.0 * wrong / len(data.train)
+    wrong = (logits.argmax(dim=2) != data.train.labels.cpu().unsqueeze(1)).sum().item()
+    return 100.0 * wrong / (len(data.train) * data.train.views)

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class Training:
     """What one call of `train` works on, besides the student and its objective.
 
-    `identity` names the training, so that no other one's checkpoint is taken for its own; `teacher_logits` is
-    (examples, classes) in the order of `examples`, or None.
+    `identity` names the training, so that no other one's checkpoint is taken for its own; `teacher_logits` has one
+    row for every view of `examples`, (samples * views, classes), or is None.
     """
 
     title: str
@@ -75,14 +75,13 @@ class _Loop:
         self.training, self.objective, self.stop = training, objective, stop
         self.saved_at = self.mark = time.monotonic()
         trainer, examples = training.trainer, training.examples
-        self.batch_size = min(trainer.batch_size, len(examples))
+        self.batch_size = min(trainer.batch_size, examples.per_epoch)
         # The last incomplete batch of an epoch is left out; every epoch has another order, so no example is.
-        self.steps_per_epoch = len(examples) // self.batch_size
+        self.steps_per_epoch = examples.per_epoch // self.batch_size
         self.state = State.of(student, len(objective.terms))
         self.device = examples.images.device
-        self.noise = NoiseSource(
-            student, examples.images[: self.batch_size], stream(training.seed, "noise", device=self.device)
-        )
+        images, _ = examples.take(torch.arange(self.batch_size, device=self.device))
+        self.noise = NoiseSource(student, images, stream(training.seed, "noise", device=self.device))
         self.progress = Progress()
         self.step = _engine_step(student, objective, engine, trainer.epochs * self.steps_per_epoch)
 
@@ -100,15 +99,11 @@ class _Loop:
 
     def run_epoch(self) -> None:
         epoch, examples, logits = self.epoch, self.training.examples, self.training.teacher_logits
-        order = torch.randperm(len(examples), generator=stream(self.training.seed, "order", epoch)).to(self.device)
+        order = examples.order(*(stream(self.training.seed, purpose, epoch) for purpose in ("order", "mirror")))
         rows = self._rows(epoch)
         for index in range(self.progress.steps - epoch * self.steps_per_epoch, self.steps_per_epoch):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            batch = Batch(
-                examples.images.index_select(0, chosen),
-                examples.labels.index_select(0, chosen),
-                None if logits is None else logits.index_select(0, chosen),
-            )
+            batch = Batch(*examples.take(chosen), None if logits is None else logits.index_select(0, chosen))
             self.step(self.state, batch, self.noise.draw(), rows[index])
             self.progress.steps += 1
             if index + 1 < self.steps_per_epoch:

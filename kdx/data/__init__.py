@@ -9,7 +9,14 @@ if TYPE_CHECKING:
 
 def load_data(settings: "DatasetSettings") -> "Data":
     """Load the data set that `settings` names, on the CPU; raises UserError when its files are missing or damaged."""
-    from kdx.data import digits, mnist  # here, so that reading settings does not import torch
+    from kdx.data import cifar10, digits, mnist, svhn  # here, so that reading settings does not import torch
 
-    loaders = {"digits": digits.load, "mnist": mnist.load}
-    return loaders[settings.name](settings)
+    match settings.name:
+        case "mnist":
+            return mnist.load(settings)
+        case "digits":
+            return digits.load(settings)
+        case "cifar10":
+            return cifar10.load(settings)
+        case "svhn":
+            return svhn.load(settings)

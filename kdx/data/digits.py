@@ -7,8 +7,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
-from kdx.data.dataset import Data, Preprocessing, build_data
-from kdx.data.settings import DatasetSettings
+from kdx.data.dataset import Data, build_data
+from kdx.data.preprocessing import Preprocessing
+from kdx.data.settings import DigitsSettings
 from kdx.data.stratified import stratified_choice
 
 log = logging.getLogger("kdx.data")
@@ -19,8 +20,8 @@ TEST_SAMPLES = 360
 TEST_SEED = 1797
 
 
-def load(settings: DatasetSettings) -> Data:
-    """The digits as float32 (N, 1, 28, 28) in [0, 1]; raises UserError for an impossible `dataset.validation`."""
+def load(settings: DigitsSettings) -> Data:
+    """The digits as float32 (N, 1, 28, 28) in [0, 1]; raises UserError for an impossible split."""
     if settings.root is not None or settings.download:
         log.warning("digits: dataset.root and dataset.download have no effect, since the images need no files")
     flat, targets = load_digits(return_X_y=True)

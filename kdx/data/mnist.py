@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdx.data.dataset import Data, Preprocessing, build_data
+from kdx.data.dataset import Data, build_data
 from kdx.data.decoded import decoded
 from kdx.data.idx import parse_idx
-from kdx.data.settings import DatasetSettings
+from kdx.data.preprocessing import Preprocessing, scale
+from kdx.data.settings import MnistSettings
 from kdx.data.sources import SourceFile, SourceSet, Verified, obtain
 from kdx.errors import UserError
 
@@ -30,25 +31,25 @@ SOURCES = SourceSet(
             "train-images-idx3-ubyte.gz",
             9912422,
             "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "6bbc9ace898e44ae57da46a324031adb",
+            {"train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb"},
         ),
         SourceFile(
             "train-labels-idx1-ubyte.gz",
             28881,
             "d53e105ee54ea40749a09fcbcd1e9432",
-            "a25bea736e30d166cdddb491f175f624",
+            {"train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624"},
         ),
         SourceFile(
             "t10k-images-idx3-ubyte.gz",
             1648877,
             "9fb629c4189551a2d022fa330f9573f3",
-            "2646ac647ad5339dbf082846283269ea",
+            {"t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea"},
         ),
         SourceFile(
             "t10k-labels-idx1-ubyte.gz",
             4542,
             "ec29112dd5afa0611ce80d1b7f02629c",
-            "27ae3e4e09519cfbb04c629615203637",
+            {"t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c629615203637"},
         ),
     ),
     places=("MNIST/raw", "mnist", "."),
@@ -56,30 +57,27 @@ SOURCES = SourceSet(
 )
 
 
-def load(settings: DatasetSettings) -> Data:
+def load(settings: MnistSettings) -> Data:
     """MNIST as float32 (N, 1, 28, 28) in [0, 1].
 
-    Raises UserError when files are missing or damaged, or for an impossible `dataset.validation`.
+    Raises UserError when files are missing or damaged, or for an impossible split.
     """
     files = obtain(SOURCES, settings.root, settings.download)
     stored = decoded("mnist", SOURCES.key(), lambda: _decode(files))
     train, test = (
         (stored[f"{part}_images"].unsqueeze(1), stored[f"{part}_labels"].long()) for part in ("train", "test")
     )
-    return build_data(settings, train, test, CLASSES, Preprocessing("0..255 scaled to [0,1]", _scale))
+    return build_data(settings, train, test, CLASSES, Preprocessing("0..255 scaled to [0,1]", scale))
 
 
 def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:
+    contents = {name: content for file in files.values() for name, content in file.unpacked()}
     tensors = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
-        images_file, labels_file = files[f"{prefix}-images-idx3-ubyte.gz"], files[f"{prefix}-labels-idx1-ubyte.gz"]
-        images = parse_idx(images_file.unpacked(), 3, str(images_file.path))
-        labels = parse_idx(labels_file.unpacked(), 1, str(labels_file.path))
+        images_name, labels_name = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+        images = parse_idx(contents[images_name], 3, images_name)
+        labels = parse_idx(contents[labels_name], 1, labels_name)
         if tuple(images.shape) != (len(labels), *IMAGE_SIZE) or (labels >= CLASSES).any():
-            raise UserError(f"{images_file.path}: images {tuple(images.shape)} do not fit the {len(labels)} labels")
+            raise UserError(f"{images_name}: images {tuple(images.shape)} do not fit the {len(labels)} labels")
         tensors |= {f"{part}_images": images, f"{part}_labels": labels}
     return tensors
-
-
-def _scale(pixels: Tensor) -> Tensor:
-    return pixels.float().div_(255)

@@ -3,12 +3,15 @@
 import gzip
 import hashlib
 import http.client
+import io
 import logging
+import tarfile
 import urllib.request
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from kdx.display import Stage, stage
 from kdx.errors import UserError
@@ -27,16 +30,19 @@ class DownloadError(Exception):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """An official file, `name` (ending in .gz), its bytes and md5, and the md5 of what it unpacks to."""
+    """An official file, `name`, its bytes and md5, and the files that it unpacks to (.gz, .tar.gz), each with its md5.
+
+    What it unpacks to is accepted in its place, under the same names. Other files have no `members`.
+    """
 
     name: str
     size: int
     md5: str
-    unpacked_md5: str
+    members: Mapping[str, str] = field(default_factory=dict)
 
-    def accepted(self) -> dict[str, str]:
-        """The file names that are accepted for it, packed or unpacked, each with its md5."""
-        return {self.name: self.md5, self.name.removesuffix(".gz"): self.unpacked_md5}
+    def forms(self) -> list[dict[str, str]]:
+        """The sets of files that are accepted for it, packed and unpacked: names and md5s."""
+        return [{self.name: self.md5}, dict(self.members)] if self.members else [{self.name: self.md5}]
 
 
 @dataclass(frozen=True)
@@ -53,19 +59,39 @@ class SourceSet:
 
     def key(self) -> str:
         """A hash of the content of all files, the same for packed and unpacked ones."""
-        return hashlib.sha256(" ".join(file.unpacked_md5 for file in self.files).encode()).hexdigest()
+        contents = " ".join(md5 for file in self.files for md5 in file.forms()[-1].values())
+        return hashlib.sha256(contents.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A file's bytes after its md5 was found right."""
+    """An official file whose md5 was found right: where it lies, whole or as what it unpacks to.
 
-    path: Path
-    content: bytes
+    `content` is only there for a download that could be kept nowhere.
+    """
 
-    def unpacked(self) -> bytes:
-        """The bytes without gzip around them."""
-        return gzip.decompress(self.content) if self.path.suffix == ".gz" else self.content
+    paths: tuple[Path, ...]
+    content: bytearray | None = None
+
+    def open(self) -> BinaryIO:
+        """The one file, to be read."""
+        (path,) = self.paths
+        return path.open("rb") if self.content is None else io.BytesIO(self.content)
+
+    def unpacked(self) -> Iterator[tuple[str, bytes]]:
+        """The file name (without folders) and the bytes of each file in it."""
+        if self.paths[0].name.endswith(".tar.gz"):
+            with self.open() as packed, tarfile.open(fileobj=packed, mode="r:gz") as archive:
+                for member in archive:
+                    file = archive.extractfile(member)
+                    if file is not None:
+                        yield PurePosixPath(member.name).name, file.read()
+        elif self.paths[0].suffix == ".gz":
+            with self.open() as packed:
+                yield self.paths[0].stem, gzip.decompress(packed.read())
+        else:
+            for path in self.paths:
+                yield path.name, path.read_bytes()
 
 
 def obtain(sources: SourceSet, root: str | None, download: bool) -> dict[str, Verified]:
@@ -89,17 +115,17 @@ def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) ->
     """The first intact copy; a damaged one is an error, unless another is intact or kdx can replace its own."""
     damaged: list[Path] = []
     bases = dict.fromkeys((folder, download_cache()))
-    for base, place, (name, md5) in product(bases, sources.places, file.accepted().items()):
-        path = base / place / name
-        content = _read(path)
-        if content is None:
-            continue
-        if _md5(content) == md5:
+    for base, place, form in product(bases, sources.places, file.forms()):
+        official = {base / place / name: md5 for name, md5 in form.items()}
+        actual = {path: _md5_of(path) for path in official}
+        if actual == official:
             if base != folder:
-                log.info("%s: %s is not in %s; read from %s", sources.name, file.name, folder, path)
-            return Verified(path, content)
-        log.warning("%s is damaged: its md5 is not the official %s", path, md5)
-        damaged.append(path)
+                log.info("%s: %s is not in %s; read from %s", sources.name, file.name, folder, base / place)
+            return Verified(tuple(official))
+        for path, md5 in actual.items():
+            if md5 is not None and md5 != official[path]:
+                log.warning("%s is damaged: its md5 is not the official %s", path, official[path])
+                damaged.append(path)
     for path in damaged:
         # What kdx downloaded into its own cache it may replace; a file that the user put somewhere it may not.
         if not (download and path.is_relative_to(download_cache())):
@@ -108,9 +134,11 @@ def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) ->
     return None
 
 
-def _read(path: Path) -> bytes | None:
+def _md5_of(path: Path) -> str | None:
+    """The file's md5, or None where there is no file; chunk by chunk, since a file may be larger than the memory."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -131,26 +159,27 @@ def _download(sources: SourceSet, missing: Sequence[SourceFile], folder: Path, a
                 content = _fetch(sources.mirrors(), file, progress, done)
             except DownloadError as error:
                 raise UserError(f"{problem} and could not be downloaded ({error}); {remedy}") from error
-            fetched[file.name] = Verified(target / file.name, content)
-            _store(fetched[file.name], download_cache() / sources.places[0] / file.name)
+            otherwise = download_cache() / sources.places[0] / file.name
+            fetched[file.name] = _stored(content, target / file.name, otherwise)
             done += file.size
     return fetched
 
 
-def _store(file: Verified, otherwise: Path) -> None:
-    """Write a downloaded file to its path, or to `otherwise` where that folder cannot be written."""
-    for path in dict.fromkeys((file.path, otherwise)):
+def _stored(content: bytearray, wanted: Path, otherwise: Path) -> Verified:
+    """A download, written to the path `wanted`, or to `otherwise` where that folder cannot be written."""
+    for path in dict.fromkeys((wanted, otherwise)):
         try:
-            write_atomically(path, lambda temporary: temporary.write_bytes(file.content))
+            write_atomically(path, lambda temporary: temporary.write_bytes(content))
         except OSError as error:
             log.warning("%s cannot be written: %s", path, error.strerror)
         else:
             log.info("downloaded %s", path)
-            return
-    log.warning("%s is kept nowhere and is downloaded again in each run", file.path.name)
+            return Verified((path,))
+    log.warning("%s is kept nowhere and is downloaded again in each run", wanted.name)
+    return Verified((wanted,), content)
 
 
-def _fetch(mirrors: Sequence[str], file: SourceFile, progress: Stage, done: int) -> bytes:
+def _fetch(mirrors: Sequence[str], file: SourceFile, progress: Stage, done: int) -> bytearray:
     """The file's bytes from the first mirror that has them intact; `done` bytes of the stage are behind us."""
     reason = "there is no mirror"
     for mirror in mirrors:
@@ -159,22 +188,18 @@ def _fetch(mirrors: Sequence[str], file: SourceFile, progress: Stage, done: int)
         except (OSError, http.client.HTTPException) as error:
             reason = str(error).strip("<>") or type(error).__name__
         else:
-            if _md5(content) == file.md5:
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() == file.md5:
                 return content
             reason = "what came is damaged"
         log.warning("%s%s could not be downloaded: %s", mirror, file.name, reason)
     raise DownloadError(reason)
 
 
-def _fetch_from(url: str, size: int, progress: Stage, done: int) -> bytes:
+def _fetch_from(url: str, size: int, progress: Stage, done: int) -> bytearray:
     content = bytearray()
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         # One byte beyond the known size is enough to prove that it is another file.
         while len(content) <= size and (chunk := response.read(min(CHUNK_BYTES, size + 1 - len(content)))):
             content += chunk
             progress.advance(done + min(len(content), size))
-    return bytes(content)
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return content

@@ -18,9 +18,40 @@ def class_counts(labels: Tensor, count: int) -> list[int]:
 
 def stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
     """A boolean mask (N,) that picks `count` <= N of the samples with int64 `labels` (N,), at random by class."""
+    return _choice(labels, class_counts(labels, count), seed)
+
+
+def balanced_choice(labels: Tensor, count: int, classes: int, seed: int) -> Tensor:
+    """A boolean mask (N,) that picks equally many samples of every class, in all `count`, at random.
+
+    A remainder goes to the lower classes; a class with too few samples gives all it has.
+    """
+    return _choice(labels, [count // classes + (label < count % classes) for label in range(classes)], seed)
+
+
+def nested_choice(labels: Tensor, count: int, seed: int) -> Tensor:
+    """A boolean mask (N,) that picks `count` <= N samples, every class in proportion; larger counts pick supersets.
+
+    `stratified_choice` is no such thing: by the largest remainder a class can lose a sample when `count` grows.
+    """
+    by_class = _shuffled_by_class(labels, seed)
+    # Sainte-Lague: sample r of a class of n comes at (2r + 1) / n, so every beginning has the classes in proportion.
+    numbers = [torch.arange(len(members), dtype=torch.float64) for members in by_class]
+    places = torch.cat([(2 * number + 1) / len(number) for number in numbers])
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[torch.cat(by_class)[places.argsort(stable=True)[:count]]] = True
+    return chosen
+
+
+def _choice(labels: Tensor, counts: list[int], seed: int) -> Tensor:
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for members, count in zip(_shuffled_by_class(labels, seed), counts, strict=False):
+        chosen[members[:count]] = True
+    return chosen
+
+
+def _shuffled_by_class(labels: Tensor, seed: int) -> list[Tensor]:
+    """The samples of each class, in an order that depends on the seed."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled_labels = labels[shuffled]
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, size in enumerate(class_counts(labels, count)):
-        chosen[shuffled[shuffled_labels == label][:size]] = True
-    return chosen
+    return [shuffled[shuffled_labels == label] for label in range(len(torch.bincount(labels)))]

@@ -8,7 +8,7 @@ from torch import nn
 from kdx.data.dataset import Data, Split
 from kdx.measure.accuracy import error_percent
 from kdx.measure.footprint import csr_bytes, dense_bytes, memory_compression, parameter_count, parameter_ratio
-from kdx.measure.latency import DENSE, Latency, fastest_csr, latencies
+from kdx.measure.latency import BATCHES, DENSE, Latency, fastest_csr, latencies
 from kdx.measure.sparsity import Layer, layers, percent_zero, sparsity_ratio
 
 Figures = dict[str, float | int | str | None]
@@ -36,7 +36,8 @@ def measure(
     rows = layers(student)
     if not rows:
         raise ValueError("the student has no weight matrix (nn.Linear or nn.Conv2d)")
-    timings = latencies(student, data.test.images, device, latency_seconds) if latency_seconds else []
+    images, _ = next(data.test.batches(max(BATCHES)))
+    timings = latencies(student, images, device, latency_seconds) if latency_seconds else []
     figures = _errors(student, teacher, data) | _sizes(student, teacher, rows) | _latency_figures(timings)
     return Measurements(figures, rows, timings)
 
@@ -45,7 +46,7 @@ def _errors(student: nn.Module, teacher: nn.Module | None, data: Data) -> Figure
     def error(model: nn.Module | None, split: Split | None) -> float | None:
         if model is None or split is None or len(split.images) == 0:
             return None
-        return error_percent(model, split.images, split.labels)
+        return error_percent(model, split)
 
     return {
         "test_error_percent": error(student, data.test),

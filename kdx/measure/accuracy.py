@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kdx.data.dataset import Split
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
@@ -22,22 +24,28 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
             module.training = training
 
 
-def error_percent(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 1000) -> float:
-    """Percentage of `images` (N, C, H, W) whose largest logit is not at `labels` (N,), computed on the model's device.
+def error_percent(model: nn.Module, split: Split, batch_size: int = 1000) -> float:
+    """Percentage of the images of `split`, not mirrored, whose largest logit is not at their label.
 
-    Raises ValueError when there are no images, or not one label for each.
+    Computed on the model's device. Raises ValueError when there are no images, or not one label for each.
     """
-    if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels: expected at least one, and as many of both")
+    count = len(split.images)
+    if count == 0 or count != len(split.labels):
+        raise ValueError(f"{count} images and {len(split.labels)} labels: expected at least one, and as many of both")
     with evaluating(model) as device:
         # Counted on the device: reading the count after each batch would wait for the device each time.
         wrong = torch.zeros((), dtype=torch.int64, device=device)
-        for batch, expected in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            wrong += (model(batch.to(device)).argmax(dim=1) != expected.to(device)).sum()
-    return 100.0 * wrong.item() / len(images)
+        for images, labels in split.batches(batch_size):
+            wrong += (model(images.to(device)).argmax(dim=1) != labels.to(device)).sum()
+    return 100.0 * wrong.item() / count
 
 
-def logits_of(model: nn.Module, images: Tensor, batch_size: int = 1000) -> Tensor:
-    """Logits (N, classes) of `images` (N, C, H, W) in eval mode, without gradient, on the model's device."""
+def logits_of(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
+    """Logits (N, views, classes) of every view of `split` in eval mode, without gradient, on the model's device."""
+    logits = []
     with evaluating(model) as device:
-        return torch.cat([model(batch.to(device)) for batch in images.split(batch_size)])
+        for images, _ in split.batches(batch_size):
+            shown = images.to(device)
+            views = (shown,) if split.views == 1 else (shown, shown.flip(3))
+            logits.append(torch.stack([model(view) for view in views], dim=1))
+    return torch.cat(logits)

@@ -188,6 +188,7 @@ def images_of(settings: DatasetSettings) -> Iterator[Images]:
     with TemporaryDirectory() as root:
         raw = Path(root, "MNIST", "raw")
         raw.mkdir(parents=True)
-        for name, verified in obtain(SOURCES, settings.root, settings.download).items():
-            (raw / name.removesuffix(".gz")).write_bytes(verified.unpacked())
+        for verified in obtain(SOURCES, settings.root, settings.download).values():
+            for name, content in verified.unpacked():
+                (raw / name).write_bytes(content)
         yield datasets.MNIST(root, train=True, transform=transforms.ToTensor())

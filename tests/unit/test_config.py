@@ -31,12 +31,30 @@ def test_every_choice_of_every_group_is_valid_and_described(name: str):
 
 def test_what_choices_share_is_no_choice():
     groups = load_groups()
-    assert list(groups) == ["dataset", "teacher", "student", "trainer", "method", "device"]
+    assert list(groups) == ["teacher", "student", "dataset", "trainer", "method", "device"]
     assert not [choice for group in groups.values() for choice in group.choices if choice.startswith("_")]
 
 
 def test_the_size_of_every_data_set_is_known():
     assert _SIDES.keys() == load_groups()["dataset"].choices.keys()
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "svhn"])
+def test_a_data_set_chooses_teacher_and_student_and_the_user_has_the_last_word(dataset: str):
+    def names(*words: str) -> tuple[str, str]:
+        config = single(words)
+        assert config.dataset.name == dataset
+        return config.teacher.name, config.student.name
+
+    chosen = f"dataset={dataset}"
+    assert names(chosen) == ("lenet5-caffe", "lenet5-caffe")
+    assert names(chosen, "student=mlp-500-50") == names("student=mlp-500-50", chosen) == ("lenet5-caffe", "mlp-500-50")
+    assert names("teacher=mlp-1200-1200", chosen, "method=paper/kd") == ("mlp-1200-1200", "lenet5-caffe")
+
+
+def test_a_sweep_over_data_sets_gives_each_its_networks():
+    found = [config.student.name for config in expand(["dataset=mnist,cifar10,digits,svhn"])]
+    assert found == ["lenet-300-100", "lenet5-caffe", "lenet-300-100", "lenet5-caffe"]
 
 
 def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
@@ -64,7 +82,12 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ("device.kind=cuad", "device.kind: 'cuad' is not allowed; did you mean 'cuda'? allowed: one of auto, cpu,"),
         ("student.channels=[3]", "student: family mlp has no channels; channels is [3]"),
         ("method.name=a/b", "method: method.name must be a text that can name a folder; it is 'a/b'"),
-        ("lr=1", "lr=1: unknown key; did you mean 'trainer.lr'? allowed: dataset, teacher,"),
+        ("dataset.mirror=copies", "dataset.mirror: 'copies' is not allowed; allowed: none"),
+        ("dataset.train_size=0", "dataset.train_size: 0 is not allowed; allowed: a whole number >= 1 or null"),
+        ("dataset.name=minst", "dataset.name: 'minst' is not known; did you mean 'mnist'? allowed: cifar10, digits,"),
+        ("dataset.preprocessing=scale", "dataset.preprocessing=scale: unknown key here; dataset=cifar10 or svhn has"),
+        ("dataset.extra=false", "dataset.extra=false: unknown key here; dataset=svhn has it; allowed: dataset.name"),
+        ("lr=1", "lr=1: unknown key; did you mean 'trainer.lr'? allowed: teacher, student,"),
         ("part=kd", "part=kd: unknown key"),
         ("method/part=kd", "method/part=kd: 'method/part' is not known"),
         ("trainer={lr:1}", "trainer: '{lr:1}' is not known; allowed: default"),
@@ -89,6 +112,12 @@ def test_keys_of_other_methods_are_told():
 def test_fields_that_do_not_fit_together():
     with pytest.raises(UserError, match=r"^device\.precision: 'tf32' is not allowed with device\.kind=cpu"):
         single(["device=cpu", "device.precision=tf32"])
+    with pytest.raises(
+        UserError, match=r"^teacher\.channels: \[1, 2, 3\] is not allowed with dataset=cifar10; at most 2"
+    ):
+        single(["dataset=cifar10", "teacher.channels=[1,2,3]"])
+    with pytest.raises(UserError, match=r"^dataset\.mirror: 'twice' .*one of none, copies, random"):
+        single(["dataset=svhn", "dataset.mirror=twice"])
     with pytest.raises(
         UserError, match=r"^student\.channels: \[1, 2, 3\] is not allowed with dataset=digits; at most 2"
     ):
@@ -149,6 +178,7 @@ def test_whole_numbers_and_floats_are_one_run():
         "dataset=mnist",
         "dataset.validation=7",
         "dataset.split_seed=7",
+        "dataset.train_size=7",
         "student=mlp-500-50",
         "student.hidden=[7]",
         "teacher.seed=7",

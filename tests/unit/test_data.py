@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -14,17 +15,18 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from kdx.data import load_data
-from kdx.data.dataset import Data, Preprocessing, Split, build_data, fingerprint
-from kdx.data.settings import DatasetSettings
-from kdx.data.stratified import class_counts, stratified_choice
+from kdx.data.dataset import Data, Split, build_data, fingerprint
+from kdx.data.preprocessing import Preprocessing
+from kdx.data.settings import DatasetSettings, DigitsSettings
+from kdx.data.stratified import balanced_choice, class_counts, nested_choice, stratified_choice
 from kdx.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
 
-def settings(**changes) -> DatasetSettings:
-    values = {"name": "digits", "root": None, "validation": 200, "split_seed": 0, "download": False}
-    return DatasetSettings(**(values | changes))
+def settings(**changes) -> DigitsSettings:
+    values = {"name": "digits", "root": None, "validation": 200, "split_seed": 0, "train_size": None}
+    return DigitsSettings(**(values | {"mirror": "none", "download": False} | changes))
 
 
 def numbered(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,6 +77,53 @@ def test_split_is_disjoint_complete_and_in_order():
     assert torch.equal(data.train.labels, numbered()[1][train.long()])
 
 
+SIZES = (1, 2, 3, 5, 8, 13, 21, 34, 55, 70)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_smaller_training_sets_are_subsets_of_larger_ones_beside_the_same_validation_set(seed: int):
+    data = [build(validation=30, train_size=size, split_seed=seed) for size in SIZES]
+    whole = build(validation=30, split_seed=seed)
+    assert whole.validation is not None
+    samples = [set(one.train.images.flatten().tolist()) for one in data]
+    assert [len(chosen) for chosen in samples] == [len(one.train) for one in data] == list(SIZES)
+    assert all(smaller < larger for smaller, larger in pairwise(samples))
+    assert samples[-1] == set(whole.train.images.flatten().tolist())
+    for one in data:
+        assert one.validation is not None
+        assert torch.equal(one.validation.images, whole.validation.images)
+        assert torch.equal(one.train.labels, numbered()[1][one.train.images.flatten().long()])
+        assert (one.train.images.flatten().diff() > 0).all()
+    assert len({one.fingerprint for one in data}) == len(data)
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, 57, 500, 999, 1000])
+def test_nested_choices_have_every_class_in_proportion(count: int):
+    labels = torch.cat([torch.full((size,), label) for label, size in enumerate([1, 9, 90, 250, 0, 650])])
+    chosen = torch.bincount(labels[nested_choice(labels, count, seed=2)], minlength=6)
+    assert chosen.sum() == count
+    assert ((chosen - torch.bincount(labels) * count / 1000).abs() <= 1).all()
+
+
+def test_a_nested_choice_depends_on_the_seed():
+    labels = numbered(1000)[1]
+    assert torch.equal(nested_choice(labels, 100, 5), nested_choice(labels, 100, 5))
+    assert not torch.equal(nested_choice(labels, 100, 5), nested_choice(labels, 100, 6))
+
+
+def test_a_balanced_choice_has_as_many_of_every_class():
+    labels = numbered(1000)[1]
+    for count, expected in ((8, [2, 2, 2, 2]), (10, [3, 3, 2, 2]), (0, [0, 0, 0, 0])):
+        chosen = balanced_choice(labels, count, 4, seed=1)
+        assert torch.bincount(labels[chosen], minlength=4).tolist() == expected
+
+
+@pytest.mark.parametrize("size", [71, 100])
+def test_more_training_samples_than_there_are_is_refused(size: int):
+    with pytest.raises(UserError, match=rf"^dataset\.train_size: {size} .* 1 to 70 or null, .*validation=30$"):
+        build(validation=30, train_size=size)
+
+
 def test_validation_zero_keeps_every_sample():
     data = build(validation=0)
     assert data.validation is None
@@ -88,7 +137,17 @@ def test_a_split_that_leaves_no_training_sample_is_refused(validation):
         build(validation=validation)
 
 
-@pytest.mark.parametrize("change", [{"validation": -1}, {"split_seed": -1}, {"split_seed": 2**64}, {"name": "cifar"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"validation": -1},
+        {"split_seed": -1},
+        {"split_seed": 2**64},
+        {"name": "cifar"},
+        {"mirror": "random"},
+        {"train_size": 0},
+    ],
+)
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ValidationError):
         settings(**change)
@@ -164,10 +223,13 @@ def test_digits_say_that_files_are_not_used(caplog):
     assert "have no effect" in caplog.text
 
 
-@pytest.mark.parametrize("name", get_args(DatasetSettings.model_fields["name"].annotation))
-def test_every_data_set_has_its_yaml_with_a_first_line_that_says_what_it_is(name):
+@pytest.mark.parametrize("schema", get_args(DatasetSettings))
+def test_every_data_set_has_its_yaml_with_a_first_line_that_says_what_it_is(schema):
+    (name,) = get_args(schema.model_fields["name"].annotation)
     text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
-    assert DatasetSettings(**OmegaConf.to_container(OmegaConf.create(text))).name == name
+    content = OmegaConf.to_container(OmegaConf.create(text))
+    content.pop("defaults", None)
+    assert schema(**content).name == name
     assert text.startswith("# ")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdx.data import load_data, mnist
-from kdx.data.settings import DatasetSettings
+from kdx.data.settings import MnistSettings
 from kdx.data.sources import SourceFile
 from kdx.errors import UserError
 from kdx.folders import data_root, user_cache
@@ -48,7 +48,7 @@ def no_mirrors() -> list[str]:
 def small_mnist(monkeypatch, tmp_path):
     """An MNIST of 40 + 20 samples, no network, and a cache of its own."""
     files = tuple(
-        SourceFile(name, len(content), md5(content), md5(UNPACKED[name.removesuffix(".gz")]))
+        SourceFile(name, len(content), md5(content), {(raw := name.removesuffix(".gz")): md5(UNPACKED[raw])})
         for name, content in PACKED.items()
     )
     official = mnist.SOURCES
@@ -72,7 +72,8 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 def load(root: Path | None, download: bool = False, validation: int = 0):
     text = None if root is None else str(root)
-    return load_data(DatasetSettings(name="mnist", root=text, validation=validation, split_seed=0, download=download))
+    settings = {"root": text, "validation": validation, "split_seed": 0, "train_size": None, "download": download}
+    return load_data(MnistSettings(name="mnist", mirror="none", **settings))
 
 
 def assert_whole(data) -> None:
@@ -139,7 +140,7 @@ def test_labels_that_do_not_fit_the_images_are_refused(root, monkeypatch, labels
     write(root, {"train-labels-idx1-ubyte": content})
     (root / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz").unlink()
     first, second, *rest = mnist.SOURCES.files
-    lying = replace(second, unpacked_md5=md5(content))
+    lying = replace(second, members={"train-labels-idx1-ubyte": md5(content)})
     monkeypatch.setattr(mnist, "SOURCES", replace(mnist.SOURCES, files=(first, lying, *rest)))
     with pytest.raises(UserError, match="labels"):
         load(root)

@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import io
 import logging
+import tarfile
 import threading
 from collections.abc import Callable, Sequence
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +28,7 @@ def md5(content: bytes) -> str:
 
 
 FILES = tuple(
-    SourceFile(name, len(content), md5(content), md5(UNPACKED[name.removesuffix(".gz")]))
+    SourceFile(name, len(content), md5(content), {(raw := name.removesuffix(".gz")): md5(UNPACKED[raw])})
     for name, content in PACKED.items()
 )
 
@@ -38,7 +40,9 @@ def no_mirrors() -> list[str]:
 def get(root: Path | None, download: bool = True, mirrors: Callable[[], Sequence[str]] = no_mirrors) -> None:
     """Obtain the set and check every byte of it."""
     found = obtain(SourceSet("set", FILES, ("raw", "."), mirrors), root and str(root), download)
-    assert {name: file.unpacked() for name, file in found.items()} == {f"{k}.gz": v for k, v in UNPACKED.items()}
+    assert {name: dict(file.unpacked()) for name, file in found.items()} == {
+        f"{name}.gz": {name: content} for name, content in UNPACKED.items()
+    }
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -190,3 +194,58 @@ def test_without_download_the_error_says_so(root):
     (root / "raw" / FIRST).unlink()
     with pytest.raises(UserError, match=rf"{FIRST} not found .* dataset\.download is false; put them into"):
         get(root, download=False)
+
+
+MEMBERS = {"batches/one": b"1" * 300, "batches/two": b"22"}
+
+
+def archive() -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as packed:
+        for name, data in {**MEMBERS, "batches/readme": b"not needed"}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            packed.addfile(entry, io.BytesIO(data))
+    return content.getvalue()
+
+
+TAR, PLAIN = archive(), b"plain"
+SEVERAL = (
+    SourceFile("all.tar.gz", len(TAR), md5(TAR), {name: md5(content) for name, content in MEMBERS.items()}),
+    SourceFile("plain.mat", len(PLAIN), md5(PLAIN)),
+)
+
+
+def unpacked(root: Path, mirrors: Callable[[], Sequence[str]] = no_mirrors) -> dict[str, bytes]:
+    found = obtain(SourceSet("set", SEVERAL, (".",), mirrors), str(root), mirrors is not no_mirrors)
+    with found["plain.mat"].open() as file:
+        assert file.read() == PLAIN
+    return {name: content for file in found.values() for name, content in file.unpacked()}
+
+
+WANTED = {"one": MEMBERS["batches/one"], "two": MEMBERS["batches/two"], "plain.mat": PLAIN}
+
+
+def test_an_archive_is_accepted_packed_and_unpacked(tmp_path):
+    write(tmp_path, {"plain.mat": PLAIN, "all.tar.gz": TAR})
+    assert unpacked(tmp_path) == WANTED | {"readme": b"not needed"}
+    (tmp_path / "all.tar.gz").unlink()
+    write(tmp_path / "batches", {name.removeprefix("batches/"): content for name, content in MEMBERS.items()})
+    assert unpacked(tmp_path) == WANTED
+
+
+def test_an_archive_is_downloaded_where_one_of_its_files_is_missing(tmp_path, address):
+    write(tmp_path / "served", {"all.tar.gz": TAR})
+    write(tmp_path / "here", {"plain.mat": PLAIN})
+    write(tmp_path / "here" / "batches", {"one": MEMBERS["batches/one"]})
+    with pytest.raises(UserError, match=r"all\.tar\.gz not found"):
+        unpacked(tmp_path / "here")
+    assert unpacked(tmp_path / "here", lambda: [address]).keys() == {*WANTED, "readme"}
+    assert (tmp_path / "here" / "all.tar.gz").read_bytes() == TAR
+
+
+def test_a_damaged_file_of_an_archive_is_named(tmp_path):
+    write(tmp_path, {"plain.mat": PLAIN})
+    write(tmp_path / "batches", {"one": b"another", "two": MEMBERS["batches/two"]})
+    with pytest.raises(UserError, match=r"batches/one is damaged"):
+        unpacked(tmp_path)

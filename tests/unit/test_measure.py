@@ -1,29 +1,17 @@
 from collections import OrderedDict
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kdx.data.dataset import Data, Split
 from kdx.files import write_json
 from kdx.measure import footprint, measure, sparsity
 from kdx.measure.accuracy import error_percent, logits_of
-
-
-@dataclass(frozen=True)
-class Split:
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Data:
-    train: Split
-    validation: Split | None
-    test: Split
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -40,29 +28,32 @@ def split(count: int = 30) -> Split:
     return Split(torch.randn(count, 1, 2, 2, generator=generator), torch.randint(0, 3, (count,), generator=generator))
 
 
+def data(train: Split, validation: Split | None, test: Split) -> Data:
+    return Data("noise", train, validation, test, 3, "fingerprint")
+
+
 def test_error_is_the_percentage_of_wrong_answers_for_every_batch_size():
     images = torch.eye(5).reshape(5, 1, 1, 5)
     labels = torch.tensor([0, 1, 2, 0, 0])
     model = nn.Sequential(nn.Flatten())
-    assert [error_percent(model, images, labels, size) for size in (1, 2, 5, 99)] == [40.0] * 4
+    assert [error_percent(model, Split(images, labels), size) for size in (1, 2, 5, 99)] == [40.0] * 4
 
 
 def test_error_refuses_no_images_and_missing_labels():
     model = nn.Flatten()
     with pytest.raises(ValueError, match="0 images"):
-        error_percent(model, torch.empty(0, 1, 2, 2), torch.empty(0, dtype=torch.int64))
+        error_percent(model, Split(torch.empty(0, 1, 2, 2), torch.empty(0, dtype=torch.int64)))
     with pytest.raises(ValueError, match="2 labels"):
-        error_percent(model, torch.ones(3, 1, 2, 2), torch.zeros(2, dtype=torch.int64))
+        error_percent(model, Split(torch.ones(3, 1, 2, 2), torch.zeros(2, dtype=torch.int64)))
 
 
 def test_logits_come_from_eval_mode_which_is_undone_module_by_module():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.BatchNorm1d(4), nn.Linear(4, 3))
     model[2].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    images = split().images
-    logits = logits_of(model, images, batch_size=7)
-    torch.testing.assert_close(logits, logits_of(model, images, batch_size=30))
-    assert logits.shape == (30, 3)
+    logits = logits_of(model, split(), batch_size=7)
+    torch.testing.assert_close(logits, logits_of(model, split(), batch_size=30))
+    assert logits.shape == (30, 1, 3)
     assert not logits.requires_grad
     assert [module.training for module in model] == [True, True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -71,7 +62,7 @@ def test_logits_come_from_eval_mode_which_is_undone_module_by_module():
 def test_mode_is_restored_after_a_failure():
     model = nn.Sequential(nn.Linear(3, 2))
     with pytest.raises(RuntimeError):
-        logits_of(model, torch.ones(1, 5))
+        logits_of(model, Split(torch.ones(1, 5), torch.zeros(1)))
     assert model.training
     assert model[0].training
 
@@ -133,18 +124,18 @@ def test_layers_are_the_weight_matrices_in_order_and_survive_the_file(tmp_path):
 
 
 def test_measure_composes_the_figures(tmp_path):
-    student, teacher, data = mlp(4, 6, 3), mlp(4, 20, 3), Data(split(), split(10), split(40))
+    student, teacher, validation, test = mlp(4, 6, 3), mlp(4, 20, 3), split(10), split(40)
     with torch.no_grad():
         student.fc1.weight[:3] = 0.0
-    measured = measure(student, teacher, data, torch.device("cpu"), latency_seconds=0)
+    measured = measure(student, teacher, data(split(), validation, test), torch.device("cpu"), latency_seconds=0)
     wrong = sum(
-        int(student(image[None]).argmax() != label) for image, label in zip(*vars(data.test).values(), strict=True)
+        int(student(image[None]).argmax() != label) for image, label in zip(test.images, test.labels, strict=True)
     )
     csr = (12 * 8 + 7 * 4) + (18 * 8 + 4 * 4) + 9 * 4
     expected = {
         "test_error_percent": 100 * wrong / 40,
-        "val_error_percent": error_percent(student, data.validation.images, data.validation.labels),
-        "teacher_test_error_percent": error_percent(teacher, data.test.images, data.test.labels),
+        "val_error_percent": error_percent(student, validation),
+        "teacher_test_error_percent": error_percent(teacher, test),
         "parameters": 51,
         "weights": 42,
         "nonzero_weights": 30,
@@ -165,7 +156,7 @@ def test_measure_composes_the_figures(tmp_path):
 def test_what_does_not_exist_is_none(tmp_path):
     student = mlp(4, 3)
     nn.init.zeros_(student.fc1.weight)
-    figures = measure(student, None, Data(split(), None, split()), torch.device("cpu"), latency_seconds=0).figures
+    figures = measure(student, None, data(split(), None, split()), torch.device("cpu"), latency_seconds=0).figures
     absent = {key for key, value in figures.items() if value is None}
     without_latency = {key for key in figures if "latency" in key} | {"csr_runtime"}
     nothing_to_compare = {"val_error_percent", "teacher_test_error_percent", "R_c", "teacher_dense_bytes"}
@@ -176,7 +167,7 @@ def test_what_does_not_exist_is_none(tmp_path):
 
 def test_a_network_without_weight_matrices_is_refused():
     with pytest.raises(ValueError, match="no weight matrix"):
-        measure(nn.Flatten(), None, Data(split(), None, split()), torch.device("cpu"), latency_seconds=0)
+        measure(nn.Flatten(), None, data(split(), None, split()), torch.device("cpu"), latency_seconds=0)
 
 
 def test_layer_has_the_columns_of_the_contract():
