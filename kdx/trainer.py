@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdx import display
 from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdx.compiled import compiled_step
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.device import Engine
@@ -178,11 +179,10 @@ class _Loop:
 
 
 def _engine_step(student: nn.Module, objective: Objective, engine: Engine, steps: int) -> RunStep:
-    compiled = engine.compiles(student, steps)
-    step = make_step(student, objective, eager=not compiled, autocast=engine.autocast)
-    if not compiled:
-        return step
-    return torch.compile(step, dynamic=False, fullgraph=True)
+    def make(eager: bool) -> RunStep:
+        return make_step(student, objective, eager=eager, autocast=engine.autocast)
+
+    return compiled_step(make, required=engine.compile is True) if engine.compiles(student, steps) else make(True)
 
 
 @contextmanager

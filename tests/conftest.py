@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,12 @@ Kdx = Callable[..., subprocess.CompletedProcess[str]]
 def kdx(tmp_path: Path) -> Kdx:
     """Run `kdx WORDS` in `tmp_path`, from which its outputs hang; returns code, stdout and stderr."""
 
-    def run(*words: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, timeout: float = 240, python: Sequence[str] = ("-m", "kdx"), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name != "KDX_OUTPUTS"}
         return subprocess.run(
-            [sys.executable, "-m", "kdx", *words],
+            [sys.executable, *python, *words],
             cwd=tmp_path,
             env={**inherited, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
             capture_output=True,

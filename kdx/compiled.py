@@ -1,0 +1,49 @@
+"""A training step compiled into one graph, or run eagerly where the machine's compiler fails."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from kdx.errors import UserError
+from kdx.step import RunStep
+
+log = logging.getLogger(__name__)
+
+
+def compiled_step(make: Callable[[bool], RunStep], *, required: bool) -> RunStep:
+    """Compile `make(False)` at its first call; where that fails take `make(True)`, the eager step, and say so.
+
+    With `required` a failure is a UserError instead.
+    """
+    # Shapes, types and modules never change within a training, so there is nothing to guard: checking it before every
+    # step would take longer than drawing its noise. The reset keeps the code of one training from serving another.
+    torch.compiler.reset()
+    compiled = torch.compile(
+        make(False),
+        dynamic=False,
+        fullgraph=True,
+        options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
+    )
+    chosen: RunStep | None = None
+
+    def step(*arguments: Any) -> None:
+        nonlocal chosen
+        if chosen is not None:
+            chosen(*arguments)
+            return
+        try:
+            compiled(*arguments)
+            chosen = compiled
+        except BackendCompilerFailed as error:
+            # Nothing has run yet: the failure is the compiler's, before the graph's first operation.
+            reason = str(error).strip().splitlines()[0]
+            if required:
+                raise UserError(f"device.compile: 'true' failed ({reason}); allowed: auto, false") from error
+            log.warning("not compiled, the compiler failed (%s)", reason)
+            chosen = make(True)
+            chosen(*arguments)
+
+    return step
