@@ -34,6 +34,11 @@ def explained(error: ValidationError, key: str = "", model: type[BaseModel] | No
         return unknown(name or "settings", rest[0], node.get("properties", {}))
     if kind == "missing":
         return UserError(f"{_dotted(name, rest)}: no value is given")
+    if kind.startswith("union_tag"):
+        field, tags = node["discriminator"]["propertyName"], list(node["discriminator"]["mapping"])
+        return UserError(
+            _refused(_dotted(name, [field]), value.get(field), f"one of {', '.join(tags)}", {"enum": tags})
+        )
     if kind == "value_error":
         # A validator of ours speaks; where it judged a whole group, the group's content would only be noise.
         allowed = str(first.get("ctx", {}).get("error", first["msg"]))
@@ -59,14 +64,20 @@ def shown(value: object) -> str:
 
 def _locate(schema: Schema, location: Location) -> tuple[Location, Schema, Location]:
     """Follow `location` into the schema: the part that leads somewhere, where it leads, and the part that does not."""
-    node = _resolved(schema, schema)
+    node, path = _resolved(schema, schema), []
     for depth, part in enumerate(location):
         step = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
-        if step is None:
-            # An unknown key, or the name of a union's member.
-            return location[:depth], node, location[depth:]
+        member = node.get("discriminator", {}).get("mapping", {}).get(part)
+        if member is not None:
+            # Which member of the union it is says another field; this is no key.
+            step = {"$ref": member}
+        elif step is None:
+            # An unknown key, or the name of another union's member.
+            return path, node, location[depth:]
+        else:
+            path.append(part)
         node = _resolved(step, schema)
-    return location, node, []
+    return path, node, []
 
 
 def _resolved(node: Schema, schema: Schema) -> Schema:
