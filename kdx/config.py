@@ -10,6 +10,18 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from kdx.data.settings import DatasetSettings
 from kdx.errors import UserError
 from kdx.files import sha256_of
+from kdx.models.settings import (
+    ConvnetSettings,
+    Count,
+    DensenetSettings,
+    DropoutRate,
+    KddpSettings,
+    KerasResnetSettings,
+    Network,
+    PlainSettings,
+    ResnetSettings,
+    Student,
+)
 from kdx.settings import Settings
 
 # Part of every id: raise it when a change of the program makes old runs another experiment.
@@ -18,28 +30,8 @@ FORMAT = 1
 # The side of each data set's images, in pixels.
 _SIDES = {"mnist": 28, "digits": 28, "cifar10": 32, "svhn": 32}
 
-# Names become folders.
-Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
-Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-DropoutRate = Annotated[float, Field(ge=0, lt=1)]
-
-
-class NetworkSettings(Settings):
-    """A network: its family and the widths of its layers (`channels` only where the family has convolutions)."""
-
-    name: Name
-    family: Literal["mlp", "lenet"]
-    hidden: list[Count]
-    channels: list[Count]
-
-    @model_validator(mode="after")
-    def _channels_fit_family(self) -> Self:
-        if (self.family == "lenet") != bool(self.channels):
-            needs = "needs at least one number of channels" if self.family == "lenet" else "has no channels"
-            raise ValueError(f"family {self.family} {needs}; channels is {self.channels}")
-        return self
 
 
 class TrainerSettings(Settings):
@@ -52,14 +44,36 @@ class TrainerSettings(Settings):
     checkpoint_seconds: Annotated[float, Field(ge=0)]
 
 
-class TeacherSettings(NetworkSettings):
-    """The teacher's network and the recipe that trains it, or the checkpoint that replaces the training."""
+class Recipe(Settings):
+    """What trains the teacher's network, or the checkpoint that replaces the training."""
 
     checkpoint: str | None
     seed: Seed
     dropout: DropoutRate
     input_dropout: DropoutRate
     trainer: TrainerSettings
+
+
+# The teacher's group is one level deep: a network of any family, and the recipe beside it.
+class _Plain(PlainSettings, Recipe): ...
+
+
+class _Convnet(ConvnetSettings, Recipe): ...
+
+
+class _Resnet(ResnetSettings, Recipe): ...
+
+
+class _Densenet(DensenetSettings, Recipe): ...
+
+
+class _KerasResnet(KerasResnetSettings, Recipe): ...
+
+
+class _Kddp(KddpSettings, Recipe): ...
+
+
+Teacher = Annotated[_Plain | _Convnet | _Resnet | _Densenet | _KerasResnet | _Kddp, Field(discriminator="family")]
 
 
 class DeviceSettings(Settings):
@@ -86,8 +100,8 @@ class Config(Settings):
     """The whole configuration of a run; the fields of `method` belong to its parts, which check them themselves."""
 
     dataset: Annotated[DatasetSettings, Field(discriminator="name")]
-    teacher: TeacherSettings
-    student: NetworkSettings
+    teacher: Teacher
+    student: Student
     trainer: TrainerSettings
     method: Annotated[dict[str, Any], AfterValidator(_named)]
     device: DeviceSettings
@@ -103,22 +117,16 @@ class Config(Settings):
                 f"device.precision: 'tf32' is not allowed with device.kind={self.device.kind}, only with cuda;"
                 " allowed: fp32, bf16"
             )
-        for role, network in (("teacher", self.teacher), ("student", self.student)):
-            most = _convolutions_that_fit(_SIDES[self.dataset.name])
-            if len(network.channels) > most:
+        networks: dict[str, Network] = {"teacher": self.teacher, "student": self.student}
+        for role, network in networks.items():
+            side, least = _SIDES[self.dataset.name], network.smallest_side
+            if side < least:
                 raise ValueError(
-                    f"{role}.channels: {network.channels} is not allowed with dataset={self.dataset.name};"
-                    f" at most {most} convolutions fit its images"
+                    f"{role}.{network.sized_by}: {getattr(network, network.sized_by)} is not allowed with"
+                    f" dataset={self.dataset.name}; it needs images of at least {least}x{least} pixels, these have"
+                    f" {side}x{side}"
                 )
         return self
-
-
-def _convolutions_that_fit(side: int) -> int:
-    """How many times a 5x5 convolution without padding and a halving leave at least one pixel."""
-    count = 0
-    while side >= 6:
-        side, count = (side - 4) // 2, count + 1
-    return count
 
 
 def run_id(config: Config) -> str:

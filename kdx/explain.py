@@ -32,9 +32,11 @@ def explained(error: ValidationError, key: str = "", model: type[BaseModel] | No
     value, kind = first["input"], first["type"]
     if kind == "extra_forbidden" and model:
         return unknown(name or "settings", rest[0], node.get("properties", {}))
-    if kind == "union_tag_invalid":
-        tag = str(first.get("ctx", {}).get("discriminator")).strip("'")
-        return unknown(_dotted(name, [tag]), value[tag], node["discriminator"]["mapping"])
+    if kind.startswith("union_tag") and node:
+        field = node["discriminator"]["propertyName"]
+        if field in value:
+            return unknown(_dotted(name, [field]), value[field], node["discriminator"]["mapping"])
+        return UserError(f"{_dotted(name, [field])}: no value is given")
     if kind == "missing":
         return UserError(f"{_dotted(name, rest)}: no value is given")
     if kind == "value_error":

@@ -9,6 +9,7 @@ from kdx.data.dataset import Data, Split
 from kdx.measure.accuracy import error_percent
 from kdx.measure.footprint import csr_bytes, dense_bytes, memory_compression, parameter_count, parameter_ratio
 from kdx.measure.latency import BATCHES, DENSE, Latency, fastest_csr, latencies
+from kdx.measure.multiplications import multiplications, nonzero_multiplications
 from kdx.measure.sparsity import Layer, layers, percent_zero, sparsity_ratio
 
 Figures = dict[str, float | int | str | None]
@@ -30,15 +31,16 @@ def measure(
 
     `latency_ms` is that of the dense student for one image on one CPU thread (median), `latency_1024_ms` for a batch
     of 1024, `csr_*` that of the CSR runtime which is faster for one image; timing takes about `latency_seconds`.
-    Figures are None where there is no teacher, no validation split, no timing (0 seconds), and `R_s` where every
-    weight is zero. Raises ValueError for a student without weight matrices.
+    Multiplications are for one image. Figures are None where there is no teacher, no validation split, no timing (0
+    seconds), and `R_s` where every weight is zero. Raises ValueError for a student without weight matrices.
     """
     rows = layers(student)
     if not rows:
         raise ValueError("the student has no weight matrix (nn.Linear or nn.Conv2d)")
     images, _ = next(data.test.batches(max(BATCHES)))
     timings = latencies(student, images, device, latency_seconds) if latency_seconds else []
-    figures = _errors(student, teacher, data) | _sizes(student, teacher, rows) | _latency_figures(timings)
+    figures = _errors(student, teacher, data) | _sizes(student, teacher, rows)
+    figures |= _work(student, teacher, data) | _latency_figures(timings)
     return Measurements(figures, rows, timings)
 
 
@@ -68,6 +70,15 @@ def _sizes(student: nn.Module, teacher: nn.Module | None, rows: list[Layer]) -> 
         "csr_bytes": csr_bytes(student),
         "teacher_dense_bytes": None if teacher is None else dense_bytes(teacher),
         "memory_compression": None if teacher is None else memory_compression(teacher, student),
+    }
+
+
+def _work(student: nn.Module, teacher: nn.Module | None, data: Data) -> Figures:
+    image_shape = data.test.images.shape[1:]
+    return {
+        "multiplications": multiplications(student, image_shape),
+        "nonzero_multiplications": nonzero_multiplications(student, image_shape),
+        "teacher_multiplications": None if teacher is None else multiplications(teacher, image_shape),
     }
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods.bsr import BlockSparsity
-from kdx.methods.dropout import Dropout
+from kdx.methods.dropout import Dropout, noise_outside, without_dropout
 from kdx.methods.hint import Hint
 from kdx.methods.labels import Labels
 from kdx.methods.part import Context, Part
@@ -38,7 +38,8 @@ class Method:
         return any(part.needs_teacher for part in self.parts)
 
     def prepare(self, student: nn.Module) -> nn.Module:
-        """Substitute layers, part by part."""
+        """Substitute layers: first the dropout that is part of the architecture, then part by part."""
+        noise_outside(student)
         for part in self.parts:
             student = part.swap(student)
         return student
@@ -57,7 +58,7 @@ class Method:
         """Undo the substitutions in reverse order: prune or threshold, and give back plain layers."""
         for part in reversed(self.parts):
             student = part.finalize(student)
-        return student
+        return without_dropout(student)
 
 
 def build_method(settings: Mapping[str, Any]) -> Method:

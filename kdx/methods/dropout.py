@@ -33,6 +33,17 @@ class NoisyDropout(NoisyLayer):
         noise.bernoulli_(1 - self.rate, generator=generator)
 
 
+def noise_outside(student: nn.Module) -> None:
+    """Replace the dropout that is part of an architecture by one whose mask is drawn outside of the step."""
+    substitute(student, lambda layer: NoisyDropout(layer.p) if isinstance(layer, nn.Dropout) else None)
+
+
+def without_dropout(student: nn.Module) -> nn.Module:
+    """Dropout does nothing at test time: the identity in its place, the architecture's own included."""
+    substitute(student, lambda layer: nn.Identity() if isinstance(layer, nn.Dropout | NoisyDropout) else None)
+    return student
+
+
 class Dropout(Part):
     """Dropout after every hidden ReLU, at `dropout`, and on the inputs, at `input_dropout` (Srivastava et al. 2014)."""
 
@@ -55,6 +66,5 @@ class Dropout(Part):
         return nn.Sequential(layer, NoisyDropout(self.dropout)) if isinstance(layer, nn.ReLU) else None
 
     def finalize(self, student: nn.Module) -> nn.Module:
-        """Dropout does nothing at test time: the identity in its place."""
-        substitute(student, lambda layer: nn.Identity() if isinstance(layer, NoisyDropout) else None)
-        return student
+        """The network without dropout."""
+        return without_dropout(student)

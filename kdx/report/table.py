@@ -60,6 +60,7 @@ def _print_result(screen: Console, figures: Figures) -> None:
 
     weights, nonzero, teacher_bytes = of("weights"), of("nonzero_weights"), of("teacher_dense_bytes")
     teacher_parameters = None if teacher_bytes is None else teacher_bytes / FLOAT32_BYTES
+    work, left, teacher_work = map(of, ("multiplications", "nonzero_multiplications", "teacher_multiplications"))
     sparsity = layout.ABSENT if weights is None or nonzero is None else layout.sparsity(weights, nonzero)
     content = layout.table(
         layout.words(""),
@@ -76,6 +77,8 @@ def _print_result(screen: Console, figures: Figures) -> None:
         ("weights", "", layout.count(weights), "of the matrices below"),
         ("nonzero weights", "", layout.count(nonzero), r_s),
         ("sparsity %", "", sparsity, ""),
+        ("multiplications", layout.count(teacher_work), layout.count(work), _times_fewer(teacher_work, work)),
+        ("nonzero multiplications", "", layout.count(left), _times_fewer(teacher_work, left)),
         ("bytes, dense", layout.size(teacher_bytes), layout.size(of("dense_bytes")), ""),
         ("bytes, CSR", "", layout.size(of("csr_bytes")), _named("memory compression", of("memory_compression"))),
     ]
@@ -84,6 +87,7 @@ def _print_result(screen: Console, figures: Figures) -> None:
     layout.show(screen, content, "Result")
     screen.print("R_c = teacher / student parameters, R_s = weights / nonzero weights,")
     screen.print("memory compression = teacher dense bytes / student CSR bytes.")
+    screen.print("Multiplications: of weights and inputs, for one image; nonzero: with nonzero weights.")
     screen.print()
 
 
@@ -149,6 +153,10 @@ def _against(dense: float | None, median: float) -> Text:
 
 def _difference(student: float | None, teacher: float | None) -> str:
     return "" if student is None or teacher is None else f"{student - teacher:+.2f} points"
+
+
+def _times_fewer(teacher: float | None, student: float | None) -> str:
+    return f"{layout.ratio(teacher / student)} fewer" if teacher and student else ""
 
 
 def _named(name: str, value: float | None) -> str:

@@ -5,7 +5,8 @@ from itertools import pairwise
 from typing import Any
 
 from kdx.compose import single
-from kdx.config import Config, NetworkSettings, TrainerSettings
+from kdx.config import Config, TrainerSettings
+from kdx.models.settings import PlainSettings
 
 USUAL = "usual"
 REDUCED = "usual-reduced"
@@ -73,17 +74,19 @@ class Order:
 class Work:
     """What is trained: the student (T1 itself for `t1`), by which method, with which trainer, under which teacher."""
 
-    student: NetworkSettings
-    teacher: NetworkSettings
+    student: PlainSettings
+    teacher: PlainSettings
     method: dict[str, Any]
     trainer: TrainerSettings
 
     @staticmethod
     def of(job: str, config: Config) -> "Work":
         """The work of one job under kdx's default settings."""
-        teacher = config.teacher
+        teacher, student = config.teacher, config.student
+        assert isinstance(teacher, PlainSettings), "the jobs are perceptrons"
+        assert isinstance(student, PlainSettings), "the jobs are perceptrons"
         if job != "t1":
-            return Work(config.student, teacher, config.method, config.trainer)
+            return Work(student, teacher, config.method, config.trainer)
         # As kdx/teacher.py trains it.
         method = {"name": "dropout", "parts": ["labels", "dropout"]}
         method |= {"dropout": teacher.dropout, "input_dropout": teacher.input_dropout}

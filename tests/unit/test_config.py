@@ -113,15 +113,47 @@ def test_fields_that_do_not_fit_together():
     with pytest.raises(UserError, match=r"^device\.precision: 'tf32' is not allowed with device\.kind=cpu"):
         single(["device=cpu", "device.precision=tf32"])
     with pytest.raises(
-        UserError, match=r"^teacher\.channels: \[1, 2, 3\] is not allowed with dataset=cifar10; at most 2"
+        UserError,
+        match=r"^teacher\.channels: \[1, 2, 3, 4\] is not allowed with dataset=cifar10; it needs images of at least",
     ):
-        single(["dataset=cifar10", "teacher.channels=[1,2,3]"])
+        single(["dataset=cifar10", "teacher.channels=[1,2,3,4]"])
     with pytest.raises(UserError, match=r"^dataset\.mirror: 'twice' .*one of none, copies, random"):
         single(["dataset=svhn", "dataset.mirror=twice"])
     with pytest.raises(
-        UserError, match=r"^student\.channels: \[1, 2, 3\] is not allowed with dataset=digits; at most 2"
+        UserError,
+        match=r"^student\.channels: \[1, 2, 3\] is not allowed with dataset=digits; it needs images of at least 36x36",
     ):
         single(["dataset=digits", "student=lenet5-caffe", "student.channels=[1,2,3]"])
+    with pytest.raises(
+        UserError, match=r"^teacher\.blocks: .* it needs images of at least 29x29 pixels, these have 28x"
+    ):
+        single(["dataset=digits", "teacher=densenet121", "teacher.pad_to=28"])
+
+
+def test_every_family_has_its_own_fields_and_checks():
+    with pytest.raises(UserError, match=r"^student\.family: 'resmet' is not known; did you mean 'resnet'\? allowed: "):
+        single(["student=resnet152", "student.family=resmet"])
+    with pytest.raises(UserError, match=r"^student: blocks and channels need one number per stage"):
+        single(["student=resnet152", "student.blocks=[1,2]"])
+    with pytest.raises(UserError, match=r"^teacher\.blocks\[2\]: 0 is not allowed; allowed: a whole number >= 1$"):
+        single(["teacher=resnet56-v2", "teacher.blocks=[1,2,0]"])
+    with pytest.raises(UserError, match=r"^student\.layers\[1\]: 'MP9' is not allowed; allowed: a text that matches"):
+        single(["student=noisy-cifar", "student.layers=[C5@8,MP9]"])
+    with pytest.raises(UserError, match=r"^student: head average has no hidden layers"):
+        single(["student=nin", "student.hidden=[10]"])
+    with pytest.raises(UserError, match=r"^student\.stem: no value is given"):
+        single(["student=mlp-500-50", "student.family=resnet"])
+
+
+def test_the_ids_of_the_first_networks_stay_what_they_were():
+    """Ids are hashes of these fields: one more for all families would orphan every run."""
+    config = single(["student=lenet5-caffe", "teacher=mlp-1200-1200"])
+    assert config.student.model_dump() == {
+        "name": "lenet5-caffe", "family": "lenet", "channels": [20, 50], "hidden": [500],
+    }  # fmt: skip
+    assert set(config.teacher.model_dump()) == {
+        "name", "family", "channels", "hidden", "checkpoint", "seed", "dropout", "input_dropout", "trainer",
+    }  # fmt: skip
 
 
 def test_sweeps_expand_in_order():

@@ -146,6 +146,9 @@ def test_measure_composes_the_figures(tmp_path):
         "csr_bytes": csr,
         "teacher_dense_bytes": 652,
         "memory_compression": 652 / csr,
+        "multiplications": 42,
+        "nonzero_multiplications": 30,
+        "teacher_multiplications": 140,
     }
     assert {key: measured.figures[key] for key in expected} == expected
     assert [row.layer for row in measured.layers] == ["fc1", "fc2"]
@@ -160,7 +163,8 @@ def test_what_does_not_exist_is_none(tmp_path):
     absent = {key for key, value in figures.items() if value is None}
     without_latency = {key for key in figures if "latency" in key} | {"csr_runtime"}
     nothing_to_compare = {"val_error_percent", "teacher_test_error_percent", "R_c", "teacher_dense_bytes"}
-    assert absent == without_latency | nothing_to_compare | {"memory_compression", "R_s"}
+    nothing_to_compare |= {"memory_compression", "teacher_multiplications"}
+    assert absent == without_latency | nothing_to_compare | {"R_s"}
     assert figures["sparsity_percent"] == 100.0
     write_json(tmp_path / "metrics.json", figures)
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from kdx.compose import single
-from kdx.config import NetworkSettings
 from kdx.errors import UserError
 from kdx.models import build_model
+from kdx.models.settings import Network, PlainSettings
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
@@ -19,7 +19,7 @@ def built(words: str, image_shape: tuple[int, int, int] = GREY, seed: int = 0) -
 
 
 @cache
-def settings(words: str) -> NetworkSettings:
+def settings(words: str) -> Network:
     return getattr(single([words]), words.partition("=")[0])
 
 
@@ -82,6 +82,6 @@ def test_the_smallest_images_that_fit():
 
 
 def test_a_perceptron_without_hidden_layers_is_a_linear_classifier():
-    linear = NetworkSettings(name="linear", family="mlp", hidden=[], channels=[])
+    linear = PlainSettings(name="linear", family="mlp", hidden=[], channels=[])
     network = build_model(linear, (1, 2, 2), 3, seed=0)
     assert [tuple(value.shape) for value in network.parameters()] == [(3, 4), (3,)]

@@ -16,6 +16,7 @@ FIGURES = {
     "parameters": 266610, "weights": 266200, "nonzero_weights": 8382, "sparsity_percent": 96.851, "R_s": 31.76,
     "R_c": 8.984, "dense_bytes": 1066440, "csr_bytes": 70348, "teacher_dense_bytes": 9580840,
     "memory_compression": 136.19, "latency_ms": 0.0474, "csr_latency_ms": 0.0455, "csr_runtime": "csr scipy",
+    "multiplications": 266200, "nonzero_multiplications": 8382, "teacher_multiplications": 2392800,
     "train_seconds": 187.3, "seconds_per_epoch": 1.87, "device": "cpu", "kdx_version": "0.1", "torch_version": "2.15",
 }  # fmt: skip
 LAYERS = """layer,shape,weights,nonzero,sparsity_percent,dense_bytes,csr_bytes
@@ -70,6 +71,8 @@ def test_a_run_is_told_in_80_plain_columns(tmp_path, capsys):
     assert cells(output, "test error %") == ["1.13", "1.33", "+0.20", "points"]
     assert cells(output, "parameters") == ["2,395,210", "266,610", "R_c", "8.98x"]
     assert cells(output, "nonzero weights") == ["8,382", "R_s", "31.76x"]
+    assert cells(output, "multiplications") == ["2,392,800", "266,200", "8.99x", "fewer"]
+    assert cells(output, "nonzero multiplications") == ["8,382", "285.5x", "fewer"]
     assert cells(output, "bytes, CSR") == ["70.35", "kB", "memory", "compression", "136.2x"]
     assert cells(output, "fc1") == ["300x784", "235,200", "6,563", "97.21", "940.80", "kB", "53.71", "kB"]
     assert "1 matrix is larger as CSR than dense." in output
@@ -98,13 +101,22 @@ def test_worthless_results_are_warned_about(tmp_path, capsys):
 
 
 def test_a_run_without_teacher_validation_and_latency(tmp_path, capsys):
-    keys = ("teacher", "val_error_percent", "teacher_test_error_percent", "R_c", "teacher_dense_bytes", "latency_ms")
+    keys = (
+        "teacher",
+        "teacher_multiplications",
+        "val_error_percent",
+        "teacher_test_error_percent",
+        "R_c",
+        "teacher_dense_bytes",
+        "latency_ms",
+    )
     run = make_run(tmp_path, **dict.fromkeys((*keys, "memory_compression")))
     (run / "latency.csv").unlink()
     print_run(run)
     output = capsys.readouterr().out
     assert "teacher none" in output
     assert cells(output, "test error %") == ["-", "1.33"]
+    assert cells(output, "multiplications") == ["-", "266,200"]
     assert "Latency" not in output
     print_comparison([run, run])
     assert cells(capsys.readouterr().out.replace("3fa9c01b", "x", 1), "3fa9c01b") == [

@@ -10,16 +10,16 @@ from miniature import CLASSES, convolutional, method, normal, perceptron, split,
 from torch import Tensor, nn
 
 from kdx.compose import single
-from kdx.config import NetworkSettings
 from kdx.methods.variational import KL, VariationalLayer, kl_svd, log_alpha
 from kdx.models import build_model
+from kdx.models.settings import Network
 
 THRESHOLD = 2.5
 PLAIN = {nn.Sequential, nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity}
 
 
 @cache
-def settings(name: str) -> NetworkSettings:
+def settings(name: str) -> Network:
     return single([f"student={name}"]).student
 
 

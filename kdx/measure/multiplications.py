@@ -1,0 +1,49 @@
+"""How many multiplications a network makes for one image.
+
+Counted are the products of a weight and an input in nn.Linear and nn.Conv2d, those with the zeros of a padding
+included, as the Noisy paper counts; not those of batch norm, average pooling or biases.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kdx.measure.accuracy import evaluating
+
+
+def multiplications(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Count for an image of `image_shape` (C, H, W); a layer that is used twice counts twice."""
+    return sum(positions * weight.numel() for weight, positions in _uses(model, image_shape))
+
+
+def nonzero_multiplications(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """The same without the products of weights that are exactly zero, which a sparse runtime could leave out."""
+    return sum(positions * int(weight.count_nonzero()) for weight, positions in _uses(model, image_shape))
+
+
+def _uses(model: nn.Module, image_shape: tuple[int, ...]) -> list[tuple[Tensor, int]]:
+    """Every weight and the number of positions at which it is used: 1 for a matrix, height times width for filters.
+
+    Only shapes are computed, on the meta device, so that a large network takes no time.
+    """
+    found: list[tuple[Tensor, int]] = []
+
+    def recording(weight: Tensor) -> Callable[..., None]:
+        return lambda _layer, _inputs, outputs: found.append((weight, outputs.numel() // outputs.shape[1]))
+
+    hooks = [
+        layer.register_forward_hook(recording(layer.weight))
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    try:
+        with evaluating(model):
+            image = torch.empty(1, *image_shape, device="meta")
+            functional_call(model, {name: tensor.to("meta") for name, tensor in tensors}, (image,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

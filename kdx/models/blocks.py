@@ -1,0 +1,45 @@
+"""What several architectures are built of: shortcuts around a branch of layers, and zeros around small images."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+
+def named(**layers: nn.Module) -> nn.Sequential:
+    """Layers in a row, by name."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+class Residual(nn.Module):
+    """The sum of a branch and its shortcut, then `after` (He et al. 2016)."""
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None, after: nn.Module | None = None) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut or nn.Identity()
+        self.after = after or nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (batch, C, H, W) to what branch and shortcut both give."""
+        return self.after(self.branch(inputs) + self.shortcut(inputs))
+
+
+class Dense(nn.Module):
+    """The inputs with the channels of a branch behind them (Huang et al. 2017)."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (batch, C, H, W) to (batch, C + those of the branch, H, W)."""
+        return torch.cat([inputs, self.branch(inputs)], dim=1)
+
+
+def padding_to(side: int, height: int, width: int) -> "OrderedDict[str, nn.Module]":
+    """A layer `pad` that puts zeros around images that are smaller than `side`, or nothing."""
+    rows, columns = max(0, side - height), max(0, side - width)
+    if not rows and not columns:
+        return OrderedDict()
+    return OrderedDict(pad=nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))

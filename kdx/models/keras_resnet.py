@@ -1,0 +1,53 @@
+"""ResNet v2 of Keras' example cifar10_resnet.py, KDDP's teacher: with six blocks per stage it is their ResNet56 v2."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from kdx.models.blocks import Residual
+from kdx.models.initial import he_normal
+from kdx.models.settings import KerasResnetSettings
+
+
+def keras_resnet(settings: KerasResnetSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    """conv3, the stages, batch norm and ReLU, the average, one linear layer: images (batch, C, H, W) to logits.
+
+    Batch norm and ReLU come before each convolution of a block, except in the very first one, whose inputs have just
+    had them. A block narrows to as many channels as the stage before gives (the stem before the first). Keras counts
+    the moving statistics of batch norm as parameters: 1,673,738 in all.
+    """
+    inputs = settings.stem
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(image_shape[0], inputs, 3, padding=1), bn1=batch_norm(inputs), relu1=nn.ReLU()
+    )
+    for stage, (count, outputs) in enumerate(zip(settings.blocks, settings.channels, strict=True), start=1):
+        blocks = [_block(inputs, inputs, outputs, first_of=stage)]
+        blocks += [_block(outputs, inputs, outputs) for _ in range(count - 1)]
+        layers[f"stage{stage}"] = nn.Sequential(*blocks)
+        inputs = outputs
+    layers.update(bn2=batch_norm(inputs), relu2=nn.ReLU())
+    layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc1=nn.Linear(inputs, classes))
+    return he_normal(nn.Sequential(layers))
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm with the constants of Keras, whose momentum is what torch's is to 1."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+def _block(inputs: int, channels: int, outputs: int, first_of: int | None = None) -> Residual:
+    """A bottleneck; the first of a stage projects its inputs, and halves the image in all stages but the first."""
+    stride = 1 if first_of in (None, 1) else 2
+    branch: OrderedDict[str, nn.Module] = OrderedDict()
+    if first_of != 1:
+        branch.update(bn1=batch_norm(inputs), relu1=nn.ReLU())
+    branch.update(
+        conv1=nn.Conv2d(inputs, channels, 1, stride=stride),
+        bn2=batch_norm(channels),
+        relu2=nn.ReLU(),
+        conv2=nn.Conv2d(channels, channels, 3, padding=1),
+        bn3=batch_norm(channels),
+        relu3=nn.ReLU(),
+        conv3=nn.Conv2d(channels, outputs, 1),
+    )
+    return Residual(nn.Sequential(branch), nn.Conv2d(inputs, outputs, 1, stride=stride) if first_of else None)
