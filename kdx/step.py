@@ -80,32 +80,42 @@ def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast
     def step(state: State, batch: Batch, noise: dict[str, Tensor], row: Tensor) -> None:
         numbers = dict(zip(names, row.unbind(), strict=True))
 
-        def loss(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        # Its result has a name because torch's compiler, which reads this line too, knows no nested subscripts.
+        def loss(parameters: dict[str, Tensor]) -> Pass:
+            # Batch norm moves its statistics in place, which a function transform allows on tensors of its own only.
+            buffers = {name: value.clone() for name, value in state.buffers.items()}
             with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
-                logits = functional_call(student, {**parameters, **state.buffers, **noise}, (batch.images,))
-            return objective.loss(Step(logits.float(), batch.labels, batch.teacher_logits, parameters, numbers))
+                logits = functional_call(student, {**parameters, **buffers, **noise}, (batch.images,))
+            seen = Step(logits.float(), batch.labels, batch.teacher_logits, parameters, numbers)
+            total, terms = objective.loss(seen)
+            return total, (terms, buffers)
 
-        gradients, total, terms = gradients_of(loss, state.parameters)
+        gradients, total, (terms, buffers) = gradients_of(loss, state.parameters)
         with torch.no_grad():
             state.sums.add_(torch.cat([total.reshape(1), terms]))
+            for name, value in buffers.items():
+                state.buffers[name].copy_(value)
             adam(state, gradients, numbers, objective.rates)
 
     return step
 
 
-Loss = Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]
+Aside = tuple[Tensor, dict[str, Tensor]]
+"""What a pass gives beside the total loss: every term, and the buffers after it."""
+Pass = tuple[Tensor, Aside]
+Loss = Callable[[dict[str, Tensor]], Pass]
 
 
-def _transformed(loss: Loss, parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    gradients, (total, terms) = torch.func.grad_and_value(loss, has_aux=True)(parameters)
-    return gradients, total, terms
+def _transformed(loss: Loss, parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Aside]:
+    gradients, (total, aside) = torch.func.grad_and_value(loss, has_aux=True)(parameters)
+    return gradients, total, aside
 
 
-def _autograd(loss: Loss, parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def _autograd(loss: Loss, parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Aside]:
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-    total, terms = loss(leaves)
+    total, aside = loss(leaves)
     gradients = torch.autograd.grad(total, list(leaves.values()))
-    return dict(zip(leaves, gradients, strict=True)), total.detach(), terms
+    return dict(zip(leaves, gradients, strict=True)), total.detach(), aside
 
 
 def _adam(
