@@ -49,13 +49,18 @@ def load(settings: SvhnSettings) -> Data:
     """
     wanted = SOURCES.files if settings.extra else SOURCES.files[:2]
     verified = obtain(replace(SOURCES, files=wanted), settings.root, settings.download)
-    parts = {file.name: _part(file, verified[file.name]) for file in wanted}
-    train, test, *extra = parts.values()
-    sizes = [len(labels) for _, labels in (train, *extra)]
-    if extra:
-        train = torch.cat([train[0], extra[0][0]]), torch.cat([train[1], extra[0][1]])
+    first, second, *extra = wanted
+    train, sizes = _joined([first, *extra], verified)
+    test, _ = _joined([second], verified)
     held_out = _held_out(settings, train[1], sizes)
     return build_data(settings, train, test, CLASSES, PER_BATCH[settings.preprocessing], held_out)
+
+
+def _joined(sources: Sequence[SourceFile], verified: dict[str, Verified]) -> tuple[tuple[Tensor, Tensor], list[int]]:
+    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of these files one after the other, and their sizes."""
+    parts = [_part(source, verified[source.name]) for source in sources]
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return (images, labels), [len(labels) for _, labels in parts]
 
 
 def _held_out(settings: SvhnSettings, labels: Tensor, sizes: list[int]) -> Tensor:

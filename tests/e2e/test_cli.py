@@ -51,7 +51,7 @@ def test_help(kdx):
 def test_train_help_lists_choices_and_keys(kdx):
     result = kdx("train", "method=kd", "--help")
     assert (result.returncode, result.stderr) == (0, "")
-    for text in ("st-vbd", "digits  scikit-learn", "(default)", "trainer.epochs", "method.T ", "device.threads"):
+    for text in ("st-vbd", "digits   scikit-learn", "(default)", "trainer.epochs", "method.T ", "device.threads"):
         assert text in result.stdout
     assert "method.lambda_V" not in result.stdout
 
