@@ -1,11 +1,11 @@
 import csv
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdx.data.dataset import Data, Split
 from kdx.measure import latency, measure
 from kdx.measure.csr import CsrConv2d, CsrLinear, ScipyProduct, TorchProduct, csr_network
 
@@ -147,9 +147,8 @@ def test_the_runs_own_device_is_timed_dense_and_waited_for(monkeypatch):
 
 def test_batches_that_take_too_long_are_left_out(monkeypatch):
     monkeypatch.setattr(latency, "MAX_CALL_SECONDS", 0.0)
-    data = SimpleNamespace(
-        validation=None, test=SimpleNamespace(images=images(3, 1, 2, 2), labels=torch.zeros(3).long())
-    )
+    split = Split(images(3, 1, 2, 2), torch.zeros(3).long())
+    data = Data("made", split, None, split, 2, "none")
     measured = measure(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), None, data, CPU, 0.05)
     assert {row.batch for row in measured.latencies} == {1}
     assert measured.figures["latency_1024_ms"] is None
@@ -157,9 +156,8 @@ def test_batches_that_take_too_long_are_left_out(monkeypatch):
 
 
 def test_figures_are_the_rows_of_one_cpu_thread():
-    data = SimpleNamespace(
-        validation=None, test=SimpleNamespace(images=images(3, 1, 2, 2), labels=torch.zeros(3).long())
-    )
+    split = Split(images(3, 1, 2, 2), torch.zeros(3).long())
+    data = Data("made", split, None, split, 2, "none")
     measured = measure(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), None, data, CPU, 0.05)
     rows = {(row.runtime, row.batch): row for row in measured.latencies}
     figures = measured.figures
