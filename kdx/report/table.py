@@ -87,7 +87,7 @@ def _print_result(screen: Console, figures: Figures) -> None:
     layout.show(screen, content, "Result")
     screen.print("R_c = teacher / student parameters, R_s = weights / nonzero weights,")
     screen.print("memory compression = teacher dense bytes / student CSR bytes.")
-    screen.print("Multiplications: of weights and inputs, for one image; nonzero: with nonzero weights.")
+    screen.print("Multiplications are those of weights and inputs, for one image.")
     screen.print()
 
 
