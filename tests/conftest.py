@@ -16,7 +16,7 @@ def kdx(tmp_path: Path) -> Kdx:
     """Run `kdx WORDS` in `tmp_path`, from which its outputs hang; returns code, stdout and stderr."""
 
     def run(
-        *words: str, timeout: float = 240, python: Sequence[str] = ("-m", "kdx"), **environment: str
+        *words: str, timeout: float = 600, python: Sequence[str] = ("-m", "kdx"), **environment: str
     ) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name != "KDX_OUTPUTS"}
         return subprocess.run(

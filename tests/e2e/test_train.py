@@ -72,7 +72,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
         )
         assert result.returncode == 0, result.stderr
     return [base / "first", base / "second"]
