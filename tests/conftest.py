@@ -19,6 +19,8 @@ def kdx(tmp_path: Path) -> Kdx:
         *words: str, timeout: float = 600, python: Sequence[str] = ("-m", "kdx"), **environment: str
     ) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name != "KDX_OUTPUTS"}
+        if "KDX_DATA" in inherited:
+            inherited["KDX_DATA"] = os.path.abspath(inherited["KDX_DATA"])
         return subprocess.run(
             [sys.executable, *python, *words],
             cwd=tmp_path,
