@@ -25,7 +25,7 @@ from kdx.models.settings import (
 from kdx.settings import Settings
 
 # Part of every id: raise it when a change of the program makes old runs another experiment.
-FORMAT = 1
+FORMAT = 2
 
 # The side of each data set's images, in pixels.
 _SIDES = {"mnist": 28, "digits": 28, "cifar10": 32, "svhn": 32}

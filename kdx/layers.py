@@ -33,8 +33,8 @@ class NoisyLayer(nn.Module):
         super().__init__()
         self.register_buffer("noise", None, persistent=False)
 
-    def noise_shape(self, inputs: Tensor, outputs: Tensor) -> tuple[int, ...]:
-        """The shape of `noise` for this input and output."""
+    def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """An uninitialised tensor of the shape and type of `noise` for this input and output."""
         raise TypeError(f"{type(self).__name__} does not say what noise it needs")
 
     def draw(self, noise: Tensor, generator) -> None:

@@ -40,7 +40,7 @@ def _empty_noise(model: nn.Module, layers: dict[str, NoisyLayer], images: Tensor
 
     def shaped(name: str, layer: NoisyLayer) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-            noise[name] = torch.empty(layer.noise_shape(inputs[0], outputs), device=images.device)
+            noise[name] = layer.new_noise(inputs[0], outputs)
 
         return layer.register_forward_hook(hook)
 

@@ -58,8 +58,11 @@ class Batch:
     teacher_logits: Tensor | None
 
 
-RunStep = Callable[[State, Batch, dict[str, Tensor], Tensor], None]
+Noise = dict[str, Tensor]
+StepOnBatch = Callable[[State, Batch, Noise, Tensor], None]
 """step(state, batch, noise by buffer name, numbers as one row) -> None; the state is updated in place."""
+RunStep = Callable[[State, Tensor, Noise, Tensor], None]
+"""The same with the numbers of the batch's examples (batch,) in its place."""
 
 
 def number_names(objective: Objective) -> list[str]:
@@ -67,7 +70,7 @@ def number_names(objective: Objective) -> list[str]:
     return [*objective.numbers, "lr", "steps", "bias1", "bias2"]
 
 
-def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast: str | None) -> RunStep:
+def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast: str | None) -> StepOnBatch:
     """The training step of `student` under `objective`.
 
     `eager` takes torch's autograd and its fused Adam kernel, which are fastest one operation at a time; otherwise the
@@ -77,7 +80,7 @@ def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast
     names = number_names(objective)
     gradients_of, adam = (_autograd, _fused_adam) if eager else (_transformed, _adam)
 
-    def step(state: State, batch: Batch, noise: dict[str, Tensor], row: Tensor) -> None:
+    def step(state: State, batch: Batch, noise: Noise, row: Tensor) -> None:
         numbers = dict(zip(names, row.unbind(), strict=True))
 
         # Its result has a name because torch's compiler, which reads this line too, knows no nested subscripts.

@@ -23,7 +23,7 @@ from kdx.device import Engine
 from kdx.errors import Diverged, Interrupted
 from kdx.noise import NoiseSource
 from kdx.objective import Objective
-from kdx.step import BETA1, BETA2, Batch, RunStep, State, make_step, number_names
+from kdx.step import BETA1, BETA2, Batch, Noise, RunStep, State, make_step, number_names
 from kdx.streams import stream
 
 Evaluate = Callable[[], dict[str, float | None]]
@@ -47,6 +47,11 @@ class Training:
     trainer: TrainerSettings
     seed: int
     checkpoint: Path
+
+    def batch(self, chosen: Tensor) -> Batch:
+        """The examples of these numbers (batch,), with their teacher logits."""
+        logits = self.teacher_logits
+        return Batch(*self.examples.take(chosen), None if logits is None else logits.index_select(0, chosen))
 
 
 def train(student: nn.Module, objective: Objective, training: Training, engine: Engine, evaluate: Evaluate) -> Progress:
@@ -84,7 +89,7 @@ class _Loop:
         images, _ = examples.take(torch.arange(self.batch_size, device=self.device))
         self.noise = NoiseSource(student, images, stream(training.seed, "noise", device=self.device))
         self.progress = Progress()
-        self.step = _engine_step(student, objective, engine, trainer.epochs * self.steps_per_epoch)
+        self.step = _engine_step(student, objective, training, engine, trainer.epochs * self.steps_per_epoch)
 
     @property
     def epoch(self) -> int:
@@ -99,13 +104,12 @@ class _Loop:
             log.info("%s: continued at step %d", self.training.title, found.steps)
 
     def run_epoch(self) -> None:
-        epoch, examples, logits = self.epoch, self.training.examples, self.training.teacher_logits
+        epoch, examples = self.epoch, self.training.examples
         order = examples.order(*(stream(self.training.seed, purpose, epoch) for purpose in ("order", "mirror")))
         rows = self._rows(epoch)
         for index in range(self.progress.steps - epoch * self.steps_per_epoch, self.steps_per_epoch):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
-            batch = Batch(*examples.take(chosen), None if logits is None else logits.index_select(0, chosen))
-            self.step(self.state, batch, self.noise.draw(), rows[index])
+            self.step(self.state, chosen, self.noise.draw(), rows[index])
             self.progress.steps += 1
             if index + 1 < self.steps_per_epoch:
                 self.heed()
@@ -178,9 +182,15 @@ class _Loop:
         self.mark = now
 
 
-def _engine_step(student: nn.Module, objective: Objective, engine: Engine, steps: int) -> RunStep:
+def _engine_step(student: nn.Module, objective: Objective, training: Training, engine: Engine, steps: int) -> RunStep:
     def make(eager: bool) -> RunStep:
-        return make_step(student, objective, eager=eager, autocast=engine.autocast)
+        step = make_step(student, objective, eager=eager, autocast=engine.autocast)
+
+        # The batch is put together here, so that a compiler makes one pass of reading and preprocessing it.
+        def gathering(state: State, chosen: Tensor, noise: Noise, row: Tensor) -> None:
+            step(state, training.batch(chosen), noise, row)
+
+        return gathering
 
     return compiled_step(make, required=engine.compile is True) if engine.compiles(student, steps) else make(True)
 

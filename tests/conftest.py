@@ -20,7 +20,7 @@ def kdx(tmp_path: Path) -> Kdx:
     ) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if name != "KDX_OUTPUTS"}
         if "KDX_DATA" in inherited:
-            inherited["KDX_DATA"] = os.path.abspath(inherited["KDX_DATA"])
+            inherited["KDX_DATA"] = str(Path(inherited["KDX_DATA"]).resolve())
         return subprocess.run(
             [sys.executable, *python, *words],
             cwd=tmp_path,

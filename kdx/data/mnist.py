@@ -7,7 +7,7 @@ from torch import Tensor
 from kdx.data.dataset import Data, build_data
 from kdx.data.decoded import decoded
 from kdx.data.idx import parse_idx
-from kdx.data.preprocessing import Preprocessing, scale
+from kdx.data.preprocessing import PER_BATCH
 from kdx.data.settings import MnistSettings
 from kdx.data.sources import SourceFile, SourceSet, Verified, obtain
 from kdx.errors import UserError
@@ -58,7 +58,7 @@ SOURCES = SourceSet(
 
 
 def load(settings: MnistSettings) -> Data:
-    """MNIST as float32 (N, 1, 28, 28) in [0, 1].
+    """MNIST as bytes (N, 1, 28, 28), scaled to [0, 1] batch by batch.
 
     Raises UserError when files are missing or damaged, or for an impossible split.
     """
@@ -67,7 +67,7 @@ def load(settings: MnistSettings) -> Data:
     train, test = (
         (stored[f"{part}_images"].unsqueeze(1), stored[f"{part}_labels"].long()) for part in ("train", "test")
     )
-    return build_data(settings, train, test, CLASSES, Preprocessing("0..255 scaled to [0,1]", scale))
+    return build_data(settings, train, test, CLASSES, PER_BATCH["scale"])
 
 
 def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:

@@ -57,9 +57,9 @@ class VariationalLayer(NoisyLayer):
         variance = self.linear(inputs.square(), self.log_sigma2.exp(), None)
         return mean + self.noise * torch.sqrt(variance + VARIANCE_FLOOR)
 
-    def noise_shape(self, inputs: Tensor, outputs: Tensor) -> tuple[int, ...]:
+    def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """One number for every output of every example (and position)."""
-        return tuple(outputs.shape)
+        return torch.empty_like(outputs, dtype=torch.float32, memory_format=torch.contiguous_format)
 
     def draw(self, noise: Tensor, generator: torch.Generator) -> None:
         """Standard normal numbers."""

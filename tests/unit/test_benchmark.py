@@ -17,6 +17,7 @@ from benchmarks import table, usual
 from benchmarks.work import JOBS, Order, Work
 
 from kdx.methods import build_method
+from kdx.methods.dropout import NoisyDropout
 from kdx.models import build_model
 from kdx.noise import NoiseSource
 from kdx.objective import Objective, Step
@@ -52,9 +53,17 @@ class BothWays:
             self.teacher_logits: Tensor = self.teacher(self.images)
 
     def same_noise(self) -> dict[str, Tensor]:
-        """kdx's noise of a step; torch's global generator is put where it draws the same in the layers."""
+        """kdx's noise of a step, and torch's global generator put where it draws the same in the layers."""
         torch.random.set_rng_state(self.generator.get_state())
-        return self.noise.draw()
+        noise = self.noise.draw()
+        dropouts = {name: layer for name, layer in self.student.named_modules() if isinstance(layer, NoisyDropout)}
+        if dropouts:
+            self.generator.set_state(torch.random.get_rng_state())
+        for name, layer in dropouts.items():
+            # torch draws no bits but Bernoulli numbers; the inputs' widths are multiples of four.
+            kept = torch.empty(noise[f"{name}.noise"].shape).bernoulli_(1 - layer.rate, generator=self.generator)
+            noise[f"{name}.noise"].copy_(torch.where(kept == 1, -(2**15), 2**15 - 1))
+        return noise
 
     def numbers(self, steps: int) -> dict[str, float]:
         optimiser = {"lr": self.lr, "steps": float(steps), "bias1": 1 - BETA1**steps, "bias2": 1 - BETA2**steps}

@@ -7,7 +7,9 @@ import torch
 from miniature import generator, method, normal
 from networks import CLASSES, IMAGE, SETTINGS, small
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from kdx.layers import substitute
 from kdx.methods import Method
 from kdx.methods.dropout import NoisyDropout
 from kdx.methods.labels import Labels
@@ -114,6 +116,13 @@ def test_batch_norm_follows_the_batches_as_in_a_usual_loop(family: str, eager: b
         assert state.tensors()[f"buffer/{name}"].data_ptr() == student.get_buffer(name).data_ptr()
 
 
+class Doubled(nn.Module):
+    """What dropout at rate 0.5 does to inputs that it keeps."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 2 * inputs
+
+
 @BOTH_WAYS
 def test_an_architectures_own_dropout_draws_outside_of_the_step(eager: bool):
     how = Method("vanilla", (Labels(),))
@@ -128,10 +137,11 @@ def test_an_architectures_own_dropout_draws_outside_of_the_step(eager: bool):
         step(state, batch(), masks, row(objective, 1, 0.0))
         return state.sums[0].item()
 
-    ones = {name: torch.full_like(mask, 0.5) for name, mask in noise.buffers.items()}
-    expected = nn.functional.cross_entropy(small("vgg").eval()(batch().images), batch().labels).item()
-    # A mask of 0.5 is undone by the scale 1 / (1 - 0.5).
-    assert loss(ones) == pytest.approx(expected, rel=1e-5)
+    all_kept = {name: torch.full_like(mask, -(2**15)) for name, mask in noise.buffers.items()}
+    doubling = small("vgg")
+    substitute(doubling, lambda layer: Doubled() if isinstance(layer, nn.Dropout) else None)
+    expected = nn.functional.cross_entropy(doubling(batch().images), batch().labels).item()
+    assert loss(all_kept) == pytest.approx(expected, rel=1e-5)
     drawn = {name: mask.clone() for name, mask in noise.draw().items()}
     torch.manual_seed(0)
     assert loss(drawn) == loss(drawn) != pytest.approx(expected, rel=1e-5)
@@ -141,7 +151,7 @@ def test_an_architectures_own_dropout_draws_outside_of_the_step(eager: bool):
 def test_an_architectures_own_dropout_keeps_half():
     student = Method("vanilla", (Labels(),)).prepare(small("vgg"))
     noise = NoiseSource(student, normal(2000, *IMAGE, seed=0), generator(3))
-    kept = noise.draw()["fc1_dropout.noise"]
-    assert kept.shape == (2000, 7)
-    assert set(kept.unique().tolist()) == {0.0, 1.0}
-    assert kept.mean().item() == pytest.approx(0.5, abs=0.02)
+    layer, ones = student.get_submodule("fc1_dropout"), torch.ones(2000, 7)
+    kept = functional_call(layer, {"noise": noise.draw()["fc1_dropout.noise"]}, (ones,))
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.04)

@@ -55,7 +55,7 @@ def by_weights(layer, inputs: Tensor) -> Tensor:
 def by_noise(layer, inputs: Tensor) -> Tensor:
     """Outputs (samples, batch, ...) of the layer with noise that it draws itself."""
     numbers, outputs = torch.Generator().manual_seed(8), []
-    shape = layer.noise_shape(inputs, layer(inputs))
+    shape = layer.new_noise(inputs, layer(inputs)).shape
     with torch.no_grad():
         for _ in range(SAMPLES // 1000):
             noise = torch.empty(1000, *shape)
@@ -141,7 +141,7 @@ def test_a_1x1_convolution_is_a_linear_layer():
 
 def test_noise_is_drawn_for_every_example_and_position():
     layer, inputs = strided()
-    assert layer.noise_shape(inputs, layer(inputs)) == (2, 3, 3, 3)
+    assert layer.new_noise(inputs, layer(inputs)).shape == (2, 3, 3, 3)
 
 
 def test_without_noise_the_layer_is_the_plain_one():

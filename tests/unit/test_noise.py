@@ -33,7 +33,8 @@ def test_shapes_are_those_of_the_inputs_of_dropout():
     student = method("dropout", input_dropout=0.2).prepare(perceptron(hidden=5))
     source = NoiseSource(student, normal(8, 1, 6, 6, seed=1), generator(0))
     shapes = {name: tuple(value.shape) for name, value in source.draw().items()}
-    assert shapes == {"input_dropout.noise": (8, 1, 6, 6), "fc1_relu.1.noise": (8, 5)}
+    # The last dimension is filled up to a multiple of four.
+    assert shapes == {"input_dropout.noise": (8, 1, 6, 8), "fc1_relu.1.noise": (8, 8)}
 
 
 def test_a_plain_network_needs_no_noise():
@@ -102,27 +103,49 @@ def test_noise_is_no_part_of_the_state():
 
 def test_a_layer_that_does_not_say_its_noise_is_told_so():
     with pytest.raises(TypeError, match="NoisyLayer does not say"):
-        NoisyLayer().noise_shape(torch.zeros(1), torch.zeros(1))
+        NoisyLayer().new_noise(torch.zeros(1), torch.zeros(1))
 
 
 @pytest.mark.parametrize("rate", [0.4, 0.9])
 def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate: float):
     layer, count = NoisyDropout(rate), 100_000
-    inputs = torch.full((count,), 3.0)
-    mask = torch.empty(count)
-    layer.draw(mask, generator(0))
-    assert set(mask.tolist()) == {0.0, 1.0}
-    # Five standard errors of a share of `count` numbers.
-    assert abs((mask == 0).float().mean().item() - rate) < 5 * sqrt(rate * (1 - rate) / count)
-    output = functional_call(layer, {"noise": mask}, (inputs,))
-    torch.testing.assert_close(output, torch.where(mask == 1, 3 / (1 - rate), 0.0))
+    inputs = torch.full((count // 10, 10), 3.0)
+    noise = layer.new_noise(inputs, inputs)
+    layer.draw(noise, generator(0))
+    output = functional_call(layer, {"noise": noise}, (inputs,))
+    dropped = output == 0
+    # Five standard errors of a share of `count` numbers, and of the share of each of the ten places of a row.
+    assert abs(dropped.float().mean().item() - rate) < 5 * sqrt(rate * (1 - rate) / count)
+    assert ((dropped.float().mean(dim=0) - rate).abs() < 5 * sqrt(rate * (1 - rate) / (count // 10))).all()
+    # Sixteen bits know the rate to one in 2^17.
+    torch.testing.assert_close(output[~dropped], torch.full_like(output[~dropped], 3 / (1 - rate)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.75, 0.999])
+def test_dropout_keeps_the_mean_exactly(rate: float):
+    """Over every value that sixteen bits can have."""
+    layer = NoisyDropout(rate)
+    noise = torch.arange(-(2**15), 2**15).to(torch.int16)
+    output = functional_call(layer, {"noise": noise}, (torch.ones(2**16, dtype=torch.float64),))
+    assert output.mean().item() == pytest.approx(1.0, abs=1e-12)
+    assert (output == 0).double().mean().item() == pytest.approx(rate, abs=2**-17)
+
+
+def test_dropout_is_drawn_for_inputs_of_any_size():
+    layer = NoisyDropout(0.5)
+    for size in range(1, 10):
+        inputs = torch.ones(64, size)
+        noise = layer.new_noise(inputs, inputs)
+        layer.draw(noise, generator(0))
+        assert functional_call(layer, {"noise": noise}, (inputs,)).unique().tolist() == [0.0, 2.0]
 
 
 def test_dropout_masks_every_example_by_itself():
     layer = NoisyDropout(0.5)
-    mask = torch.empty(layer.noise_shape(torch.zeros(16, 50), torch.zeros(16, 50)))
-    layer.draw(mask, generator(0))
-    assert len({tuple(row) for row in mask.tolist()}) == 16
+    inputs = torch.ones(16, 50)
+    noise = layer.new_noise(inputs, inputs)
+    layer.draw(noise, generator(0))
+    assert len({tuple(row) for row in functional_call(layer, {"noise": noise}, (inputs,)).tolist()}) == 16
 
 
 def test_dropout_does_nothing_in_evaluation():
