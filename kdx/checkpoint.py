@@ -15,12 +15,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a training is: steps done, the history of finished epochs, seconds spent."""
+    """How far a training is: steps done, the history of finished epochs, seconds spent.
+
+    `best_epoch` counts from 1 and is the one with the lowest validation error, where the training stops early.
+    """
 
     steps: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     history: list[dict[str, float | None]] = field(default_factory=list)
+    best_epoch: int | None = None
 
 
 def save_checkpoint(path: Path, identity: str, progress: Progress, tensors: dict[str, Tensor]) -> None:

@@ -56,9 +56,9 @@ def to_config(composed: DictConfig) -> Config:
 
 def check_method(config: Config) -> None:
     """Build the method once, so that a mistake in method.* is told before the work begins (imports torch)."""
-    from kdx.methods import build_method
+    from kdx.procedures import build
 
-    build_method(config.method)
+    build(config.method)
 
 
 @contextmanager

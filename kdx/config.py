@@ -35,12 +35,17 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainerSettings(Settings):
-    """One fit: its length, its batches and its learning rate, constant for the fraction `hold`, then falling to 0."""
+    """One fit: its length, its batches and its learning rate, constant for the fraction `hold`, then falling to 0.
+
+    With `patience` it ends after so many epochs without a lower validation error, and the best epoch's weights are
+    taken.
+    """
 
     epochs: Count
     batch_size: Count
     lr: Annotated[float, Field(gt=0)]
     hold: Fraction
+    patience: Count | None
     checkpoint_seconds: Annotated[float, Field(ge=0)]
 
 
@@ -91,6 +96,8 @@ def _named(method: dict[str, Any]) -> dict[str, Any]:
     name, parts = method.get("name"), method.get("parts")
     if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
         raise ValueError(f"method.name must be a text that can name a folder; it is {name!r}")
+    if not isinstance(method.get("procedure", "once"), str):
+        raise ValueError(f"method.procedure must be a name; it is {method['procedure']!r}")
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise ValueError(f"method.parts must be a list of names; it is {parts!r}")
     return method
@@ -117,6 +124,13 @@ class Config(Settings):
                 f"device.precision: 'tf32' is not allowed with device.kind={self.device.kind}, only with cuda;"
                 " allowed: fp32, bf16"
             )
+        trainers = {"teacher.trainer": self.teacher.trainer, "trainer": self.trainer}
+        for key, trainer in trainers.items():
+            if trainer.patience is not None and not self.dataset.validation:
+                raise ValueError(
+                    f"{key}.patience: {trainer.patience} is not allowed with dataset.validation=0, which leaves no"
+                    " validation error to wait for; allowed: null"
+                )
         networks: dict[str, Network] = {"teacher": self.teacher, "student": self.student}
         for role, network in networks.items():
             side, least = _SIDES[self.dataset.name], network.smallest_side

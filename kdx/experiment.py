@@ -6,14 +6,15 @@ from pathlib import Path
 from kdx.config import Config
 from kdx.data import load_data
 from kdx.device import prepare_device
-from kdx.fit import Lesson, Plan, fit, write_results
+from kdx.fit import Lesson, Plan
 from kdx.logits import teacher_logits
 from kdx.measure import measure
-from kdx.methods import build_method
 from kdx.models import build_model
+from kdx.procedures import build
+from kdx.results import write_results
 from kdx.runs import RunFolder, run_folder
 from kdx.teacher import get_teacher
-from kdx.weights import load_weights, save_weights
+from kdx.weights import emptied, load_weights, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +40,22 @@ def run(config: Config) -> Path:
 
 def _run(config: Config, folder: RunFolder) -> None:
     folder.write_config(config)
-    method = build_method(config.method)
+    method, procedure = build(config.method)
     engine = prepare_device(config.device)
 
     data = load_data(config.dataset).to(engine.device)
     teacher = get_teacher(config, data, engine)
     logits = teacher_logits(teacher, data, Path(config.outputs)) if method.needs_teacher else None
 
-    def blank():
-        return build_model(config.student, data.image_shape, data.classes, config.seed)
-
-    title = f"{method.name} {config.student.name}"
-    plan = Plan(title, config.trainer, config.seed, folder)
-    network, progress = fit(blank(), method, Lesson(data, teacher, logits), plan, engine)
+    student = build_model(config.student, data.image_shape, data.classes, config.seed)
+    plan = Plan(f"{method.name} {config.student.name}", config.trainer, config.seed, folder)
+    outcome = procedure.run(student, method, Lesson(data, teacher, logits), plan, engine)
 
     # What is reported is the file, not the network in memory.
     weights = folder.path / "student.safetensors"
-    save_weights(weights, network)
-    student = load_weights(weights, blank()).to(engine.device)
+    save_weights(weights, outcome.network)
+    student = load_weights(weights, emptied(outcome.network))
     measured = measure(student, teacher, data, engine.device, engine.latency_seconds)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name}
     names |= {"teacher": config.teacher.name, "student": config.student.name}
-    write_results(plan, names, measured, progress, engine)
+    write_results(plan, names, measured, outcome, engine)

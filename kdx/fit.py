@@ -1,26 +1,22 @@
-"""From a network and a method to a finished folder: what teachers, students and chains of students share."""
+"""One fit: a network, a method and what it learns from, handed to the trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
 
-from kdx import __version__
 from kdx.checkpoint import Progress
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Data
 from kdx.device import Engine
-from kdx.files import write_csv
-from kdx.measure import Measurements
 from kdx.measure.accuracy import error_percent
-from kdx.measure.latency import write_latency
-from kdx.measure.sparsity import layers, percent_zero, write_layers
+from kdx.measure.sparsity import layers, percent_zero
 from kdx.methods import Method
 from kdx.runs import RunFolder
+from kdx.streams import derived_seed
 from kdx.trainer import Training, train
 
 
@@ -35,20 +31,38 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one network is trained, and the folder that it belongs to."""
+    """How one network is trained, and the folder that it belongs to; `stage` names one fit of several."""
 
     title: str
     trainer: TrainerSettings
     seed: int
     folder: RunFolder
+    stage: str = ""
 
     @property
     def checkpoint(self) -> Path:
-        """The file from which the training goes on; it is gone when the folder is finished."""
-        return self.folder.path / "checkpoint.safetensors"
+        """The file from which the training goes on, or that shows it finished; gone when the folder is finished."""
+        return self.folder.path / f"checkpoint{self.stage and '-'}{self.stage}.safetensors"
+
+    def at(self, stage: str, **trainer: Any) -> "Plan":
+        """The plan of one of several fits in the same folder, whose trainer differs in some settings."""
+        return replace(
+            self, stage=stage, title=f"{self.title}, {stage}", trainer=self.trainer.model_copy(update=trainer)
+        )
 
 
-def fit(network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> tuple[nn.Module, Progress]:
+AfterEpoch = Callable[[nn.Module, int], None]
+"""What is done with the student, as it is trained, after epoch number n (from 1), before a checkpoint is written."""
+
+
+def fit(
+    network: nn.Module,
+    method: Method,
+    lesson: Lesson,
+    plan: Plan,
+    engine: Engine,
+    after_epoch: AfterEpoch = lambda student, epoch: None,
+) -> tuple[nn.Module, Progress]:
     """Train `network` by `method`; give back the plain network and the history.
 
     Layers are substituted, then moved to the device, then handed to the optimiser: here, for every method.
@@ -57,7 +71,8 @@ def fit(network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: 
     student = method.prepare(network).to(engine.device)
     objective = method.objective(student, lesson.teacher, data.train.per_epoch)
 
-    def evaluate() -> dict[str, float | None]:
+    def evaluate(epoch: int) -> dict[str, float | None]:
+        after_epoch(student, epoch)
         plain = method.finalize(deepcopy(student))
         rows = layers(plain)
         return {
@@ -67,35 +82,13 @@ def fit(network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: 
 
     training = Training(
         title=plan.title,
-        identity=f"{plan.folder.path.name}/{data.fingerprint}",
+        identity="/".join([plan.folder.path.name, data.fingerprint, *filter(None, [plan.stage])]),
         examples=data.train,
         teacher_logits=lesson.teacher_logits,
         trainer=plan.trainer,
-        seed=plan.seed,
+        # Every stage sees the examples in orders of its own.
+        seed=derived_seed(plan.seed, plan.stage) if plan.stage else plan.seed,
         checkpoint=plan.checkpoint,
     )
     progress = train(student, objective, training, engine, evaluate)
     return method.finalize(student), progress
-
-
-def write_results(
-    plan: Plan, names: Mapping[str, Any], measured: Measurements, progress: Progress, engine: Engine
-) -> None:
-    """Write the tables of a finished folder; `metrics.json` is last, because its presence means finished."""
-    path = plan.folder.path
-    write_layers(path / "layers.csv", measured.layers)
-    write_latency(path / "latency.csv", measured.latencies)
-    write_csv(path / "history.csv", list(progress.history[0]), progress.history)
-    plan.folder.write_metrics(
-        {
-            **names,
-            "seed": plan.seed,
-            "epochs": plan.trainer.epochs,
-            **measured.figures,
-            "train_seconds": progress.seconds,
-            "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history),
-            **engine.record(),
-            "kdx_version": __version__,
-        }
-    )
-    plan.checkpoint.unlink(missing_ok=True)

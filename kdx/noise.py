@@ -1,5 +1,6 @@
 """The random numbers of one step, drawn outside of it, for every noisy layer at once."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -7,23 +8,33 @@ from torch import Tensor, nn
 
 from kdx.layers import NoisyLayer
 from kdx.measure.accuracy import evaluating
+from kdx.objective import Draw
 
 
 class NoiseSource:
-    """Buffers for the noise of every `NoisyLayer` of a model, filled anew for each step from one generator."""
+    """Buffers for the noise of every `NoisyLayer` of a model and of every `Draw` of its objective.
 
-    def __init__(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+    They are filled anew for each step from one generator.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, generator: torch.Generator, draws: Mapping[str, Draw] | None = None
+    ) -> None:
         """Learn the shapes from one pass of `images`, a batch of the size that will be trained on."""
         self._generator = generator
-        self._layers = {
-            f"{name}.noise": layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)
-        }
-        self.buffers = _empty_noise(model, self._layers, images)
+        layers = {f"{name}.noise": layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)}
+        self.buffers = _empty_noise(model, layers, images)
+        self._fill: dict[str, Callable[[Tensor, torch.Generator], object]]
+        self._fill = {name: layer.draw for name, layer in layers.items()}
+        for name, draw in (draws or {}).items():
+            assert name not in self.buffers, f"two kinds of noise are called {name}"
+            self.buffers[name] = draw.new(len(images)).to(images.device)
+            self._fill[name] = draw.fill
 
     def draw(self) -> dict[str, Tensor]:
         """Fresh noise, by buffer name; the same memory every time."""
-        for name, layer in self._layers.items():
-            layer.draw(self.buffers[name], self._generator)
+        for name, fill in self._fill.items():
+            fill(self.buffers[name], self._generator)
         return self.buffers
 
     def position(self) -> Tensor:

@@ -14,7 +14,8 @@ Schedule = Callable[[float], float]
 class Step:
     """Everything that a loss term may look at in one training step of `batch` examples.
 
-    `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `numbers` are 0-dimensional.
+    `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `numbers` are 0-dimensional. `activations`
+    are the outputs of the student's watched layers, `noise` what the objective's `Draw`s gave for this step.
     """
 
     logits: Tensor
@@ -22,6 +23,16 @@ class Step:
     teacher_logits: Tensor | None
     parameters: Mapping[str, Tensor]
     numbers: Mapping[str, Tensor]
+    activations: Mapping[str, Tensor] = field(default_factory=dict)
+    noise: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers that loss terms read: `new` makes their tensor for a batch size, `fill` draws them anew."""
+
+    new: Callable[[int], Tensor]
+    fill: Callable[[Tensor, torch.Generator], object]
 
 
 @dataclass(frozen=True)
@@ -40,13 +51,16 @@ Monitor = Callable[[Mapping[str, Tensor]], float]
 class Objective:
     """Loss terms, the numbers that they and the optimiser read, and which parameters learn at a rate of their own.
 
-    `rates` maps a parameter's name to the number that multiplies its learning rate.
+    `rates` maps a parameter's name to the number that multiplies its learning rate; `watched` names the student's
+    layers whose outputs the terms see, `draws` the random numbers.
     """
 
     terms: dict[str, Term]
     numbers: dict[str, Schedule] = field(default_factory=dict)
     rates: dict[str, str] = field(default_factory=dict)
     monitors: dict[str, Monitor] = field(default_factory=dict)
+    watched: tuple[str, ...] = ()
+    draws: dict[str, Draw] = field(default_factory=dict)
 
     def loss(self, step: Step) -> tuple[Tensor, Tensor]:
         """The weighted sum of all terms, and the terms themselves before weighting (terms,)."""

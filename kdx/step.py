@@ -4,7 +4,8 @@ Eager, compiled and captured execution wrap this one function; it draws no rando
 state, so resuming a run is storing its arguments.
 """
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +43,16 @@ class State:
             sums=torch.zeros(1 + terms, device=next(iter(parameters.values())).device),
         )
 
+    def network(self) -> dict[str, Tensor]:
+        """The tensors of the network itself, under a name of its own each."""
+        groups = {"parameter": self.parameters, "buffer": self.buffers}
+        return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state under a name of its own, for checkpoints."""
-        groups = {"parameter": self.parameters, "buffer": self.buffers, "first": self.first, "second": self.second}
-        named = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
-        return named | {"sums": self.sums}
+        moments = {"first": self.first, "second": self.second}
+        named = {f"{group}/{name}": value for group, values in moments.items() for name, value in values.items()}
+        return self.network() | named | {"sums": self.sums}
 
 
 @dataclass(frozen=True)
@@ -78,19 +84,24 @@ def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast
     device type whose matrix products run in bfloat16; None means float32.
     """
     names = number_names(objective)
+    network = Watching(student, objective.watched) if objective.watched else student
     gradients_of, adam = (_autograd, _fused_adam) if eager else (_transformed, _adam)
 
     def step(state: State, batch: Batch, noise: Noise, row: Tensor) -> None:
         numbers = dict(zip(names, row.unbind(), strict=True))
+        term_noise = {name: noise[name] for name in objective.draws}
+        layer_noise = {name: value for name, value in noise.items() if name not in objective.draws}
 
         # Its result has a name because torch's compiler, which reads this line too, knows no nested subscripts.
         def loss(parameters: dict[str, Tensor]) -> Pass:
             # Batch norm moves its statistics in place, which a function transform allows on tensors of its own only.
             buffers = {name: value.clone() for name, value in state.buffers.items()}
             with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
-                logits = functional_call(student, {**parameters, **buffers, **noise}, (batch.images,))
-            seen = Step(logits.float(), batch.labels, batch.teacher_logits, parameters, numbers)
-            total, terms = objective.loss(seen)
+                output = functional_call(network, {**parameters, **buffers, **layer_noise}, (batch.images,))
+            logits, seen = output if objective.watched else (output, {})
+            total, terms = objective.loss(
+                Step(logits.float(), batch.labels, batch.teacher_logits, parameters, numbers, seen, term_noise)
+            )
             return total, (terms, buffers)
 
         gradients, total, (terms, buffers) = gradients_of(loss, state.parameters)
@@ -101,6 +112,27 @@ def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast
             adam(state, gradients, numbers, objective.rates)
 
     return step
+
+
+class Watching(nn.Sequential):
+    """The layers of a student, under the same names, that give beside the logits the outputs of the watched ones."""
+
+    def __init__(self, student: nn.Module, watched: Sequence[str]) -> None:
+        layers = dict(student.named_children())
+        assert type(student) is nn.Sequential, "only the layers of a plain sequence can be watched"
+        missing = set(watched) - layers.keys()
+        assert not missing, f"layers that the student does not have are watched: {missing}"
+        super().__init__(OrderedDict(layers))
+        self.watched = tuple(watched)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits, and the outputs of the watched layers in float32."""
+        output, seen = input, {}
+        for name, layer in self.named_children():
+            output = layer(output)
+            if name in self.watched:
+                seen[name] = output.float()
+        return output, seen
 
 
 Aside = tuple[Tensor, dict[str, Tensor]]

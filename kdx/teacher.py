@@ -9,14 +9,16 @@ from kdx.config import Config
 from kdx.data.dataset import Data
 from kdx.device import Engine
 from kdx.errors import UserError
-from kdx.fit import Lesson, Plan, fit, write_results
+from kdx.fit import Lesson, Plan
 from kdx.measure import measure
 from kdx.methods import Method
 from kdx.methods.dropout import Dropout
 from kdx.methods.labels import Labels
 from kdx.models import build_model
+from kdx.procedures.procedure import Once
+from kdx.results import write_results
 from kdx.runs import teacher_folder
-from kdx.weights import load_weights, save_weights
+from kdx.weights import emptied, load_weights, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -45,22 +47,19 @@ def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
 
 def _train(config: Config, data: Data, engine: Engine, weights: Path) -> nn.Module:
     settings, folder = config.teacher, teacher_folder(config)
-
-    def blank() -> nn.Module:
-        return build_model(settings, data.image_shape, data.classes, settings.seed)
-
+    network = build_model(settings, data.image_shape, data.classes, settings.seed)
     method = Method("dropout", (Labels(), Dropout(dropout=settings.dropout, input_dropout=settings.input_dropout)))
     plan = Plan(f"teacher {settings.name}", settings.trainer, settings.seed, folder)
     folder.write_config(config)
-    network, progress = fit(blank(), method, Lesson(data), plan, engine)
-    save_weights(weights, network)
-    teacher = load_weights(weights, blank()).to(engine.device)
+    outcome = Once().run(network, method, Lesson(data), plan, engine)
+    save_weights(weights, outcome.network)
+    teacher = load_weights(weights, emptied(outcome.network))
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name, "teacher": None}
     write_results(
         plan,
         names | {"student": settings.name},
         measure(teacher, None, data, engine.device, engine.latency_seconds),
-        progress,
+        outcome,
         engine,
     )
     return teacher

@@ -26,8 +26,8 @@ from kdx.objective import Objective
 from kdx.step import BETA1, BETA2, Batch, Noise, RunStep, State, make_step, number_names
 from kdx.streams import stream
 
-Evaluate = Callable[[], dict[str, float | None]]
-"""Figures of the student as it stands, for the history: validation error, sparsity, ..."""
+Evaluate = Callable[[int], dict[str, float | None]]
+"""Figures of the student as it stands after epoch n (from 1), for the history: validation error, sparsity, ..."""
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,12 @@ def train(student: nn.Module, objective: Objective, training: Training, engine: 
         loop = _Loop(student, objective, training, engine, stop)
         loop.resume()
         stage.advance(loop.epoch)
-        while loop.epoch < training.trainer.epochs:
+        while not loop.done:
             loop.run_epoch()
             loop.close_epoch(evaluate)
             stage.advance(loop.epoch, loop.headline())
             loop.heed()
+        loop.finish()
     return loop.progress
 
 
@@ -87,13 +88,22 @@ class _Loop:
         self.state = State.of(student, len(objective.terms))
         self.device = examples.images.device
         images, _ = examples.take(torch.arange(self.batch_size, device=self.device))
-        self.noise = NoiseSource(student, images, stream(training.seed, "noise", device=self.device))
+        generator = stream(training.seed, "noise", device=self.device)
+        self.noise = NoiseSource(student, images, generator, objective.draws)
         self.progress = Progress()
+        # The network of the best epoch so far, where the training may stop early.
+        self.best = {name: value.clone() for name, value in self.state.network().items()} if trainer.patience else {}
         self.step = _engine_step(student, objective, training, engine, trainer.epochs * self.steps_per_epoch)
 
     @property
     def epoch(self) -> int:
         return len(self.progress.history)
+
+    @property
+    def done(self) -> bool:
+        trainer, best = self.training.trainer, self.progress.best_epoch
+        impatient = trainer.patience is not None and best is not None and self.epoch - best >= trainer.patience
+        return impatient or self.epoch >= trainer.epochs
 
     def resume(self) -> None:
         tensors = self._tensors()
@@ -128,20 +138,34 @@ class _Loop:
         monitors = {name: monitor(self.state.parameters) for name, monitor in self.objective.monitors.items()}
         lr = self._lr(self.epoch + 1 - 1 / self.steps_per_epoch)
         seconds = self.progress.epoch_seconds
-        figures = {"epoch": self.epoch + 1, **terms, **evaluate(), **monitors, "lr": lr, "seconds": seconds}
+        figures = {
+            "epoch": self.epoch + 1,
+            **terms,
+            **evaluate(self.epoch + 1),
+            **monitors,
+            "lr": lr,
+            "seconds": seconds,
+        }
         self.progress.history.append(figures)
+        if self.best:
+            self._keep_if_best()
         self.progress.epoch_seconds = 0.0
         self.state.sums.zero_()
         self._lap(training=False)
+
+    def finish(self) -> None:
+        """Write the last checkpoint, so that what follows the training repeats nothing of it, and take the best."""
+        if self.epoch:
+            self._save()
+        for name, value in self.state.network().items() if self.best else ():
+            value.copy_(self.best[name])
 
     def heed(self) -> None:
         """Write a checkpoint when it is time, or when the process is asked to stop; then stop."""
         stop = self.stop.is_set()
         if not stop and time.monotonic() - self.saved_at < self.training.trainer.checkpoint_seconds:
             return
-        self._lap(training=True)
-        save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
-        self.saved_at = time.monotonic()
+        self._save()
         if stop:
             raise Interrupted(f"{self.training.title}: stopped in epoch {self.epoch + 1}; the same command goes on")
 
@@ -171,8 +195,22 @@ class _Loop:
         decaying = trainer.epochs * (1 - trainer.hold)
         return trainer.lr * (min(1.0, (trainer.epochs - time_in_epochs) / decaying) if decaying else 1.0)
 
+    def _keep_if_best(self) -> None:
+        *earlier, error = (row["val_error_percent"] for row in self.progress.history)
+        assert error is not None, "the configuration admits patience with a validation split only"
+        if all(before is not None and error < before for before in earlier):
+            self.progress.best_epoch = self.epoch
+            for name, value in self.state.network().items():
+                self.best[name].copy_(value)
+
+    def _save(self) -> None:
+        self._lap(training=True)
+        save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
+        self.saved_at = time.monotonic()
+
     def _tensors(self) -> dict[str, Tensor]:
-        return self.state.tensors() | {"noise_position": self.noise.position()}
+        best = {f"best/{name}": value for name, value in self.best.items()}
+        return self.state.tensors() | best | {"noise_position": self.noise.position()}
 
     def _lap(self, *, training: bool) -> None:
         now = time.monotonic()

@@ -1,8 +1,10 @@
 """The weights of a plain network as a file."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from kdx.errors import UserError
@@ -14,6 +16,15 @@ Network = TypeVar("Network", bound=nn.Module)
 def save_weights(path: Path, network: nn.Module) -> None:
     """Write every parameter and buffer of `network` to `path`, atomically."""
     save_tensors(path, network.state_dict())
+
+
+def emptied(network: Network) -> Network:
+    """A copy of `network` whose parameters and buffers are all zero."""
+    blank = deepcopy(network)
+    with torch.no_grad():
+        for tensor in blank.state_dict().values():
+            tensor.zero_()
+    return blank
 
 
 def load_weights(path: Path, blank: Network) -> Network:

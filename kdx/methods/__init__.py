@@ -1,6 +1,6 @@
 """A method: parts that substitute layers, add loss terms and make the student plain again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ class Method:
             numbers=_united(part.numbers() for part in self.parts),
             rates=_united(part.rates(student) for part in self.parts),
             monitors=_united(part.monitors(context) for part in self.parts),
+            watched=tuple(dict.fromkeys(name for part in self.parts for name in part.watched(student))),
+            draws=_united(part.draws(context) for part in self.parts),
         )
 
     def finalize(self, student: nn.Module) -> nn.Module:
@@ -61,10 +63,11 @@ class Method:
         return without_dropout(student)
 
 
-def build_method(settings: Mapping[str, Any]) -> Method:
+def build_method(settings: Mapping[str, Any], other_keys: Sequence[str] = ()) -> Method:
     """Build the method from the mapping of its YAML: `name`, `parts` and the settings of these parts.
 
-    Raises UserError that names the key for an unknown part, a setting that no part has, or a value out of range.
+    Raises UserError that names the key for an unknown part, a setting that no part has, or a value out of range;
+    `other_keys` are those that the user may set beside the parts'.
     """
     values = {key: value for key, value in settings.items() if key not in ("name", "parts")}
     parts = []
@@ -75,7 +78,7 @@ def build_method(settings: Mapping[str, Any]) -> Method:
         own = {key: values.pop(key) for key in part.model_fields if key in values}
         parts.append(settings_from(part, own, "method"))
     if values:
-        known = [key for part in parts for key in type(part).model_fields]
+        known = [*(key for part in parts for key in type(part).model_fields), *other_keys]
         raise unknown("method", next(iter(values)), known)
     return Method(settings["name"], tuple(parts))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdx.objective import Monitor, Schedule, Term
+from kdx.objective import Draw, Monitor, Schedule, Term
 from kdx.settings import Settings
 
 
@@ -43,6 +43,14 @@ class Part(Settings):
 
     def monitors(self, context: Context) -> dict[str, Monitor]:
         """Figures for the history."""
+        return {}
+
+    def watched(self, student: nn.Module) -> tuple[str, ...]:
+        """The layers whose outputs the terms read."""
+        return ()
+
+    def draws(self, context: Context) -> dict[str, Draw]:
+        """The random numbers that the terms read, by name."""
         return {}
 
     def finalize(self, student: nn.Module) -> nn.Module:

@@ -103,7 +103,7 @@ def run_kdx(order: Order, config: Config, pace: Pace) -> None:
     steps = examples // order.batch_size
     pace.ready(_facts(steps, work.gflop_per_step(data.train.images[0].numel(), data.classes), engine.gemm, dtype))
 
-    def epoch_is_over() -> dict[str, float | None]:
+    def epoch_is_over(_epoch: int) -> dict[str, float | None]:
         pace.done()
         return {}
 

@@ -102,3 +102,8 @@ def step_of(student: nn.Module, objective: Objective, examples: Split, logits: T
         parameters=dict(student.named_parameters()),
         numbers={name: torch.tensor(number(time)).to(logits) for name, number in objective.numbers.items()},
     )
+
+
+def no_figures(_epoch: int) -> dict[str, float | None]:
+    """What `train` is given where nobody evaluates."""
+    return {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, SIDE, engine, method, named, normal, perceptron, split
+from miniature import CLASSES, SIDE, engine, method, named, no_figures, normal, perceptron, split
 from torch import nn
 
 from kdx.config import TrainerSettings
@@ -36,11 +36,11 @@ def trained(folder: Path, build: Callable[[], nn.Module], compiled: bool):
         identity="miniature",
         examples=examples,
         teacher_logits=normal(12, CLASSES, seed=4),
-        trainer=TrainerSettings(epochs=3, batch_size=4, lr=2e-3, hold=0.5, checkpoint_seconds=1e9),
+        trainer=TrainerSettings(epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9),
         seed=0,
         checkpoint=folder / "checkpoint",
     )
-    progress = train(student, objective, training, replace(engine(), compile=compiled), dict)
+    progress = train(student, objective, training, replace(engine(), compile=compiled), no_figures)
     return student, progress.history
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, SIDE, dataset, engine, generator, perceptron
+from miniature import CLASSES, SIDE, dataset, engine, generator, no_figures, perceptron
 from torch import Tensor, nn
 
 from kdx.checkpoint import Progress
@@ -149,7 +149,7 @@ def test_the_error_is_that_of_the_images_as_they_are():
 
 
 def training(folder: Path, mirror: str, logits: Tensor | None) -> Training:
-    settings = TrainerSettings(epochs=4, batch_size=4, lr=1e-30, hold=1.0, checkpoint_seconds=1e9)
+    settings = TrainerSettings(epochs=4, batch_size=4, lr=1e-30, hold=1.0, patience=None, checkpoint_seconds=1e9)
     return Training("miniature", mirror, split(mirror), logits, settings, 0, folder / "checkpoint")
 
 
@@ -164,7 +164,7 @@ def witnessed(given: Training, stop_after: int | None = None) -> tuple[list[Step
         return step.logits.square().mean()
 
     try:
-        return steps, train(Left(), Objective({"seen": Term(seen)}), given, engine(), dict)
+        return steps, train(Left(), Objective({"seen": Term(seen)}), given, engine(), no_figures)
     except Interrupted:
         return steps, None
 

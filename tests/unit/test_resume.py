@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, engine, method, normal, perceptron, split
+from miniature import CLASSES, engine, method, no_figures, normal, perceptron, split
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -23,7 +23,9 @@ EPOCHS, STEPS_PER_EPOCH = 4, 3
 
 
 def training(folder: Path, identity: str = "this one", checkpoint_seconds: float = 1e9) -> Training:
-    trainer = TrainerSettings(epochs=EPOCHS, batch_size=4, lr=1e-2, hold=0.5, checkpoint_seconds=checkpoint_seconds)
+    trainer = TrainerSettings(
+        epochs=EPOCHS, batch_size=4, lr=1e-2, hold=0.5, patience=None, checkpoint_seconds=checkpoint_seconds
+    )
     path = folder / "checkpoint.safetensors"
     return Training("miniature", identity, split(13), normal(13, CLASSES, seed=4), trainer, 0, path)
 
@@ -50,7 +52,7 @@ def counting(objective: Objective, act: Callable[[int], None]) -> Objective:
 
 def run(given: Training, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
     student, objective = student_and_objective()
-    return student, train(student, counting(objective, act), given, engine(), dict)
+    return student, train(student, counting(objective, act), given, engine(), no_figures)
 
 
 def stop_at(last: int) -> Callable[[int], None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, engine, method, normal, perceptron, split
+from miniature import CLASSES, engine, method, no_figures, normal, perceptron, split
 from torch import Tensor, nn
 
 from kdx.checkpoint import Progress
@@ -20,7 +20,14 @@ LR = 1e-2
 
 
 def training(folder: Path, examples: Split, logits: Tensor | None = None, seed: int = 0, **settings) -> Training:
-    values = {"epochs": 3, "batch_size": 4, "lr": LR, "hold": 1.0, "checkpoint_seconds": 1e9} | settings
+    values = {
+        "epochs": 3,
+        "batch_size": 4,
+        "lr": LR,
+        "hold": 1.0,
+        "patience": None,
+        "checkpoint_seconds": 1e9,
+    } | settings
     return Training("miniature", "miniature", examples, logits, TrainerSettings(**values), seed, folder / "checkpoint")
 
 
@@ -52,7 +59,7 @@ def witnessed(folder: Path, count: int = 10, student: nn.Module | None = None, *
     witness, examples = Witness(), numbered(count)
     logits = examples.labels.float().reshape(-1, 1).expand(-1, CLASSES)
     progress = train(
-        student or perceptron(), witness.objective, training(folder, examples, logits, **settings), engine(), dict
+        student or perceptron(), witness.objective, training(folder, examples, logits, **settings), engine(), no_figures
     )
     return witness, progress
 
@@ -95,7 +102,8 @@ def test_a_batch_is_at_most_the_data(tmp_path: Path, batch_size: int):
 
 
 def test_the_seed_decides_the_order(tmp_path: Path):
-    orders = [witnessed(tmp_path, seed=seed)[0].labels() for seed in (0, 0, 1)]
+    folders = [tmp_path / name for name in ("first", "again", "other")]
+    orders = [witnessed(folder, seed=seed)[0].labels() for folder, seed in zip(folders, (0, 0, 1), strict=True)]
     assert orders[0] == orders[1] != orders[2]
 
 
@@ -106,8 +114,8 @@ def test_more_epochs_change_nothing_in_the_first_ones(tmp_path: Path):
         how, examples = method("st-vbd"), split(12)
         student = how.prepare(perceptron())
         objective = how.objective(student, perceptron(seed=1), 12)
-        given = training(tmp_path, examples, normal(12, CLASSES, seed=4), epochs=epochs)
-        history = train(student, objective, given, engine(), dict).history
+        given = training(tmp_path / str(epochs), examples, normal(12, CLASSES, seed=4), epochs=epochs)
+        history = train(student, objective, given, engine(), no_figures).history
         histories.append([without_seconds(row) for row in history])
     assert len(histories[1]) == 5
     assert histories[0] == histories[1][:2]
@@ -156,7 +164,7 @@ def test_the_history_has_means_figures_and_monitors(tmp_path: Path):
         objective,
         training(tmp_path, numbered(8)),
         engine(),
-        lambda: {"val_error_percent": None, "sparsity_percent": next(evaluations)},
+        lambda _: {"val_error_percent": None, "sparsity_percent": next(evaluations)},
     )
     assert list(progress.history[0]) == [
         *("epoch", "loss", "one", "two", "val_error_percent", "sparsity_percent", "largest", "lr", "seconds")
@@ -180,7 +188,7 @@ def test_no_epochs_change_nothing(tmp_path: Path):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     given = training(tmp_path, numbered(8))
     given.trainer.__dict__["epochs"] = 0  # the settings refuse it
-    progress = train(student, Witness().objective, given, engine(), dict)
+    progress = train(student, Witness().objective, given, engine(), no_figures)
     assert progress == Progress()
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
@@ -189,7 +197,7 @@ def test_training_lowers_the_loss(tmp_path: Path):
     how, examples = method("vanilla"), split(32)
     student = perceptron(hidden=20)
     given = training(tmp_path, examples, epochs=40, batch_size=8)
-    history = train(student, how.objective(student, None, 32), given, engine(), dict).history
+    history = train(student, how.objective(student, None, 32), given, engine(), no_figures).history
     assert history[-1]["cross_entropy"] < 0.2 * history[0]["cross_entropy"]
 
 
@@ -210,4 +218,4 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_term(
     terms = [("first", Term(two)), ("second", Term(two))]
     terms.insert(place, ("culprit", Term(bad)))
     with pytest.raises(Diverged, match=r"miniature: culprit is no longer finite in epoch 1; try a lower trainer\.lr"):
-        train(perceptron(), Objective(dict(terms)), training(tmp_path, numbered(4)), engine(), dict)
+        train(perceptron(), Objective(dict(terms)), training(tmp_path, numbered(4)), engine(), no_figures)

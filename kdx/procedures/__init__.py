@@ -1,0 +1,27 @@
+"""Procedures, and the way from a method's YAML to the method and its procedure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kdx.errors import unknown
+from kdx.explain import settings_from
+from kdx.methods import Method, build_method
+from kdx.procedures.procedure import Once, Procedure
+
+PROCEDURES: dict[str, type[Procedure]] = {"once": Once}
+
+
+def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:
+    """Build both from the mapping of a method's YAML, in which `procedure` is by default `once`.
+
+    Raises UserError that names the key for an unknown procedure or part, a setting that neither has, or a value out
+    of range.
+    """
+    values = dict(settings)
+    name = values.pop("procedure", "once")
+    if name not in PROCEDURES:
+        raise unknown("method.procedure", name, PROCEDURES)
+    kind = PROCEDURES[name]
+    own = {key: values.pop(key) for key in kind.model_fields if key in values}
+    procedure = settings_from(kind, own, "method")
+    return build_method(values, other_keys=list(kind.model_fields)), procedure

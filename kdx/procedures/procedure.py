@@ -1,0 +1,51 @@
+"""A procedure: how a method's fits follow one another; most methods need one fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from kdx.checkpoint import Progress
+from kdx.device import Engine
+from kdx.fit import Lesson, Plan, fit
+from kdx.methods import Method
+from kdx.settings import Settings
+
+Figure = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The plain network that came out, the history of all fits, and figures that only this procedure knows."""
+
+    network: nn.Module
+    progress: Progress
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+class Procedure(Settings):
+    """How often a method is fitted, and what happens to the network in between; its fields are keys of the YAML."""
+
+    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+        """Train `network` from its initial weights.
+
+        Each fit has a `Plan.at` of its own, so an interrupted run does not repeat those that were finished; what is
+        done in between must depend on nothing but the networks and the plan.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how it trains")
+
+
+class Once(Procedure):
+    """One fit."""
+
+    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+        """Fit once."""
+        return Outcome(*fit(network, method, lesson, plan, engine))
+
+
+def joined(stages: Sequence[Progress]) -> Progress:
+    """The history of several fits as one: `stage` counts them, `epoch` goes on."""
+    rows = [{"stage": number, **row} for number, stage in enumerate(stages, 1) for row in stage.history]
+    history = [{**row, "epoch": epoch} for epoch, row in enumerate(rows, 1)]
+    last = replace(stages[-1], history=history, best_epoch=None)
+    return replace(last, steps=sum(stage.steps for stage in stages), seconds=sum(stage.seconds for stage in stages))

@@ -1,0 +1,46 @@
+"""The files of a finished folder, of a run or a teacher."""
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from kdx import __version__
+from kdx.device import Engine
+from kdx.files import write_csv
+from kdx.fit import Plan
+from kdx.measure import Measurements
+from kdx.measure.latency import write_latency
+from kdx.measure.sparsity import write_layers
+from kdx.procedures.procedure import Outcome
+
+
+def write_results(
+    plan: Plan, names: Mapping[str, Any], measured: Measurements, outcome: Outcome, engine: Engine
+) -> None:
+    """Write the tables of a finished folder; `metrics.json` is last, because its presence means finished.
+
+    `epochs` are those that were trained, in all fits; `best_epoch` is the one whose weights were taken, where that is
+    not the last.
+    """
+    path, progress = plan.folder.path, outcome.progress
+    write_layers(path / "layers.csv", measured.layers)
+    write_latency(path / "latency.csv", measured.latencies)
+    columns = dict.fromkeys(key for row in progress.history for key in row)
+    write_csv(path / "history.csv", list(columns), progress.history)
+    stopped = {} if progress.best_epoch is None else {"best_epoch": progress.best_epoch}
+    plan.folder.write_metrics(
+        {
+            **names,
+            "seed": plan.seed,
+            "epochs": len(progress.history),
+            **stopped,
+            **measured.figures,
+            **outcome.figures,
+            "train_seconds": progress.seconds,
+            "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history),
+            **engine.record(),
+            "kdx_version": __version__,
+        }
+    )
+    for checkpoint in path.glob("checkpoint*.safetensors"):
+        checkpoint.unlink()
