@@ -21,6 +21,8 @@ def compiled_step(make: Callable[[bool], RunStep], *, required: bool) -> RunStep
     # Shapes, types and modules never change within a training, so there is nothing to guard: checking it before every
     # step would take longer than drawing its noise. The reset keeps the code of one training from serving another.
     torch.compiler.reset()
+    # Loading the compiler says so where a CUDA toolkit is installed without a GPU, which is nobody's mistake.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(
         make(False),
         dynamic=False,
