@@ -1,0 +1,63 @@
+"""Every field of every YAML in conf/ is a field of the schema, and the program reads it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import kdx.methods
+import kdx.procedures
+from kdx.compose import single
+from kdx.config import Config
+from kdx.groups import conf_folder, load_groups
+from kdx.procedures import build
+from kdx.settings import Settings
+
+PACKAGE = Path(kdx.methods.__file__).parents[1]
+CHOICES = [f"{group.name}={choice}" for group in load_groups().values() for choice in group.choices]
+
+
+def attributes_read() -> set[str]:
+    """Every name that is read as an attribute anywhere in the package: `settings.epochs` reads `epochs`."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+def all_settings(kind: type[BaseModel] = Settings) -> Iterator[type[BaseModel]]:
+    for below in kind.__subclasses__():
+        if below.__module__.startswith("kdx."):
+            yield below
+            yield from all_settings(below)
+
+
+def test_every_field_of_the_schema_is_read():
+    fields = {(kind.__name__, field) for kind in all_settings() for field in kind.model_fields}
+    read = attributes_read()
+    assert len(fields) > 50
+    assert {pair for pair in fields if pair[1] not in read} == set()
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_key_of_every_choice_is_in_the_schema(choice: str):
+    """The schema forbids unknown keys, so what composes and validates has none; a method's belong to its parts."""
+    config = single([choice])
+    method, procedure = build(config.method)
+    owned = {field for owner in (*method.parts, procedure) for field in type(owner).model_fields}
+    assert config.method.keys() - {"name", "parts", "procedure"} <= owned
+    assert Config.model_config.get("extra") == "forbid"
+
+
+def test_every_yaml_is_a_choice_or_shared_by_choices():
+    """A file that nothing composes would be read by nobody."""
+    folder = conf_folder()
+    groups = load_groups()
+    texts = [path.read_text(encoding="utf-8") for path in folder.rglob("*.yaml")]
+    for path in folder.rglob("*.yaml"):
+        group, *rest = path.relative_to(folder).with_suffix("").parts
+        if not rest or (group in groups and "/".join(rest) in groups[group].choices):
+            continue
+        names = ("/".join(rest), f"/{group}/{'/'.join(rest)}")
+        assert any(f"- {name}\n" in text or f"- {name}@" in text for text in texts for name in names), path
