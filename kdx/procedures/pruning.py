@@ -4,6 +4,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import pairwise
 from typing import Annotated, Any, Self
 
 import torch
@@ -183,7 +184,7 @@ class GradualPruning(Pruning):
                 "exactly one of sparsity and tolerance may be a number;"
                 f" sparsity is {self.sparsity}, tolerance is {self.tolerance}"
             )
-        if any(low >= high for low, high in zip(self.ladder, self.ladder[1:], strict=False)):
+        if any(low >= high for low, high in pairwise(self.ladder)):
             raise ValueError(f"ladder must rise from one number to the next; it is {self.ladder}")
         return self
 
@@ -191,7 +192,7 @@ class GradualPruning(Pruning):
         """Refuse a tolerance without validation."""
         if self.tolerance is not None and not config.dataset.validation:
             raise UserError(
-                f"method.tolerance: {self.tolerance} is not allowed with dataset.validation=0, which leaves no"
+                f"method.tolerance: {self.tolerance:g} is not allowed with dataset.validation=0, which leaves no"
                 " validation error to choose by; allowed: null"
             )
 
