@@ -19,6 +19,7 @@ from miniature import (
     split,
     step_of,
 )
+from networks import IMAGE, SETTINGS, small
 from torch import Tensor, nn
 
 from kdx.config import TrainerSettings
@@ -80,6 +81,17 @@ def test_other_paddings_and_layers_without_bias_are_kept():
     assert [type(layer) for layer in student][::2] == [MaskedConv2d, MaskedLinear]
     assert torch.equal(student(images), sparse(build())(images))
     assert torch.equal(MASKED.finalize(student)(images), sparse(build())(images))
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+def test_every_family_is_masked_and_plain_again(family: str):
+    images, plain = normal(3, *IMAGE, seed=8), sparse(small(family)).eval()
+    student = MASKED.prepare(sparse(small(family))).eval()
+    assert sum(isinstance(layer, MaskedLinear | MaskedConv2d) for layer in student.modules()) == len(matrices(plain))
+    assert torch.equal(student(images), plain(images))
+    finished = MASKED.finalize(student)
+    small(family, seed=1).load_state_dict(finished.state_dict())
+    assert torch.equal(finished(images), plain(images))
 
 
 def test_a_student_without_weights_is_refused():
