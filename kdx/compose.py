@@ -58,7 +58,8 @@ def check_method(config: Config) -> None:
     """Build the method once, so that a mistake in method.* is told before the work begins (imports torch)."""
     from kdx.procedures import build
 
-    build(config.method)
+    _, procedure = build(config.method)
+    procedure.check(config)
 
 
 @contextmanager

@@ -155,16 +155,21 @@ def teacher_id(config: Config) -> str:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """The configuration without what cannot change a result, and with the teacher's file replaced by its content."""
+    """The configuration without what cannot change a result, and with files of weights replaced by their content."""
     content = config.model_dump(
         mode="json",
         exclude={"device": True, "outputs": True, "force": True, "dataset": {"root": True, "download": True}},
     )
-    checkpoint = config.teacher.checkpoint
-    if checkpoint is not None:
-        if not Path(checkpoint).is_file():
-            raise UserError(f"teacher.checkpoint: '{checkpoint}' is not a file; allowed: a teacher's .safetensors file")
-        content["teacher"]["checkpoint"] = sha256_of(Path(checkpoint))
+    for role, checkpoint in {"teacher": config.teacher.checkpoint, "student": config.student.checkpoint}.items():
+        if checkpoint is not None:
+            if not Path(checkpoint).is_file():
+                raise UserError(
+                    f"{role}.checkpoint: '{checkpoint}' is not a file; allowed: a {role}'s .safetensors file or null"
+                )
+            content[role]["checkpoint"] = sha256_of(Path(checkpoint))
+    # Runs from before students had the key keep their ids.
+    if config.student.checkpoint is None:
+        del content["student"]["checkpoint"]
     return _canonical(content)
 
 

@@ -44,11 +44,16 @@ def _run(config: Config, folder: RunFolder) -> None:
     engine = prepare_device(config.device)
 
     data = load_data(config.dataset).to(engine.device)
+    # Before the teacher, so that a file that does not fit is told before a long training.
+    student = build_model(config.student, data.image_shape, data.classes, config.seed)
+    checkpoint = config.student.checkpoint
+    if checkpoint is not None:
+        load_weights(Path(checkpoint), student, "student.checkpoint")
     teacher = get_teacher(config, data, engine)
     logits = teacher_logits(teacher, data, Path(config.outputs)) if method.needs_teacher else None
 
-    student = build_model(config.student, data.image_shape, data.classes, config.seed)
-    plan = Plan(f"{method.name} {config.student.name}", config.trainer, config.seed, folder)
+    title = f"{method.name} {config.student.name}"
+    plan = Plan(title, config.trainer, config.seed, folder, pretrained=checkpoint is not None)
     outcome = procedure.run(student, method, Lesson(data, teacher, logits), plan, engine)
 
     # What is reported is the file, not the network in memory.

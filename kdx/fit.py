@@ -31,13 +31,17 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one network is trained, and the folder that it belongs to; `stage` names one fit of several."""
+    """How one network is trained, and the folder that it belongs to; `stage` names one fit of several.
+
+    `pretrained` says that the network comes with trained weights, from which training goes on.
+    """
 
     title: str
     trainer: TrainerSettings
     seed: int
     folder: RunFolder
     stage: str = ""
+    pretrained: bool = False
 
     @property
     def checkpoint(self) -> Path:

@@ -32,7 +32,7 @@ def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
     settings = config.teacher
     blank = build_model(settings, data.image_shape, data.classes, settings.seed).to(engine.device)
     if settings.checkpoint is not None:
-        return load_weights(Path(settings.checkpoint), blank)
+        return load_weights(Path(settings.checkpoint), blank, "teacher.checkpoint")
     folder = teacher_folder(config)
     weights = folder.path / "teacher.safetensors"
     with folder.lock():

@@ -27,18 +27,22 @@ def emptied(network: Network) -> Network:
     return blank
 
 
-def load_weights(path: Path, blank: Network) -> Network:
-    """Fill `blank` from the file; UserError where it is absent, damaged or made for another network."""
+def load_weights(path: Path, blank: Network, key: str = "") -> Network:
+    """Fill `blank` from the file; UserError where it is absent, damaged or made for another network.
+
+    `key` is the user's, where it is the user who names the file; then the message does too.
+    """
+    named = f"{key}: {path}" if key else str(path)
     try:
         tensors, _ = load_tensors(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; allowed: a .safetensors file of weights") from None
+        raise UserError(f"{named}: there is no such file; allowed: a .safetensors file of weights") from None
     except DamagedTensors as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{key}: {error}" if key else str(error)) from error
     expected = blank.state_dict()
     for name in [*expected, *sorted(tensors.keys() - expected.keys())]:
         found, wanted = (tuple(group[name].shape) if name in group else "absent" for group in (tensors, expected))
         if found != wanted:
-            raise UserError(f"{path}: made for another network: '{name}' is {found} there, {wanted} here")
+            raise UserError(f"{named}: made for another network: '{name}' is {found} there, {wanted} here")
     blank.load_state_dict(tensors)
     return blank

@@ -11,7 +11,9 @@ from kdx.explain import settings_from
 from kdx.methods.bsr import BlockSparsity
 from kdx.methods.dropout import Dropout, noise_outside, without_dropout
 from kdx.methods.hint import Hint
+from kdx.methods.l2 import L2
 from kdx.methods.labels import Labels
+from kdx.methods.masked import Masked
 from kdx.methods.part import Context, Part
 from kdx.methods.variational import Variational
 from kdx.objective import Objective
@@ -22,6 +24,8 @@ PARTS: dict[str, type[Part]] = {
     "dropout": Dropout,
     "variational": Variational,
     "bsr": BlockSparsity,
+    "l2": L2,
+    "masked": Masked,
 }
 
 

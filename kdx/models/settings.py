@@ -155,7 +155,34 @@ class KddpSettings(NetworkSettings):
 
 
 Network = PlainSettings | ConvnetSettings | ResnetSettings | DensenetSettings | KerasResnetSettings | KddpSettings
-Student = Annotated[Network, Field(discriminator="family")]
+
+
+class Start(Settings):
+    """The file of trained weights with which a student starts; null starts with fresh ones."""
+
+    checkpoint: str | None
+
+
+# The student's group is one level deep, as the teacher's is.
+class _Plain(PlainSettings, Start): ...
+
+
+class _Convnet(ConvnetSettings, Start): ...
+
+
+class _Resnet(ResnetSettings, Start): ...
+
+
+class _Densenet(DensenetSettings, Start): ...
+
+
+class _KerasResnet(KerasResnetSettings, Start): ...
+
+
+class _Kddp(KddpSettings, Start): ...
+
+
+Student = Annotated[_Plain | _Convnet | _Resnet | _Densenet | _KerasResnet | _Kddp, Field(discriminator="family")]
 
 
 def _as_many(blocks: Sequence[int], channels: Sequence[int]) -> None:

@@ -7,8 +7,13 @@ from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods import Method, build_method
 from kdx.procedures.procedure import Once, Procedure
+from kdx.procedures.pruning import GradualPruning, IterativePruning
 
-PROCEDURES: dict[str, type[Procedure]] = {"once": Once}
+PROCEDURES: dict[str, type[Procedure]] = {
+    "once": Once,
+    "iterative-pruning": IterativePruning,
+    "gradual-pruning": GradualPruning,
+}
 
 
 def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from kdx.checkpoint import Progress
+from kdx.config import Config
 from kdx.device import Engine
 from kdx.fit import Lesson, Plan, fit
 from kdx.methods import Method
@@ -25,6 +26,9 @@ class Outcome:
 
 class Procedure(Settings):
     """How often a method is fitted, and what happens to the network in between; its fields are keys of the YAML."""
+
+    def check(self, config: Config) -> None:
+        """Raise UserError where the procedure cannot work with the rest of the configuration."""
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Train `network` from its initial weights.

@@ -95,7 +95,10 @@ def test_every_method_leaves_the_files_and_figures_of_the_contract(swept: list[P
         assert [key for key in CONTRACT if key not in figures] == []
         assert all(value is None or isinstance(value, int | float | str) for value in figures.values())
         assert sum(int(row["nonzero"]) for row in table(folder / "layers.csv")) == figures["nonzero_weights"]
-        assert len(history(folder)) == 3
+        # Procedures of several fits go on after the first.
+        stages = [row.get("stage", "1") for row in history(folder)]
+        assert stages.count("1") == 3
+        assert len(stages) == figures["epochs"]
 
 
 def test_same_seed_same_result(swept: list[Path]) -> None:
@@ -185,3 +188,27 @@ def test_a_teacher_from_elsewhere(kdx, tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1
     assert "made for another network" in wrong.stderr
+
+
+def test_a_student_that_starts_from_a_file(kdx, tmp_path: Path) -> None:
+    first = folder_of(kdx("train", *SHORT, "method=vanilla"), tmp_path)
+    weights = first / "student.safetensors"
+    words = ("train", *SHORT, "method=prune", "method.steps=2", "method.retrain_epochs=2")
+    folder = folder_of(kdx(*words, f"student.checkpoint={weights}"), tmp_path)
+    assert metrics(folder)["epochs"] == 1 + 2
+    assert metrics(folder)["sparsity_percent"] == pytest.approx(90)
+    moved = tmp_path / "elsewhere.safetensors"
+    moved.write_bytes(weights.read_bytes())
+    again = kdx(*words, f"student.checkpoint={moved}")
+    assert folder_of(again, tmp_path) == folder
+    assert "skipped" in again.stderr
+    moved.write_bytes(b"no weights")
+    for wrong, message in (
+        ((f"student.checkpoint={weights}", "student.hidden=[31,20]"), "made for another network"),
+        ((f"student.checkpoint={moved}",), "is damaged"),
+    ):
+        refused = kdx(*words, *wrong)
+        assert refused.returncode == 2
+        assert len(refused.stderr.strip().splitlines()) == 1
+        assert "student.checkpoint: " in refused.stderr
+        assert message in refused.stderr

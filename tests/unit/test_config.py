@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdx.compose import expand, single
-from kdx.config import _SIDES, run_id, teacher_id
+from kdx.config import _SIDES, _identity, run_id, teacher_id
 from kdx.errors import UserError
 from kdx.groups import load_groups
 
@@ -147,11 +147,11 @@ def test_every_family_has_its_own_fields_and_checks():
 
 def test_the_ids_of_the_first_networks_stay_what_they_were():
     """Ids are hashes of these fields: one more for all families would orphan every run."""
-    config = single(["student=lenet5-caffe", "teacher=mlp-1200-1200"])
-    assert config.student.model_dump() == {
+    identity = _identity(single(["student=lenet5-caffe", "teacher=mlp-1200-1200"]))
+    assert identity["student"] == {
         "name": "lenet5-caffe", "family": "lenet", "channels": [20, 50], "hidden": [500],
     }  # fmt: skip
-    assert set(config.teacher.model_dump()) == {
+    assert set(identity["teacher"]) == {
         "name", "family", "channels", "hidden", "checkpoint", "seed", "dropout", "input_dropout", "trainer",
     }  # fmt: skip
 
@@ -239,18 +239,28 @@ def test_the_teacher_id_depends_on_teacher_and_data_only():
         assert teacher_id(single([*BASE, override])) != base
 
 
-def test_a_teachers_checkpoint_counts_by_content(tmp_path: Path):
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_checkpoint_counts_by_content(tmp_path: Path, role: str):
     files = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
     for file, content in zip(files, (b"same", b"same", b"other"), strict=True):
         file.write_bytes(content)
-    ids = [run_id(single([*BASE, f"teacher.checkpoint={file}"])) for file in files]
+    ids = [run_id(single([*BASE, f"{role}.checkpoint={file}"])) for file in files]
     assert ids[0] == ids[1]
     assert len({run_id(single(BASE)), *ids}) == 3
 
 
-def test_an_absent_checkpoint_is_the_users_mistake():
-    with pytest.raises(UserError, match=r"^teacher\.checkpoint: 'nowhere' is not a file"):
-        run_id(single(["teacher.checkpoint=nowhere"]))
+def test_a_students_checkpoint_leaves_the_teacher_alone(tmp_path: Path):
+    file = tmp_path / "student.safetensors"
+    file.write_bytes(b"any")
+    config = single([*BASE, f"student.checkpoint={file}"])
+    assert config.teacher.checkpoint is None
+    assert teacher_id(config) == teacher_id(single(BASE))
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_an_absent_checkpoint_is_the_users_mistake(role: str):
+    with pytest.raises(UserError, match=rf"^{role}\.checkpoint: 'nowhere' is not a file"):
+        run_id(single([f"{role}.checkpoint=nowhere"]))
 
 
 def reversed_of(words: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,110 @@
+"""Layers some of whose weights are held at zero, for magnitude pruning (Han et al. 2015)."""
+
+from math import sqrt
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdx.layers import substitute
+from kdx.methods.dropout import NoisyDropout
+from kdx.methods.part import Part
+
+Linear = TypeVar("Linear", bound=nn.Linear)
+Conv2d = TypeVar("Conv2d", bound=nn.Conv2d)
+
+
+class MaskedLinear(nn.Linear):
+    """`nn.Linear` without the weights where `mask`, a bool of the weight's shape, is false; the bias is whole."""
+
+    mask: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, in) to (batch, out)."""
+        return F.linear(input, surviving(self), self.bias)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """`nn.Conv2d` without the weights where `mask`, a bool of the weight's shape, is false; the bias is whole."""
+
+    mask: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, in, H, W) to (batch, out, H', W')."""
+        return self._conv_forward(input, surviving(self), self.bias)
+
+
+def surviving(layer: MaskedLinear | MaskedConv2d) -> Tensor:
+    """The weights, zero outside the mask; a selection, because a product with zero can be a negative zero."""
+    return torch.where(layer.mask, layer.weight, 0.0)
+
+
+class Masked(Part):
+    """Holds at zero whatever weights are exactly zero when a fit begins; which those are, a procedure decides.
+
+    With `rescale_dropout` the dropout rate behind each layer is multiplied by sqrt(C_ir / C_io), the square root of
+    the fraction of the layer's weights that survive (Han et al. 2015, eq. 3).
+    """
+
+    rescale_dropout: bool
+
+    def swap(self, student: nn.Module) -> nn.Module:
+        """Mask every linear and convolutional layer; raises ValueError where there is none."""
+        kept: float | None = None
+
+        # `substitute` goes through the layers in their order, so the last layer seen is the one before a dropout.
+        def replacement(layer: nn.Module) -> nn.Module | None:
+            nonlocal kept
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                masked = _masked(layer)
+                kept = masked.mask.float().mean().item()
+                return masked
+            if self.rescale_dropout and kept is not None and isinstance(layer, NoisyDropout):
+                return NoisyDropout(layer.rate * sqrt(kept))
+            return None
+
+        substitute(student, replacement)
+        if kept is None:
+            raise ValueError("the student has no nn.Linear and no nn.Conv2d to mask")
+        return student
+
+    def finalize(self, student: nn.Module) -> nn.Module:
+        """Plain layers again, with exact zeros outside the masks."""
+        substitute(student, lambda layer: _plain(layer) if isinstance(layer, MaskedLinear | MaskedConv2d) else None)
+        return student
+
+
+def _masked(layer: nn.Linear | nn.Conv2d) -> MaskedLinear | MaskedConv2d:
+    masked = _linear(MaskedLinear, layer) if isinstance(layer, nn.Linear) else _conv2d(MaskedConv2d, layer)
+    masked.register_buffer("mask", layer.weight.detach() != 0)
+    return _given(masked, layer.weight, layer.bias)
+
+
+def _plain(layer: MaskedLinear | MaskedConv2d) -> nn.Linear | nn.Conv2d:
+    plain = _linear(nn.Linear, layer) if isinstance(layer, nn.Linear) else _conv2d(nn.Conv2d, layer)
+    return _given(plain, nn.Parameter(surviving(layer).detach()), layer.bias)
+
+
+def _given(layer, weight, bias):
+    layer.weight, layer.bias = weight, bias
+    return layer
+
+
+def _linear(kind: type[Linear], like: nn.Linear) -> Linear:
+    return kind(like.in_features, like.out_features, bias=like.bias is not None, device="meta")
+
+
+def _conv2d(kind: type[Conv2d], like: nn.Conv2d) -> Conv2d:
+    return kind(
+        like.in_channels,
+        like.out_channels,
+        like.kernel_size,  # type: ignore[arg-type]
+        stride=like.stride,  # type: ignore[arg-type]
+        padding=like.padding,  # type: ignore[arg-type]
+        dilation=like.dilation,  # type: ignore[arg-type]
+        groups=like.groups,
+        bias=like.bias is not None,
+        padding_mode=like.padding_mode,  # type: ignore[arg-type]
+        device="meta",
+    )

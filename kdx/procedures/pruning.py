@@ -1,0 +1,229 @@
+"""Magnitude pruning: iteratively by a quality factor (Han et al. 2015), gradually by layer (Zhu and Gupta 2017)."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping
+from copy import deepcopy
+from itertools import pairwise
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from torch import Tensor, nn
+
+from kdx.checkpoint import Progress
+from kdx.config import Config
+from kdx.device import Engine
+from kdx.errors import UserError
+from kdx.files import write_csv
+from kdx.fit import Lesson, Plan, fit
+from kdx.measure.accuracy import error_percent
+from kdx.measure.footprint import weight_matrices
+from kdx.methods import Method
+from kdx.models.settings import Count
+from kdx.procedures.procedure import Figure, Outcome, Procedure, joined
+
+Masks = dict[str, Tensor]
+"""By layer, a bool of the weight's shape: which weights survive."""
+Weights = Mapping[str, Tensor]
+Sparsity = Annotated[float, Field(gt=0, lt=1)]
+# Errors are whole numbers of images; this only takes the rounding out of a sum of percentages.
+ROUNDING = 1e-9
+
+log = logging.getLogger(__name__)
+
+
+def masks_by_quality(weights: Weights, q: float) -> Masks:
+    """Remove |w| < q times the standard deviation of the layer's surviving weights (Han et al. 2015, section 3.1)."""
+    return {name: (weight != 0) & (_relative(weight) >= q) for name, weight in weights.items()}
+
+
+def masks_by_fraction(weights: Weights, keep: float) -> tuple[Masks, float]:
+    """Keep the fraction `keep` of all weights, with one quality factor for all layers; give the masks and the factor.
+
+    The factor is the smallest ratio of a survivor to its layer's standard deviation. Of weights with this very ratio,
+    the last ones go, so that the number is exact to one weight.
+    """
+    ratios = torch.cat([_relative(weight).flatten() for weight in weights.values()])
+    mask = _largest(ratios, max(1, round(keep * len(ratios))))
+    parts = mask.split([weight.numel() for weight in weights.values()])
+    masks = {name: part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
+    return masks, ratios[mask].min().item()
+
+
+def masks_by_layer(weights: Weights, sparsity: Mapping[str, float]) -> Masks:
+    """Remove the smallest weights of each layer, this fraction of them, exact to one weight."""
+    return {
+        name: _largest(weight.abs().flatten(), round((1 - sparsity[name]) * weight.numel())).view_as(weight)
+        for name, weight in weights.items()
+    }
+
+
+def cubic_sparsity(initial: float, final: float, step: int, steps: int) -> float:
+    """s_t = s_f + (s_i - s_f)(1 - t/n)^3 (Zhu and Gupta 2017, eq. 1)."""
+    return final + (initial - final) * (1 - step / steps) ** 3
+
+
+def prune(network: nn.Module, masks: Masks) -> None:
+    """Set the weights outside the masks to zero, in place."""
+    for name, weight in weight_matrices(network).items():
+        weight.masked_fill_(~masks[name].to(weight.device), 0.0)
+
+
+def _relative(weight: Tensor) -> Tensor:
+    """|w| over the standard deviation of those that are not zero; zero where w is."""
+    survivors = weight[weight != 0]
+    return weight.abs() / survivors.std(correction=0) if survivors.any() else weight.abs()
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """A mask of exactly `count` values: float32 has equal ones, of which the first are taken."""
+    mask = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    mask[values.argsort(descending=True, stable=True)[:count]] = True
+    return mask
+
+
+class _Fits:
+    """The fits of one run, each of which begins with the weights of another."""
+
+    def __init__(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> None:
+        self.structure, self.method, self.lesson, self.plan, self.engine = network, method, lesson, plan, engine
+        self.progress: list[Progress] = []
+
+    def dense(self) -> nn.Module:
+        """What pruning begins with: the trained network, which is the given one where its weights are trained."""
+        if self.plan.pretrained:
+            return self.method.finalize(deepcopy(self.structure)).to(self.engine.device)
+        return self._fit(deepcopy(self.structure), "dense")
+
+    def pruned(self, trained: nn.Module, masks: Masks, stage: str, lr: float, **trainer: Any) -> nn.Module:
+        """Fit the survivors among the weights of `trained`, which stays as it is; `lr` multiplies the rate."""
+        # A network as it was built, because the trained one has lost the architecture's own dropout.
+        network = deepcopy(self.structure)
+        network.load_state_dict(trained.state_dict())
+        prune(network, masks)
+        return self._fit(network, stage, lr=lr * self.plan.trainer.lr, **trainer)
+
+    def _fit(self, network: nn.Module, stage: str, **trainer: Any) -> nn.Module:
+        plain, progress = fit(network, self.method, self.lesson, self.plan.at(stage, **trainer), self.engine)
+        self.progress.append(progress)
+        return plain
+
+
+class Pruning(Procedure):
+    """Train, prune by magnitude and train the survivors: last for `retrain_epochs`, at `retrain_lr` times the rate.
+
+    Each fit gets a network with exact zeros; the part `masked` holds them there.
+    """
+
+    retrain_epochs: Count
+    retrain_lr: PositiveFloat
+
+    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+        """Train `network`, unless its weights are trained, and prune it."""
+        fits = _Fits(network, method, lesson, plan, engine)
+        pruned, figures = self.prune(fits, fits.dense())
+        return Outcome(pruned, joined(fits.progress), figures)
+
+    @abstractmethod
+    def prune(self, fits: _Fits, dense: nn.Module) -> tuple[nn.Module, dict[str, Figure]]:
+        """The pruned and retrained network, and its figures."""
+
+
+class IterativePruning(Pruning):
+    """Prune and retrain `iterations` times (Han et al. 2015).
+
+    The fraction of weights that survive falls geometrically to `keep`, or the quality factor is `q` every time.
+    """
+
+    iterations: Count
+    keep: Annotated[float, Field(gt=0, le=1)] | None
+    q: PositiveFloat | None
+
+    @model_validator(mode="after")
+    def _one_criterion(self) -> Self:
+        if (self.keep is None) == (self.q is None):
+            raise ValueError(f"exactly one of keep and q may be a number; keep is {self.keep}, q is {self.q}")
+        return self
+
+    def prune(self, fits: _Fits, dense: nn.Module) -> tuple[nn.Module, dict[str, Figure]]:
+        """The figures are the quality factor of the last iteration and the fraction of weights that it keeps."""
+        network, q, kept = dense, 0.0, 0.0
+        for number in range(1, self.iterations + 1):
+            masks, q = self._masks(weight_matrices(network), number)
+            total = sum(mask.numel() for mask in masks.values())
+            kept = sum(int(mask.sum()) for mask in masks.values()) / total
+            log.info("iteration %d: quality factor %.4f keeps %.2f %% of the weights", number, q, 100 * kept)
+            network = fits.pruned(network, masks, f"retrain-{number}", self.retrain_lr, epochs=self.retrain_epochs)
+        return network, {"pruned_sparsity_percent": 100 * (1 - kept), "pruned_q": q}
+
+    def _masks(self, weights: Weights, number: int) -> tuple[Masks, float]:
+        if self.keep is not None:
+            return masks_by_fraction(weights, self.keep ** (number / self.iterations))
+        assert self.q is not None, "the validator admits exactly one of both"
+        return masks_by_quality(weights, self.q), self.q
+
+
+class GradualPruning(Pruning):
+    """Prune each layer in `steps` along a cubic schedule, training `epochs_per_step` in between (Zhu and Gupta 2017).
+
+    The final sparsity is `sparsity`, or the highest of `ladder` that raises the validation error by `tolerance` percent
+    points at most; every rung begins with the dense network.
+    """
+
+    sparsity: Sparsity | None
+    tolerance: NonNegativeFloat | None
+    ladder: Annotated[list[Sparsity], Field(min_length=1)]
+    steps: Count
+    epochs_per_step: Count
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.sparsity is None) == (self.tolerance is None):
+            raise ValueError(
+                "exactly one of sparsity and tolerance may be a number;"
+                f" sparsity is {self.sparsity}, tolerance is {self.tolerance}"
+            )
+        if any(low >= high for low, high in pairwise(self.ladder)):
+            raise ValueError(f"ladder must rise from one number to the next; it is {self.ladder}")
+        return self
+
+    def check(self, config: Config) -> None:
+        """Refuse a tolerance without validation."""
+        if self.tolerance is not None and not config.dataset.validation:
+            raise UserError(
+                f"method.tolerance: {self.tolerance:g} is not allowed with dataset.validation=0, which leaves no"
+                " validation error to choose by; allowed: null"
+            )
+
+    def prune(self, fits: _Fits, dense: nn.Module) -> tuple[nn.Module, dict[str, Figure]]:
+        """The figure is the final sparsity, zero where no rung is tolerated; with a ladder, pruning.csv is written."""
+        if self.sparsity is not None:
+            return self._pruned_to(fits, dense, self.sparsity), {"pruned_sparsity_percent": 100 * self.sparsity}
+        validation = fits.lesson.data.validation
+        assert validation is not None, "`check` refuses a tolerance without validation"
+        assert self.tolerance is not None, "the validator admits exactly one of both"
+        network, chosen = dense, 0.0
+        errors = {0.0: error_percent(dense, validation)}
+        for sparsity in self.ladder:
+            candidate = self._pruned_to(fits, dense, sparsity)
+            errors[sparsity] = error_percent(candidate, validation)
+            if errors[sparsity] <= errors[0.0] + self.tolerance + ROUNDING:
+                network, chosen = candidate, sparsity
+        if not chosen:
+            log.warning("no sparsity of method.ladder is within method.tolerance=%s; nothing is pruned", self.tolerance)
+        rows = [{"sparsity_percent": 100 * key, "val_error_percent": error} for key, error in errors.items()]
+        write_csv(fits.plan.folder.path / "pruning.csv", list(rows[0]), rows)
+        return network, {"pruned_sparsity_percent": 100 * chosen}
+
+    def _pruned_to(self, fits: _Fits, dense: nn.Module, final: float) -> nn.Module:
+        initial = {name: 1 - int(w.count_nonzero()) / w.numel() for name, w in weight_matrices(dense).items()}
+        network = dense
+        for step in range(1, self.steps + 1):
+            targets = {name: cubic_sparsity(start, final, step, self.steps) for name, start in initial.items()}
+            masks = masks_by_layer(weight_matrices(network), targets)
+            # The rate falls in the last fit only.
+            last = step == self.steps
+            trainer = {"epochs": self.retrain_epochs} if last else {"epochs": self.epochs_per_step, "hold": 1.0}
+            network = fits.pruned(network, masks, f"sparsity-{final}-step-{step}", self.retrain_lr, **trainer)
+        return network
