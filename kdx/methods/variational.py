@@ -38,6 +38,12 @@ def kl_vbd(log_alpha: Tensor) -> Tensor:
 KL = {"svd": kl_svd, "vbd": kl_vbd}
 
 
+def warming_up(weight: float, start: float, end: float) -> Schedule:
+    """Zero until epoch `start`, then rising linearly to `weight` at `end`."""
+    length = max(end - start, 1e-9)
+    return lambda epoch: weight * min(max((epoch - start) / length, 0.0), 1.0)
+
+
 class VariationalLayer(NoisyLayer):
     """A layer with weights N(weight, exp(log_sigma2)), sampled by local reparametrisation; the bias is certain."""
 
@@ -165,11 +171,7 @@ class Variational(Part):
 
     def numbers(self) -> dict[str, Schedule]:
         """`lambda_V` rises linearly from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
-        length = max(self.warmup_end - self.warmup_start, 1e-9)
-
-        def warmed_up(epoch: float) -> float:
-            return self.lambda_V * min(max((epoch - self.warmup_start) / length, 0.0), 1.0)
-
+        warmed_up = warming_up(self.lambda_V, self.warmup_start, self.warmup_end)
         return {"lambda_V": warmed_up, "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
 
     def rates(self, student: nn.Module) -> dict[str, str]:

@@ -6,9 +6,15 @@ from typing import Any
 from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods import Method, build_method
+from kdx.procedures.dark_knowledge import DarkKnowledgeFit
 from kdx.procedures.procedure import Once, Procedure
+from kdx.procedures.sampling import Sampling
 
-PROCEDURES: dict[str, type[Procedure]] = {"once": Once}
+PROCEDURES: dict[str, type[Procedure]] = {
+    "once": Once,
+    "sampling": Sampling,
+    "dark-knowledge": DarkKnowledgeFit,
+}
 
 
 def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:

@@ -16,15 +16,24 @@ Figure = float | int | str | None
 
 @dataclass(frozen=True)
 class Outcome:
-    """The plain network that came out, the history of all fits, and figures that only this procedure knows."""
+    """The plain network that came out, the history of all fits, and what only this procedure knows.
+
+    `figures` go into metrics.json; `teacher` is the one that the procedure made, where it makes its own.
+    """
 
     network: nn.Module
     progress: Progress
     figures: dict[str, Figure] = field(default_factory=dict)
+    teacher: nn.Module | None = None
 
 
 class Procedure(Settings):
     """How often a method is fitted, and what happens to the network in between; its fields are keys of the YAML."""
+
+    @property
+    def makes_teacher(self) -> bool:
+        """Whether this procedure trains the teacher itself, from the initial network that its lesson then has."""
+        return False
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Train `network` from its initial weights.
