@@ -10,8 +10,8 @@ from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods.bayesian_compression import BayesianCompression
 from kdx.methods.bsr import BlockSparsity
-from kdx.methods.dropout import Dropout, noise_outside, without_dropout
 from kdx.methods.dark_knowledge import DarkKnowledge
+from kdx.methods.dropout import Dropout, noise_outside, without_dropout
 from kdx.methods.hint import Hint
 from kdx.methods.labels import Labels
 from kdx.methods.langevin import LangevinDynamics

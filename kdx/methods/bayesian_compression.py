@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from kdx.layers import NoisyLayer, substitute
+from kdx.layers import NoisyLayer, geometry_of, substitute
 from kdx.methods.part import Context, Part
 from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_alpha, warming_up
 from kdx.objective import Monitor, Schedule, Step, Term
@@ -120,13 +120,12 @@ class GroupConv2d(GroupLayer):
 
     def __init__(self, plain: nn.Conv2d, log_sigma2: float, variance_limit: float | None) -> None:
         super().__init__(plain, log_sigma2, variance_limit)
-        self.stride, self.padding, self.dilation, self.groups = (
-            plain.stride, plain.padding, plain.dilation, plain.groups,
-        )  # fmt: skip
+        self.geometry = geometry_of(plain)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The convolution with the given filters and bias."""
-        return F.conv2d(inputs, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        shape = self.geometry
+        return F.conv2d(inputs, weight, bias, shape["stride"], shape["padding"], shape["dilation"], shape["groups"])
 
     def per_input(self, z: Tensor) -> Tensor:
         """(..., inputs, 1, 1), for images (batch, inputs, H, W)."""
@@ -134,15 +133,12 @@ class GroupConv2d(GroupLayer):
 
     def per_weight(self, z: Tensor) -> Tensor:
         """(out, in / groups, 1, 1): every filter sees the channels of its own group."""
-        filters = len(self.bias) // self.groups
-        return z.reshape(self.groups, -1).repeat_interleave(filters, dim=0)[..., None, None]
+        groups = self.geometry["groups"]
+        return z.reshape(groups, -1).repeat_interleave(len(self.bias) // groups, dim=0)[..., None, None]
 
     def empty(self) -> nn.Conv2d:
         """An `nn.Conv2d` without numbers."""
-        kernel = (self.weight.shape[2], self.weight.shape[3])
-        return nn.Conv2d(
-            self.inputs, len(self.bias), kernel, self.stride, self.padding, self.dilation, self.groups, device="meta"
-        )
+        return nn.Conv2d(**self.geometry, device="meta")
 
 
 class BayesianCompression(Part):

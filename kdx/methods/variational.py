@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from kdx.layers import NoisyLayer, substitute
+from kdx.layers import NoisyLayer, geometry_of, substitute
 from kdx.methods.part import Context, Part
 from kdx.objective import Schedule, Step, Term
 
@@ -104,15 +104,7 @@ class VariationalConv2d(VariationalLayer):
 
     def __init__(self, plain: nn.Conv2d, log_sigma2: float) -> None:
         super().__init__(plain, log_sigma2)
-        self.geometry = {
-            "in_channels": plain.in_channels,
-            "out_channels": plain.out_channels,
-            "kernel_size": plain.kernel_size,
-            "stride": plain.stride,
-            "padding": plain.padding,
-            "dilation": plain.dilation,
-            "groups": plain.groups,
-        }
+        self.geometry = geometry_of(plain)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with the given filters and bias."""
