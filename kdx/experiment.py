@@ -55,7 +55,8 @@ def _run(config: Config, folder: RunFolder) -> None:
     weights = folder.path / "student.safetensors"
     save_weights(weights, outcome.network)
     student = load_weights(weights, emptied(outcome.network))
-    measured = measure(student, outcome.teacher or teacher, data, engine.device, engine.latency_seconds)
+    teacher = teacher if outcome.teacher is None else outcome.teacher
+    measured = measure(student, teacher, data, engine.device, engine.latency_seconds)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name}
     names |= {"teacher": config.teacher.name, "student": config.student.name}
     write_results(plan, names, measured, outcome, engine)

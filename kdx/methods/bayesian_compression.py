@@ -21,19 +21,24 @@ def kl_standard_normal(mean: Tensor, log_sigma2: Tensor) -> Tensor:
 class GroupLayer(NoisyLayer):
     """A layer whose input i is multiplied by z_i ~ N(z, exp(z_log_sigma2)), with normal weights and biases given z.
 
+    Biases are uncertain too, unlike those of VS's variational layers.
+
     An input is a number for a linear layer and a channel for a convolution. z begins at exactly one, so the layer does
     what the plain one did; the public code draws it from N(1, 0.01^2), which breaks no symmetry that the weights leave.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, plain: nn.Linear | nn.Conv2d, log_sigma2: float, variance_limit: float | None) -> None:
         super().__init__()
-        assert plain.bias is not None, "a layer without bias is refused before it is substituted"
         self.inputs = plain.in_features if isinstance(plain, nn.Linear) else plain.in_channels
         self.weight, self.bias = plain.weight, plain.bias
         self.z = nn.Parameter(plain.weight.new_ones(self.inputs))
         self.z_log_sigma2 = nn.Parameter(torch.full_like(self.z, log_sigma2))
         self.weight_log_sigma2 = nn.Parameter(torch.full_like(plain.weight, log_sigma2))
-        self.bias_log_sigma2 = nn.Parameter(torch.full_like(plain.bias, log_sigma2))
+        biases = None if plain.bias is None else nn.Parameter(torch.full_like(plain.bias, log_sigma2))
+        self.bias_log_sigma2 = biases
         self.limit = None if variance_limit is None else log(variance_limit)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -47,7 +52,8 @@ class GroupLayer(NoisyLayer):
         z = self.z + of_inputs * torch.exp(self.z_log_sigma2 / 2)
         scaled = inputs * self.per_input(z)
         mean = self.linear(scaled, self.weight, self.bias)
-        variance = self.linear(scaled.square(), self.limited(self.weight_log_sigma2).exp(), self.bias_log_sigma2.exp())
+        of_bias = None if self.bias_log_sigma2 is None else self.bias_log_sigma2.exp()
+        variance = self.linear(scaled.square(), self.limited(self.weight_log_sigma2).exp(), of_bias)
         return mean + of_outputs.reshape(mean.shape) * torch.sqrt(variance + VARIANCE_FLOOR)
 
     def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
@@ -71,7 +77,7 @@ class GroupLayer(NoisyLayer):
         """z (inputs,) in a shape that multiplies the weights."""
         raise TypeError(f"{type(self).__name__} does not say how its weights lie")
 
-    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's linear map with the given weight and bias."""
         raise TypeError(f"{type(self).__name__} has no linear map")
 
@@ -88,14 +94,14 @@ class GroupLayer(NoisyLayer):
         layer = self.empty()
         z = torch.where(self.kept(threshold), self.z, 0.0)
         layer.weight = nn.Parameter((self.weight * self.per_weight(z)).detach())
-        layer.bias = nn.Parameter(self.bias.detach().clone())
+        layer.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone())
         return layer
 
 
 class GroupLinear(GroupLayer):
     """The substitute of `nn.Linear`: (batch, in) to (batch, out); a group is the column of an input."""
 
-    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`inputs @ weight.T + bias`."""
         return F.linear(inputs, weight, bias)
 
@@ -109,7 +115,7 @@ class GroupLinear(GroupLayer):
 
     def empty(self) -> nn.Linear:
         """An `nn.Linear` without numbers."""
-        return nn.Linear(self.inputs, len(self.bias), device="meta")
+        return nn.Linear(self.inputs, len(self.weight), bias=self.bias is not None, device="meta")
 
 
 class GroupConv2d(GroupLayer):
@@ -122,7 +128,7 @@ class GroupConv2d(GroupLayer):
         super().__init__(plain, log_sigma2, variance_limit)
         self.geometry = geometry_of(plain)
 
-    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with the given filters and bias."""
         shape = self.geometry
         return F.conv2d(inputs, weight, bias, shape["stride"], shape["padding"], shape["dilation"], shape["groups"])
@@ -134,11 +140,11 @@ class GroupConv2d(GroupLayer):
     def per_weight(self, z: Tensor) -> Tensor:
         """(out, in / groups, 1, 1): every filter sees the channels of its own group."""
         groups = self.geometry["groups"]
-        return z.reshape(groups, -1).repeat_interleave(len(self.bias) // groups, dim=0)[..., None, None]
+        return z.reshape(groups, -1).repeat_interleave(len(self.weight) // groups, dim=0)[..., None, None]
 
     def empty(self) -> nn.Conv2d:
         """An `nn.Conv2d` without numbers."""
-        return nn.Conv2d(**self.geometry, device="meta")
+        return nn.Conv2d(**self.geometry, bias=self.bias is not None, device="meta")
 
 
 class BayesianCompression(Part):
@@ -157,8 +163,8 @@ class BayesianCompression(Part):
     def swap(self, student: nn.Module) -> nn.Module:
         """Group the inputs of every linear and convolutional layer.
 
-        Raises ValueError where there is none, where one has no bias or pads with other than zeros, or where the list of
-        thresholds has another length.
+        Raises ValueError where there is none, where one pads with other than zeros, or where the list of thresholds has
+        another length.
         """
         count = 0
 
@@ -166,8 +172,6 @@ class BayesianCompression(Part):
             nonlocal count
             if not isinstance(layer, nn.Linear | nn.Conv2d):
                 return None
-            if layer.bias is None:
-                raise ValueError("method=bc needs layers with biases; the student has one without")
             count += 1
             limit = self.clip_var if count == 1 else None
             if isinstance(layer, nn.Linear):
@@ -200,8 +204,9 @@ class BayesianCompression(Part):
                 sums += [
                     kl_svd(log_alpha(own["z"], own["z_log_sigma2"])).sum(),
                     kl_standard_normal(own["weight"], weight_log_sigma2).sum(),
-                    kl_standard_normal(own["bias"], own["bias_log_sigma2"]).sum(),
                 ]
+                if layer.bias is not None:
+                    sums.append(kl_standard_normal(own["bias"], own["bias_log_sigma2"]).sum())
             return torch.stack(sums).sum() / context.examples
 
         return {"kl": Term(kl, weight="lambda_V")}

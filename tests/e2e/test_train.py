@@ -189,3 +189,12 @@ def test_a_teacher_from_elsewhere(kdx, tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1
     assert "made for another network" in wrong.stderr
+
+
+def test_bayesian_dark_knowledge_trains_no_teacher_beforehand(kdx, tmp_path: Path) -> None:
+    folder = folder_of(kdx("train", *SHORT, "method=bdk", "method.eta=1e-3", "trainer.epochs=2"), tmp_path)
+    assert not (tmp_path / "outputs" / "teachers").exists()
+    figures = metrics(folder)
+    # The sampler's parameters, 784-40-10, beside the student's, 784-30-20-10.
+    assert figures["R_c"] == (784 * 40 + 40 + 400 + 10) / (784 * 30 + 30 + 620 + 210)
+    assert 0 < figures["teacher_test_error_percent"] < 80

@@ -102,7 +102,7 @@ def test_one_z_serves_all_outputs_of_an_example_and_no_other_example():
     assert output[:, 0].unique().numel() == 3
 
 
-@pytest.mark.parametrize("build", [perceptron, lambda: with_biases(convolutional())])
+@pytest.mark.parametrize("build", [perceptron, convolutional])
 def test_without_noise_the_swap_changes_nothing(build: Callable[[], nn.Sequential]):
     plain, swapped = build(), method("bc").prepare(build())
     channels = 1 if hasattr(plain, "fc2") else 2
@@ -112,11 +112,6 @@ def test_without_noise_the_swap_changes_nothing(build: Callable[[], nn.Sequentia
     finished = method("bc", threshold=20.0).finalize(swapped)
     assert torch.equal(finished(images), plain(images))
     assert {type(layer) for layer in finished.modules()} == {type(layer) for layer in plain.modules()}
-
-
-def with_biases(network: nn.Sequential) -> nn.Sequential:
-    network.conv1.bias = nn.Parameter(0.1 * normal(4, seed=8))
-    return network
 
 
 def test_the_divergence_from_a_standard_normal_by_sampling():
@@ -204,11 +199,6 @@ def test_a_grouped_convolution_loses_the_channel_and_no_other():
     blind[:, 2] = 0.0
     torch.testing.assert_close(plain(images), layer(blind))
     assert neurons(nn.Sequential(plain)) == [Neurons(4, 3)]
-
-
-def test_a_layer_without_bias_is_refused():
-    with pytest.raises(ValueError, match="layers with biases"):
-        method("bc").prepare(convolutional())
 
 
 def test_the_widest_gap():
