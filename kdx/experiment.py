@@ -13,7 +13,7 @@ from kdx.models import build_model
 from kdx.procedures import build
 from kdx.results import write_results
 from kdx.runs import RunFolder, run_folder
-from kdx.teacher import get_teacher
+from kdx.teacher import get_teacher, initial_teacher
 from kdx.weights import emptied, load_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def _run(config: Config, folder: RunFolder) -> None:
     checkpoint = config.student.checkpoint
     if checkpoint is not None:
         load_weights(Path(checkpoint), student, "student.checkpoint")
-    teacher = get_teacher(config, data, engine)
+    teacher = (initial_teacher if procedure.makes_teacher else get_teacher)(config, data, engine)
     logits = teacher_logits(teacher, data, Path(config.outputs)) if method.needs_teacher else None
 
     title = f"{method.name} {config.student.name}"
@@ -60,6 +60,7 @@ def _run(config: Config, folder: RunFolder) -> None:
     weights = folder.path / "student.safetensors"
     save_weights(weights, outcome.network)
     student = load_weights(weights, emptied(outcome.network))
+    teacher = teacher if outcome.teacher is None else outcome.teacher
     measured = measure(student, teacher, data, engine.device, engine.latency_seconds)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name}
     names |= {"teacher": config.teacher.name, "student": config.student.name}

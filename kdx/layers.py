@@ -1,6 +1,7 @@
 """Substitution of layers, and layers whose randomness is drawn outside of them."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,6 +19,12 @@ def substitute(model: nn.Module, replacement: Substitute) -> int:
             setattr(model, name, new)
             count += 1
     return count
+
+
+def geometry_of(convolution: nn.Conv2d) -> dict[str, Any]:
+    """The arguments by which `nn.Conv2d` makes another convolution of the same shape that pads with zeros."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    return {name: getattr(convolution, name) for name in names}
 
 
 class NoisyLayer(nn.Module):

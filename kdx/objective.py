@@ -43,6 +43,19 @@ class Term:
     weight: str | None = None
 
 
+@dataclass(frozen=True)
+class Langevin:
+    """How a parameter is sampled instead of learnt: by stochastic gradient Langevin dynamics (Welling and Teh 2011).
+
+    `noise` names its `Draw` of standard normal numbers, `eta` the number that is the step size. The objective is a mean
+    over examples, so its gradient times `examples` is that of the negative log posterior.
+    """
+
+    noise: str
+    eta: str
+    examples: int
+
+
 Monitor = Callable[[Mapping[str, Tensor]], float]
 """A figure of the parameters, computed once per epoch for the history."""
 
@@ -51,8 +64,8 @@ Monitor = Callable[[Mapping[str, Tensor]], float]
 class Objective:
     """Loss terms, the numbers that they and the optimiser read, and which parameters learn at a rate of their own.
 
-    `rates` maps a parameter's name to the number that multiplies its learning rate; `watched` names the student's
-    layers whose outputs the terms see, `draws` the random numbers.
+    `rates` maps a parameter's name to the number that multiplies its learning rate, `langevin` those that are sampled
+    to how; `watched` names the student's layers whose outputs the terms see, `draws` the random numbers.
     """
 
     terms: dict[str, Term]
@@ -61,6 +74,7 @@ class Objective:
     monitors: dict[str, Monitor] = field(default_factory=dict)
     watched: tuple[str, ...] = ()
     draws: dict[str, Draw] = field(default_factory=dict)
+    langevin: dict[str, Langevin] = field(default_factory=dict)
 
     def loss(self, step: Step) -> tuple[Tensor, Tensor]:
         """The weighted sum of all terms, and the terms themselves before weighting (terms,)."""

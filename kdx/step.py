@@ -1,18 +1,18 @@
-"""One training step as a function of its arguments alone: forward, backward and Adam.
+"""One training step as a function of its arguments alone: forward, backward, and Adam or Langevin dynamics.
 
 Eager, compiled and captured execution wrap this one function; it draws no random numbers, reads no clock and holds no
 state, so resuming a run is storing its arguments.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.objective import Objective, Step
+from kdx.objective import Langevin, Objective, Step
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 """Adam's constants (Kingma and Ba 2015), also those of every framework the papers used."""
@@ -20,7 +20,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True)
 class State:
-    """What a step changes, in place: parameters, Adam's two moments of each, and the sums of the loss terms.
+    """What a step changes, in place: parameters, Adam's two moments of those it updates, and the sums of the terms.
 
     `sums` is (1 + terms,): the total and every term, added up since it was last set to zero.
     """
@@ -32,14 +32,18 @@ class State:
     sums: Tensor
 
     @staticmethod
-    def of(student: nn.Module, terms: int) -> "State":
-        """The state that shares its memory with the student's parameters and buffers; moments start at zero."""
+    def of(student: nn.Module, terms: int, sampled: Collection[str] = ()) -> "State":
+        """The state that shares its memory with the student's parameters and buffers; moments start at zero.
+
+        The parameters named in `sampled` have none.
+        """
         parameters = {name: parameter.detach() for name, parameter in student.named_parameters()}
+        learnt = {name: value for name, value in parameters.items() if name not in sampled}
         return State(
             parameters=parameters,
             buffers=dict(student.named_buffers()),
-            first={name: torch.zeros_like(value) for name, value in parameters.items()},
-            second={name: torch.zeros_like(value) for name, value in parameters.items()},
+            first={name: torch.zeros_like(value) for name, value in learnt.items()},
+            second={name: torch.zeros_like(value) for name, value in learnt.items()},
             sums=torch.zeros(1 + terms, device=next(iter(parameters.values())).device),
         )
 
@@ -98,7 +102,7 @@ def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast
             buffers = {name: value.clone() for name, value in state.buffers.items()}
             with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
                 output = functional_call(network, {**parameters, **buffers, **layer_noise}, (batch.images,))
-            logits, seen = output if objective.watched else (output, {})
+            logits, seen = output if isinstance(output, tuple) else (output, {})
             total, terms = objective.loss(
                 Step(logits.float(), batch.labels, batch.teacher_logits, parameters, numbers, seen, term_noise)
             )
@@ -109,7 +113,9 @@ def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast
             state.sums.add_(torch.cat([total.reshape(1), terms]))
             for name, value in buffers.items():
                 state.buffers[name].copy_(value)
-            adam(state, gradients, numbers, objective.rates)
+            learnt = {name: gradient for name, gradient in gradients.items() if name not in objective.langevin}
+            adam(state, learnt, numbers, objective.rates)
+            _langevin(state, gradients, numbers, term_noise, objective.langevin)
 
     return step
 
@@ -187,6 +193,20 @@ def _fused_adam(
             amsgrad=False,
             maximize=False,
         )
+
+
+def _langevin(
+    state: State,
+    gradients: Mapping[str, Tensor],
+    numbers: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor],
+    sampled: Mapping[str, Langevin],
+) -> None:
+    """theta - eta/2 * examples * gradient + sqrt(eta) * N(0, 1) (Welling and Teh 2011, eq. 4)."""
+    for name, how in sampled.items():
+        eta = numbers[how.eta]
+        drift = eta / 2 * how.examples * gradients[name]
+        state.parameters[name].sub_(drift - eta.sqrt() * noise[how.noise])
 
 
 def _rate(name: str, numbers: Mapping[str, Tensor], rates: Mapping[str, str]) -> Tensor:

@@ -29,10 +29,9 @@ def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
     It is loaded from `teacher.checkpoint` or from its folder under `outputs/teachers/`, or trained and kept there, by
     one process at a time. Raises UserError where the checkpoint does not fit.
     """
-    settings = config.teacher
-    blank = build_model(settings, data.image_shape, data.classes, settings.seed).to(engine.device)
-    if settings.checkpoint is not None:
-        return load_weights(Path(settings.checkpoint), blank, "teacher.checkpoint")
+    blank = initial_teacher(config, data, engine)
+    if config.teacher.checkpoint is not None:
+        return blank
     folder = teacher_folder(config)
     weights = folder.path / "teacher.safetensors"
     with folder.lock():
@@ -43,6 +42,18 @@ def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
                 log.warning("%s; the teacher is trained again", error)
         with folder.logged():
             return _train(config, data, engine, weights)
+
+
+def initial_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
+    """The teacher before any training, on the device: with the weights of `teacher.checkpoint`, or drawn from its seed.
+
+    Raises UserError where the checkpoint does not fit.
+    """
+    settings = config.teacher
+    blank = build_model(settings, data.image_shape, data.classes, settings.seed).to(engine.device)
+    return (
+        blank if settings.checkpoint is None else load_weights(Path(settings.checkpoint), blank, "teacher.checkpoint")
+    )
 
 
 def _train(config: Config, data: Data, engine: Engine, weights: Path) -> nn.Module:

@@ -22,7 +22,7 @@ from kdx.data.dataset import Split
 from kdx.device import Engine
 from kdx.errors import Diverged, Interrupted
 from kdx.noise import NoiseSource
-from kdx.objective import Objective
+from kdx.objective import Objective, Schedule
 from kdx.step import BETA1, BETA2, Batch, Noise, RunStep, State, make_step, number_names
 from kdx.streams import stream
 
@@ -85,7 +85,7 @@ class _Loop:
         self.batch_size = min(trainer.batch_size, examples.per_epoch)
         # The last incomplete batch of an epoch is left out; every epoch has another order, so no example is.
         self.steps_per_epoch = examples.per_epoch // self.batch_size
-        self.state = State.of(student, len(objective.terms))
+        self.state = State.of(student, len(objective.terms), objective.langevin)
         self.device = examples.images.device
         images, _ = examples.take(torch.arange(self.batch_size, device=self.device))
         generator = stream(training.seed, "noise", device=self.device)
@@ -133,17 +133,17 @@ class _Loop:
         if broken or not isfinite(means[0]):
             raise Diverged(
                 f"{self.training.title}: {', '.join(broken) or 'loss'} is no longer finite in epoch"
-                f" {self.epoch + 1}; try a lower trainer.lr"
+                f" {self.epoch + 1}; try a lower {' or '.join(self._step_sizes())}"
             )
         monitors = {name: monitor(self.state.parameters) for name, monitor in self.objective.monitors.items()}
-        lr = self._lr(self.epoch + 1 - 1 / self.steps_per_epoch)
+        last_step = self.epoch + 1 - 1 / self.steps_per_epoch
         seconds = self.progress.epoch_seconds
         figures = {
             "epoch": self.epoch + 1,
             **terms,
             **evaluate(self.epoch + 1),
             **monitors,
-            "lr": lr,
+            **{key.rpartition(".")[2]: size(last_step) for key, size in self._step_sizes().items()},
             "seconds": seconds,
         }
         self.progress.history.append(figures)
@@ -194,6 +194,12 @@ class _Loop:
         trainer = self.training.trainer
         decaying = trainer.epochs * (1 - trainer.hold)
         return trainer.lr * (min(1.0, (trainer.epochs - time_in_epochs) / decaying) if decaying else 1.0)
+
+    def _step_sizes(self) -> dict[str, Schedule]:
+        """What the user set for how far a step goes, by its key: Adam's rate, where it updates anything, and others."""
+        names = dict.fromkeys(how.eta for how in self.objective.langevin.values())
+        sampled = {f"method.{name}": self.objective.numbers[name] for name in names}
+        return ({"trainer.lr": self._lr} if self.state.first else {}) | sampled
 
     def _keep_if_best(self) -> None:
         *earlier, error = (row["val_error_percent"] for row in self.progress.history)

@@ -10,7 +10,7 @@ from kdx.measure.accuracy import error_percent
 from kdx.measure.footprint import csr_bytes, dense_bytes, memory_compression, parameter_count, parameter_ratio
 from kdx.measure.latency import BATCHES, DENSE, Latency, fastest_csr, latencies
 from kdx.measure.multiplications import multiplications, nonzero_multiplications
-from kdx.measure.sparsity import Layer, layers, percent_zero, sparsity_ratio
+from kdx.measure.sparsity import Layer, layers, neurons, percent_zero, sparsity_ratio
 
 Figures = dict[str, float | int | str | None]
 
@@ -31,8 +31,9 @@ def measure(
 
     `latency_ms` is that of the dense student for one image on one CPU thread (median), `latency_1024_ms` for a batch
     of 1024, `csr_*` that of the CSR runtime which is faster for one image; timing takes about `latency_seconds`.
-    Multiplications are for one image. Figures are None where there is no teacher, no validation split, no timing (0
-    seconds), and `R_s` where every weight is zero. Raises ValueError for a student without weight matrices.
+    Neurons are the inputs of weight matrices. Multiplications are for one image. Figures are None where there is no
+    teacher, no validation split, no timing (0 seconds), and `R_s` where every weight is zero. Raises ValueError for a
+    student without weight matrices.
     """
     rows = layers(student)
     if not rows:
@@ -59,12 +60,17 @@ def _errors(student: nn.Module, teacher: nn.Module | None, data: Data) -> Figure
 
 def _sizes(student: nn.Module, teacher: nn.Module | None, rows: list[Layer]) -> Figures:
     weights, nonzero = sum(row.weights for row in rows), sum(row.nonzero for row in rows)
+    inputs = neurons(student)
     return {
         "parameters": parameter_count(student),
         "weights": weights,
         "nonzero_weights": nonzero,
         "sparsity_percent": percent_zero(weights, nonzero),
         "R_s": sparsity_ratio(rows),
+        "neurons": sum(layer.inputs for layer in inputs),
+        "nonzero_neurons": sum(layer.nonzero for layer in inputs),
+        # As architectures are written: 311-86-14 are the inputs that are left in three matrices.
+        "nonzero_neurons_by_layer": "-".join(str(layer.nonzero) for layer in inputs),
         "R_c": None if teacher is None else parameter_ratio(teacher, student),
         "dense_bytes": dense_bytes(student),
         "csr_bytes": csr_bytes(student),

@@ -43,6 +43,31 @@ def layers(model: nn.Module) -> list[Layer]:
     return rows
 
 
+@dataclass(frozen=True)
+class Neurons:
+    """The inputs of one weight matrix, and how many of them have a weight that is not zero."""
+
+    inputs: int
+    nonzero: int
+
+
+def neurons(model: nn.Module) -> list[Neurons]:
+    """The inputs of every weight matrix, in module order: numbers of an nn.Linear, channels of an nn.Conv2d.
+
+    A neuron is counted by the weights that leave it, so the neurons of 784-300-100-10 are 784, 300 and 100.
+    """
+    counts = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            used = (layer.weight != 0).any(dim=0)
+        elif isinstance(layer, nn.Conv2d):
+            used = (layer.weight != 0).unflatten(0, (layer.groups, -1)).any(dim=4).any(dim=3).any(dim=1)
+        else:
+            continue
+        counts.append(Neurons(used.numel(), int(used.sum())))
+    return counts
+
+
 def percent_zero(weights: int, nonzero: int) -> float:
     """Sparsity in percent: how many of `weights` are exactly zero."""
     return 100.0 * (weights - nonzero) / weights

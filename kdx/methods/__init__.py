@@ -8,11 +8,14 @@ from torch import nn
 
 from kdx.errors import unknown
 from kdx.explain import settings_from
+from kdx.methods.bayesian_compression import BayesianCompression
 from kdx.methods.bsr import BlockSparsity
+from kdx.methods.dark_knowledge import DarkKnowledge
 from kdx.methods.dropout import Dropout, noise_outside, without_dropout
 from kdx.methods.hint import Hint
 from kdx.methods.l2 import L2
 from kdx.methods.labels import Labels
+from kdx.methods.langevin import LangevinDynamics
 from kdx.methods.masked import Masked
 from kdx.methods.part import Context, Part
 from kdx.methods.variational import Variational
@@ -26,6 +29,9 @@ PARTS: dict[str, type[Part]] = {
     "bsr": BlockSparsity,
     "l2": L2,
     "masked": Masked,
+    "langevin": LangevinDynamics,
+    "dark-knowledge": DarkKnowledge,
+    "bayesian-compression": BayesianCompression,
 }
 
 
@@ -58,6 +64,7 @@ class Method:
             monitors=_united(part.monitors(context) for part in self.parts),
             watched=tuple(dict.fromkeys(name for part in self.parts for name in part.watched(student))),
             draws=_united(part.draws(context) for part in self.parts),
+            langevin=_united(part.langevin(context) for part in self.parts),
         )
 
     def finalize(self, student: nn.Module) -> nn.Module:

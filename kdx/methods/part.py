@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdx.objective import Draw, Monitor, Schedule, Term
+from kdx.objective import Draw, Langevin, Monitor, Schedule, Term
 from kdx.settings import Settings
 
 
@@ -51,6 +51,10 @@ class Part(Settings):
 
     def draws(self, context: Context) -> dict[str, Draw]:
         """The random numbers that the terms read, by name."""
+        return {}
+
+    def langevin(self, context: Context) -> dict[str, Langevin]:
+        """Parameters that are sampled instead of learnt, and how."""
         return {}
 
     def finalize(self, student: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from kdx.layers import NoisyLayer, substitute
+from kdx.layers import NoisyLayer, geometry_of, substitute
 from kdx.methods.part import Context, Part
 from kdx.objective import Schedule, Step, Term
 
@@ -36,6 +36,12 @@ def kl_vbd(log_alpha: Tensor) -> Tensor:
 
 
 KL = {"svd": kl_svd, "vbd": kl_vbd}
+
+
+def warming_up(weight: float, start: float, end: float) -> Schedule:
+    """Zero until epoch `start`, then rising linearly to `weight` at `end`."""
+    length = max(end - start, 1e-9)
+    return lambda epoch: weight * min(max((epoch - start) / length, 0.0), 1.0)
 
 
 class VariationalLayer(NoisyLayer):
@@ -98,15 +104,7 @@ class VariationalConv2d(VariationalLayer):
 
     def __init__(self, plain: nn.Conv2d, log_sigma2: float) -> None:
         super().__init__(plain, log_sigma2)
-        self.geometry = {
-            "in_channels": plain.in_channels,
-            "out_channels": plain.out_channels,
-            "kernel_size": plain.kernel_size,
-            "stride": plain.stride,
-            "padding": plain.padding,
-            "dilation": plain.dilation,
-            "groups": plain.groups,
-        }
+        self.geometry = geometry_of(plain)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with the given filters and bias."""
@@ -165,11 +163,7 @@ class Variational(Part):
 
     def numbers(self) -> dict[str, Schedule]:
         """`lambda_V` rises linearly from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
-        length = max(self.warmup_end - self.warmup_start, 1e-9)
-
-        def warmed_up(epoch: float) -> float:
-            return self.lambda_V * min(max((epoch - self.warmup_start) / length, 0.0), 1.0)
-
+        warmed_up = warming_up(self.lambda_V, self.warmup_start, self.warmup_end)
         return {"lambda_V": warmed_up, "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
 
     def rates(self, student: nn.Module) -> dict[str, str]:

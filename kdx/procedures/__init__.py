@@ -6,13 +6,17 @@ from typing import Any
 from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods import Method, build_method
+from kdx.procedures.dark_knowledge import DarkKnowledgeFit
 from kdx.procedures.procedure import Once, Procedure
 from kdx.procedures.pruning import GradualPruning, IterativePruning
+from kdx.procedures.sampling import Sampling
 
 PROCEDURES: dict[str, type[Procedure]] = {
     "once": Once,
     "iterative-pruning": IterativePruning,
     "gradual-pruning": GradualPruning,
+    "sampling": Sampling,
+    "dark-knowledge": DarkKnowledgeFit,
 }
 
 

@@ -17,15 +17,24 @@ Figure = float | int | str | None
 
 @dataclass(frozen=True)
 class Outcome:
-    """The plain network that came out, the history of all fits, and figures that only this procedure knows."""
+    """The plain network that came out, the history of all fits, and what only this procedure knows.
+
+    `figures` go into metrics.json; `teacher` is the one that the procedure made, where it makes its own.
+    """
 
     network: nn.Module
     progress: Progress
     figures: dict[str, Figure] = field(default_factory=dict)
+    teacher: nn.Module | None = None
 
 
 class Procedure(Settings):
     """How often a method is fitted, and what happens to the network in between; its fields are keys of the YAML."""
+
+    @property
+    def makes_teacher(self) -> bool:
+        """Whether this procedure trains the teacher itself, from the initial network that its lesson then has."""
+        return False
 
     def check(self, config: Config) -> None:
         """Raise UserError where the procedure cannot work with the rest of the configuration."""

@@ -77,6 +77,8 @@ def _print_result(screen: Console, figures: Figures) -> None:
         ("weights", "", layout.count(weights), "of the matrices below"),
         ("nonzero weights", "", layout.count(nonzero), r_s),
         ("sparsity %", "", sparsity, ""),
+        ("neurons (inputs of matrices)", "", layout.count(of("neurons")), ""),
+        ("neurons with nonzero weights", "", layout.count(of("nonzero_neurons")), ""),
         ("multiplications", layout.count(teacher_work), layout.count(work), _times_fewer(teacher_work, work)),
         ("nonzero multiplications", "", layout.count(left), _times_fewer(teacher_work, left)),
         ("bytes, dense", layout.size(teacher_bytes), layout.size(of("dense_bytes")), ""),

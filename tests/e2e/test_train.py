@@ -22,6 +22,8 @@ SHORT = (
     "student.hidden=[30,20]",
     "teacher.hidden=[40]",
 )
+# Methods whose own settings must fit so few epochs.
+OWN = {"sgld": ("method.burn_in=1", "method.samples=2")}
 # Of a repeated run everything is equal but the clock.
 CLOCK = ("seconds", "latency", "csr_runtime")
 CONTRACT = [
@@ -64,17 +66,19 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Every method of `conf/method`, twice with the same seed, in two output folders."""
     base = tmp_path_factory.mktemp("every-method")
     for name in ("first", "second"):
-        words = ("train", "-m", f"method={','.join(METHODS)}", *SHORT, f"outputs={base / name}")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        result = subprocess.run(
-            [sys.executable, "-m", "kdx", *words],
-            cwd=base,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert result.returncode == 0, result.stderr
+        together = ",".join(method for method in METHODS if method not in OWN)
+        for method, own in {together: (), **OWN}.items():
+            words = ("train", "-m", f"method={method}", *SHORT, *own, f"outputs={base / name}")
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            result = subprocess.run(
+                [sys.executable, "-m", "kdx", *words],
+                cwd=base,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert result.returncode == 0, result.stderr
     return [base / "first", base / "second"]
 
 
@@ -212,3 +216,12 @@ def test_a_student_that_starts_from_a_file(kdx, tmp_path: Path) -> None:
         assert len(refused.stderr.strip().splitlines()) == 1
         assert "student.checkpoint: " in refused.stderr
         assert message in refused.stderr
+
+
+def test_bayesian_dark_knowledge_trains_no_teacher_beforehand(kdx, tmp_path: Path) -> None:
+    folder = folder_of(kdx("train", *SHORT, "method=bdk", "method.eta=1e-3", "trainer.epochs=2"), tmp_path)
+    assert not (tmp_path / "outputs" / "teachers").exists()
+    figures = metrics(folder)
+    # The sampler's parameters, 784-40-10, beside the student's, 784-30-20-10.
+    assert figures["R_c"] == (784 * 40 + 40 + 400 + 10) / (784 * 30 + 30 + 620 + 210)
+    assert 0 < figures["teacher_test_error_percent"] < 80

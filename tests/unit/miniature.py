@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from kdx.compose import single
 from kdx.data.dataset import Data, Split
 from kdx.device import Engine, prepare_device
-from kdx.methods import Method, build_method
+from kdx.methods import Method
 from kdx.objective import Objective, Step
+from kdx.procedures import build
 
 CLASSES = 4
 SIDE = 6
@@ -26,7 +27,8 @@ def engine() -> Engine:
 
 def method(name: str, **settings: Any) -> Method:
     """The method of `conf/method`, with other values for some of its settings."""
-    return build_method(_settings(name) | settings)
+    built, _ = build(_settings(name) | settings)
+    return built
 
 
 @cache

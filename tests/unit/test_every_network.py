@@ -54,7 +54,7 @@ def trained(how: Method, student: nn.Module, eager: bool, lr: float = 1e-3) -> S
 
 
 @EVERY_FAMILY
-@pytest.mark.parametrize("name", ["vanilla", "dropout", "st-vbd", "st-svd"])
+@pytest.mark.parametrize("name", ["vanilla", "dropout", "st-vbd", "st-svd", "bc"])
 def test_methods_train_it_and_give_it_back_plain(family: str, name: str, tmp_path):
     how, plain = method(name), small(family)
     student = how.prepare(deepcopy(plain))

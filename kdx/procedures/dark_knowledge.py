@@ -1,0 +1,30 @@
+"""Bayesian dark knowledge as a procedure: the configured teacher is sampled beside the student, never trained."""
+
+from copy import deepcopy
+
+from pydantic import NonNegativeFloat
+from torch import nn
+
+from kdx.device import Engine
+from kdx.fit import Lesson, Plan, fit
+from kdx.methods import Method
+from kdx.methods.dark_knowledge import StudentAndSampler
+from kdx.procedures.procedure import Outcome, Procedure
+
+
+class DarkKnowledgeFit(Procedure):
+    """One fit of student and sampler together; the student sees images with normal noise of deviation `input_noise`."""
+
+    input_noise: NonNegativeFloat
+
+    @property
+    def makes_teacher(self) -> bool:
+        """The lesson's teacher has its initial weights only: sampling begins there."""
+        return True
+
+    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+        """Fit both, and give the student, with the last sample as its teacher."""
+        assert lesson.teacher is not None, "the lesson of a procedure that makes its teacher has the initial one"
+        both = StudentAndSampler(network, deepcopy(lesson.teacher), self.input_noise)
+        student, progress = fit(both, method, lesson, plan, engine)
+        return Outcome(student, progress, teacher=both.sampler)
