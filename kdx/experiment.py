@@ -44,10 +44,11 @@ def _run(config: Config, folder: RunFolder) -> None:
     engine = prepare_device(config.device)
 
     data = load_data(config.dataset).to(engine.device)
+    student = build_model(config.student, data.image_shape, data.classes, config.seed)
+    procedure.check(student, method)
     teacher = get_teacher(config, data, engine)
     logits = teacher_logits(teacher, data, Path(config.outputs)) if method.needs_teacher else None
 
-    student = build_model(config.student, data.image_shape, data.classes, config.seed)
     plan = Plan(f"{method.name} {config.student.name}", config.trainer, config.seed, folder)
     outcome = procedure.run(student, method, Lesson(data, teacher, logits), plan, engine)
 

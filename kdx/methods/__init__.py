@@ -8,11 +8,13 @@ from torch import nn
 
 from kdx.errors import unknown
 from kdx.explain import settings_from
+from kdx.methods.activity import Activity
 from kdx.methods.bsr import BlockSparsity
 from kdx.methods.dropout import Dropout, noise_outside, without_dropout
 from kdx.methods.hint import Hint
 from kdx.methods.labels import Labels
 from kdx.methods.part import Context, Part
+from kdx.methods.soft_labels import SoftLabels
 from kdx.methods.variational import Variational
 from kdx.objective import Objective
 
@@ -22,6 +24,8 @@ PARTS: dict[str, type[Part]] = {
     "dropout": Dropout,
     "variational": Variational,
     "bsr": BlockSparsity,
+    "soft_labels": SoftLabels,
+    "activity": Activity,
 }
 
 

@@ -7,8 +7,9 @@ from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods import Method, build_method
 from kdx.procedures.procedure import Once, Procedure
+from kdx.procedures.shrink import Shrink
 
-PROCEDURES: dict[str, type[Procedure]] = {"once": Once}
+PROCEDURES: dict[str, type[Procedure]] = {"once": Once, "shrink": Shrink}
 
 
 def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:

@@ -26,6 +26,9 @@ class Outcome:
 class Procedure(Settings):
     """How often a method is fitted, and what happens to the network in between; its fields are keys of the YAML."""
 
+    def check(self, network: nn.Module, method: Method) -> None:
+        """Raise UserError where the method can do nothing for `network`; asked before a teacher is trained."""
+
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Train `network` from its initial weights.
 
