@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from kdx.compose import single
 from kdx.data.dataset import Data, Split
 from kdx.device import Engine, prepare_device
-from kdx.methods import Method, build_method
+from kdx.methods import Method
 from kdx.objective import Objective, Step
+from kdx.procedures import build
+from kdx.procedures.procedure import Procedure
 
 CLASSES = 4
 SIDE = 6
@@ -26,7 +28,12 @@ def engine() -> Engine:
 
 def method(name: str, **settings: Any) -> Method:
     """The method of `conf/method`, with other values for some of its settings."""
-    return build_method(_settings(name) | settings)
+    return method_and_procedure(name, **settings)[0]
+
+
+def method_and_procedure(name: str, **settings: Any) -> tuple[Method, Procedure]:
+    """The same with the procedure by which it is fitted."""
+    return build(_settings(name) | settings)
 
 
 @cache
