@@ -49,6 +49,7 @@ def _run(config: Config, folder: RunFolder) -> None:
     checkpoint = config.student.checkpoint
     if checkpoint is not None:
         load_weights(Path(checkpoint), student, "student.checkpoint")
+    procedure.check_network(student, method)
     teacher = (initial_teacher if procedure.makes_teacher else get_teacher)(config, data, engine)
     logits = teacher_logits(teacher, data, Path(config.outputs)) if method.needs_teacher else None
 

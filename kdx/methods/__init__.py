@@ -8,6 +8,7 @@ from torch import nn
 
 from kdx.errors import unknown
 from kdx.explain import settings_from
+from kdx.methods.activity import Activity
 from kdx.methods.bayesian_compression import BayesianCompression
 from kdx.methods.bsr import BlockSparsity
 from kdx.methods.dark_knowledge import DarkKnowledge
@@ -18,6 +19,7 @@ from kdx.methods.labels import Labels
 from kdx.methods.langevin import LangevinDynamics
 from kdx.methods.masked import Masked
 from kdx.methods.part import Context, Part
+from kdx.methods.soft_labels import SoftLabels
 from kdx.methods.variational import Variational
 from kdx.objective import Objective
 
@@ -32,6 +34,8 @@ PARTS: dict[str, type[Part]] = {
     "langevin": LangevinDynamics,
     "dark-knowledge": DarkKnowledge,
     "bayesian-compression": BayesianCompression,
+    "soft_labels": SoftLabels,
+    "activity": Activity,
 }
 
 

@@ -10,11 +10,13 @@ from kdx.procedures.dark_knowledge import DarkKnowledgeFit
 from kdx.procedures.procedure import Once, Procedure
 from kdx.procedures.pruning import GradualPruning, IterativePruning
 from kdx.procedures.sampling import Sampling
+from kdx.procedures.shrink import Shrink
 
 PROCEDURES: dict[str, type[Procedure]] = {
     "once": Once,
     "iterative-pruning": IterativePruning,
     "gradual-pruning": GradualPruning,
+    "shrink": Shrink,
     "sampling": Sampling,
     "dark-knowledge": DarkKnowledgeFit,
 }

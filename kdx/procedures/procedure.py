@@ -39,6 +39,9 @@ class Procedure(Settings):
     def check(self, config: Config) -> None:
         """Raise UserError where the procedure cannot work with the rest of the configuration."""
 
+    def check_network(self, network: nn.Module, method: Method) -> None:
+        """Raise UserError where the method can do nothing for `network`; asked before a teacher is trained."""
+
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Train `network` from its initial weights.
 

@@ -19,6 +19,8 @@ SHORT = (
     "dataset=digits",
     "trainer.epochs=3",
     "teacher.trainer.epochs=2",
+    "teacher=mlp-1200-1200",
+    "student=lenet-300-100",
     "student.hidden=[30,20]",
     "teacher.hidden=[40]",
 )
@@ -141,31 +143,71 @@ def test_finished_runs_are_skipped_and_forced_ones_repeated(kdx, tmp_path: Path)
     assert outcome(folder) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(kdx, tmp_path: Path, number: signal.Signals) -> None:
-    words = (*SHORT, "method=st-vbd", "method.warmup_end=6", "trainer.epochs=60", "trainer.checkpoint_seconds=0")
-    whole = folder_of(kdx("train", *words, "outputs=whole"), tmp_path)
+def stopped(base: Path, words: tuple[str, ...], number: signal.Signals, checkpoint: str) -> None:
+    """Start a run with its outputs in `stopped`, and send it a signal as soon as it has written that checkpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", "kdx", "train", *words, "outputs=stopped"],
-        cwd=tmp_path,
+        cwd=base,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("stopped/runs/*/*/*/*/checkpoint.safetensors")):
+    while not list(base.glob(f"stopped/runs/*/*/*/*/{checkpoint}.safetensors")):
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
-    assert not list(tmp_path.glob("stopped/runs/*/*/*/*/metrics.json"))
+    assert not list(base.glob("stopped/runs/*/*/*/*/metrics.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(kdx, tmp_path: Path, number: signal.Signals) -> None:
+    words = (*SHORT, "method=st-vbd", "method.warmup_end=6", "trainer.epochs=60", "trainer.checkpoint_seconds=0")
+    whole = folder_of(kdx("train", *words, "outputs=whole"), tmp_path)
+    stopped(tmp_path, words, number, "checkpoint")
     continued = folder_of(kdx("train", *words, "outputs=stopped"), tmp_path)
     assert "continued at step" in (continued / "kdx.log").read_text()
     assert outcome(continued) == outcome(whole)
     assert not (continued / "checkpoint.safetensors").exists()
+
+
+def test_a_run_stopped_in_its_second_fit_does_not_repeat_the_first(kdx, tmp_path: Path) -> None:
+    words = (*SHORT, "method=kddp", "trainer.epochs=40", "trainer.checkpoint_seconds=0")
+    whole = folder_of(kdx("train", *words, "outputs=whole"), tmp_path)
+    stopped(tmp_path, words, signal.SIGINT, "checkpoint-fine-tuned-1")
+    continued = folder_of(kdx("train", *words, "outputs=stopped"), tmp_path)
+    log = (continued / "kdx.log").read_text()
+    # 1,237 examples are nine batches of 128.
+    assert "penalised-1: continued at step 360\n" in log
+    assert "fine-tuned-1: continued at step" in log
+    assert outcome(continued) == outcome(whole)
+    assert not list(continued.glob("checkpoint*"))
+    figures = metrics(whole)
+    assert figures["removed_neurons"] > 0
+    assert figures["fc1_size"] + figures["removed_neurons"] == 30
+    # A neuron of 784-30-20-10: its weights, its bias, and its weights in fc2.
+    assert 24_380 - figures["parameters"] == (784 + 1 + 20) * figures["removed_neurons"]
+    assert [row["stage"] for row in history(whole)] == ["1"] * 40 + ["2"] * 40
+
+
+def test_a_penalty_that_leaves_no_neuron_is_the_users_mistake(kdx, tmp_path: Path) -> None:
+    result = kdx("train", *SHORT, "method=kddp", "method.L1=1")
+    assert (result.returncode, result.stdout) == (2, "")
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("kdx: method.L1: too high, all 30 neurons of fc1 have a mean activation below")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_layer_that_is_not_there_is_told_before_the_teacher_is_trained(kdx, tmp_path: Path) -> None:
+    result = kdx("train", *SHORT, "method=kddp", "method.layer=fc3")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "method.layer: 'fc3' is not known; did you mean 'fc1'? allowed: fc1, fc2" in result.stderr
+    assert not (tmp_path / "outputs" / "teachers").exists()
 
 
 def test_a_sweep_of_two_values_ends_with_one_table(kdx, tmp_path: Path) -> None:

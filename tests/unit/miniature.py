@@ -13,6 +13,7 @@ from kdx.device import Engine, prepare_device
 from kdx.methods import Method
 from kdx.objective import Objective, Step
 from kdx.procedures import build
+from kdx.procedures.procedure import Procedure
 
 CLASSES = 4
 SIDE = 6
@@ -27,8 +28,12 @@ def engine() -> Engine:
 
 def method(name: str, **settings: Any) -> Method:
     """The method of `conf/method`, with other values for some of its settings."""
-    built, _ = build(_settings(name) | settings)
-    return built
+    return method_and_procedure(name, **settings)[0]
+
+
+def method_and_procedure(name: str, **settings: Any) -> tuple[Method, Procedure]:
+    """The same with the procedure by which it is fitted."""
+    return build(_settings(name) | settings)
 
 
 @cache

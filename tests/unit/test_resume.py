@@ -129,6 +129,36 @@ def test_time_spent_is_added_up(tmp_path: Path):
     assert sum(row["seconds"] for row in progress.history) < progress.seconds < time.monotonic() - started
 
 
+ERRORS = [9.0, 7.0, 7.5, 7.0, 3.0, 3.0]
+"""With a patience of two: the second epoch is the best, and the fourth the last."""
+
+
+def impatient(folder: Path, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
+    given = training(folder)
+    given = replace(given, trainer=given.trainer.model_copy(update={"patience": 2, "epochs": len(ERRORS)}))
+    student, objective = student_and_objective()
+    progress = train(
+        student, counting(objective, act), given, engine(), lambda epoch: {"val_error_percent": ERRORS[epoch - 1]}
+    )
+    return student, progress
+
+
+# Before there is a best epoch, in the best one, after it, at its end, at the very end.
+@pytest.mark.parametrize("last", [2, 5, 6, 8, 9, EPOCHS * STEPS_PER_EPOCH])
+def test_early_stopping_survives_a_stop(tmp_path: Path, last: int):
+    whole = impatient(tmp_path / "whole")
+    assert (len(whole[1].history), whole[1].best_epoch) == (EPOCHS, 2)
+    with pytest.raises(Interrupted):
+        impatient(tmp_path / "stopped", stop_at(last))
+    continued = impatient(tmp_path / "stopped")
+    assert_same(continued, whole)
+    assert continued[1].best_epoch == 2
+    # What was finished gives the same again, without a step.
+    steps = []
+    assert_same(impatient(tmp_path / "stopped", steps.append), whole)
+    assert steps == []
+
+
 def test_signals_are_the_callers_again_afterwards(tmp_path: Path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     given = training(tmp_path)

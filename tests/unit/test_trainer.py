@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, engine, method, no_figures, normal, perceptron, split
+from miniature import CLASSES, engine, method, named, no_figures, normal, perceptron, split
 from torch import Tensor, nn
 
 from kdx.checkpoint import Progress
@@ -219,3 +219,63 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_term(
     terms.insert(place, ("culprit", Term(bad)))
     with pytest.raises(Diverged, match=r"miniature: culprit is no longer finite in epoch 1; try a lower trainer\.lr"):
         train(perceptron(), Objective(dict(terms)), training(tmp_path, numbered(4)), engine(), no_figures)
+
+
+class Judge:
+    """An evaluation that gives errors in the order in which they are listed, and keeps the weights of every epoch."""
+
+    def __init__(self, student: nn.Module, errors: list[float]) -> None:
+        self.student, self.errors, self.weights = student, errors, []
+
+    def __call__(self, epoch: int) -> dict[str, float | None]:
+        self.weights.append({name: value.clone() for name, value in self.student.state_dict().items()})
+        return {"val_error_percent": self.errors[epoch - 1]}
+
+
+def judged(folder: Path, errors: list[float], patience: int | None, **settings) -> tuple[nn.Module, Judge, Progress]:
+    layers = {"flatten": nn.Flatten(), "fc1": nn.Linear(36, 5), "bn1": nn.BatchNorm1d(5), "fc2": nn.Linear(5, CLASSES)}
+    student = named(layers, seed=0)
+    judge = Judge(student, errors)
+    given = training(folder, numbered(8), epochs=len(errors), patience=patience, **settings)
+    return student, judge, train(student, Witness().objective, given, engine(), judge)
+
+
+@pytest.mark.parametrize(
+    ("errors", "patience", "epochs", "best"),
+    [
+        # Two epochs without a lower error, no more and no less.
+        ([9, 8, 7, 7.5, 7.2, 1], 2, 5, 3),
+        ([9, 8, 8.5, 7, 9, 9, 1], 2, 6, 4),
+        ([5, 6, 1], 1, 2, 1),
+        # A tie is no improvement, neither for waiting nor for taking.
+        ([5, 5, 5, 1], 2, 3, 1),
+        ([9, 4, 4, 3, 4, 3, 3], 2, 6, 4),
+        # The training ends before the patience does; the best epoch is taken all the same.
+        ([9, 5, 6, 6], 3, 4, 2),
+        ([9, 8, 7], 3, 3, 3),
+        ([100, 0, 0, 0], 50, 4, 2),
+    ],
+)
+def test_patience(tmp_path: Path, errors: list[float], patience: int, epochs: int, best: int):
+    student, judge, progress = judged(tmp_path, errors, patience)
+    assert (len(progress.history), progress.best_epoch) == (epochs, best)
+    assert progress.steps == 2 * epochs
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, judge.weights[best - 1][name]), name
+    # Every epoch moved the weights and the statistics of batch norm, so the comparison above says something.
+    moved = [name for name in judge.weights[0] if not torch.equal(judge.weights[0][name], judge.weights[1][name])]
+    assert {"fc1.weight", "bn1.running_mean", "bn1.num_batches_tracked"} <= set(moved)
+
+
+def test_without_patience_the_last_epoch_is_taken(tmp_path: Path):
+    student, judge, progress = judged(tmp_path, [1, 2, 3, 4], None)
+    assert (len(progress.history), progress.best_epoch) == (4, None)
+    assert all(torch.equal(value, judge.weights[-1][name]) for name, value in student.state_dict().items())
+
+
+def test_patience_alone_changes_no_epoch(tmp_path: Path):
+    errors = [9, 5, 6, 6.5, 1]
+    _, impatient, _ = judged(tmp_path / "patience", errors, 2)
+    _, patient, _ = judged(tmp_path / "none", errors, None)
+    for mine, theirs in zip(impatient.weights, patient.weights[:4], strict=True):
+        assert all(torch.equal(value, theirs[name]) for name, value in mine.items())

@@ -1,0 +1,113 @@
+"""Hidden neurons of a network that is a plain sequence of named layers: where they are, removing some."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdx.data.dataset import Split
+from kdx.errors import UserError, unknown
+from kdx.measure.accuracy import evaluating
+from kdx.methods.dropout import NoisyDropout
+
+# What hands every neuron on by itself and turns zero into zero.
+_PASSING = (nn.Dropout, NoisyDropout, nn.Identity, nn.Flatten)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A hidden fully connected layer by the names of what its neurons pass through on their way to the next one."""
+
+    layer: str
+    norms: tuple[str, ...]
+    activation: str
+    following: str
+
+
+def hidden_layer(network: nn.Module, name: str | None) -> Hidden:
+    """The hidden fully connected layer `name`, or the one with the most weights (the first of several).
+
+    Raises UserError for another name, and for a network that has no such layer.
+    """
+    found = {hidden.layer: hidden for hidden in _hidden_layers(network)}
+    if not found:
+        raise UserError(
+            f"method.layer: '{name or 'null'}' is not possible, since the student has no hidden fully connected layer"
+            " with a ReLU behind it; allowed: another student, such as lenet-300-100 or kddp-sn-100"
+        )
+    if name is None:
+        return max(found.values(), key=lambda hidden: _linear(network, hidden.layer).weight.numel())
+    if name not in found:
+        raise unknown("method.layer", name, found)
+    return found[name]
+
+
+def mean_activations(network: nn.Sequential, hidden: Hidden, examples: Split) -> Tensor:
+    """The mean output of every neuron behind its ReLU, float64 (neurons,), over all samples in eval mode.
+
+    As they are: no mirrored views (KDDP 3.1).
+    """
+    names = [name for name, _ in network.named_children()]
+    head = network[: names.index(hidden.activation) + 1]
+    with evaluating(head):
+        sums = torch.stack([head(images).double().sum(dim=0) for images, _ in examples.batches()])
+    return sums.sum(dim=0) / len(examples)
+
+
+def without_neurons(network: nn.Sequential, hidden: Hidden, kept: Tensor) -> nn.Sequential:
+    """A copy of `network` whose hidden layer has the neurons of the mask `kept` (neurons,) only.
+
+    Where the others are silent it computes the same function.
+    """
+    smaller = deepcopy(network)
+    layer, following = _linear(smaller, hidden.layer), _linear(smaller, hidden.following)
+    for part in (layer, *(smaller.get_submodule(name) for name in hidden.norms)):
+        _keep_rows(part, kept)
+    following.weight = nn.Parameter(following.weight.detach()[:, kept])
+    layer.out_features = following.in_features = int(kept.sum())
+    for name in hidden.norms:
+        norm = smaller.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm1d)
+        norm.num_features = layer.out_features
+    return smaller
+
+
+def _keep_rows(part: nn.Module, kept: Tensor) -> None:
+    for name, value in list(part.named_parameters(recurse=False)):
+        setattr(part, name, nn.Parameter(value.detach()[kept]))
+    for name, value in list(part.named_buffers(recurse=False)):
+        # The number of batches that batch norm has seen belongs to no neuron.
+        if value.dim():
+            setattr(part, name, value[kept])
+
+
+def _hidden_layers(network: nn.Module) -> Iterator[Hidden]:
+    layers = list(network.named_children()) if isinstance(network, nn.Sequential) else []
+    for position, (name, layer) in enumerate(layers):
+        hidden = _followed(name, layers[position + 1 :]) if isinstance(layer, nn.Linear) else None
+        if hidden is not None:
+            yield hidden
+
+
+def _followed(name: str, behind: list[tuple[str, nn.Module]]) -> Hidden | None:
+    """The layer `name` with those behind it, as far as they are batch norm, one ReLU, then what passes on."""
+    norms: list[str] = []
+    activation = None
+    for other, layer in behind:
+        if activation is None and isinstance(layer, nn.BatchNorm1d):
+            norms.append(other)
+        elif activation is None and isinstance(layer, nn.ReLU):
+            activation = other
+        elif activation is not None and isinstance(layer, nn.Linear):
+            return Hidden(name, tuple(norms), activation, other)
+        elif not isinstance(layer, _PASSING):
+            return None
+    return None
+
+
+def _linear(network: nn.Module, name: str) -> nn.Linear:
+    layer = network.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer

@@ -1,0 +1,95 @@
+"""KDDP: train with a penalty on activations, remove the neurons that fell silent, fine-tune the others (SPEC 3)."""
+
+import logging
+from copy import deepcopy
+from dataclasses import replace
+
+from pydantic import PositiveFloat
+from torch import Tensor, nn
+
+from kdx.checkpoint import Progress
+from kdx.config import Count
+from kdx.device import Engine
+from kdx.errors import UserError
+from kdx.fit import Lesson, Plan, fit
+from kdx.methods import Method
+from kdx.methods.activity import Activity
+from kdx.methods.neurons import Hidden, hidden_layer, mean_activations, without_neurons
+from kdx.methods.part import Part
+from kdx.procedures.procedure import Outcome, Procedure, joined
+
+log = logging.getLogger(__name__)
+
+
+class Shrink(Procedure):
+    """`rounds` of two fits each: with the penalty, and without it from the weights of the surviving neurons.
+
+    A neuron survives whose mean activation over the training set reaches `threshold` (KDDP 3.1).
+    """
+
+    threshold: PositiveFloat
+    rounds: Count
+
+    def check_network(self, network: nn.Module, method: Method) -> None:
+        """Raise UserError where the method has no penalty on activations or the network no layer for it."""
+        hidden_layer(network, _activity(method).layer)
+
+    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+        """Train and shrink in turn; the figures are the layer's final width and how many neurons were removed.
+
+        Raises UserError where no neuron would be left.
+        """
+        assert isinstance(network, nn.Sequential), "every network of kdx is a plain sequence of layers"
+        # By name, so that the layer remains the same one when another has more weights than what is left of it.
+        hidden = hidden_layer(network, _activity(method).layer)
+        penalised = replace(method, parts=tuple(_on(part, hidden) for part in method.parts))
+        unpenalised = replace(method, parts=tuple(part for part in method.parts if not isinstance(part, Activity)))
+        stages: list[Progress] = []
+        before = _width(network, hidden)
+
+        def stage(name: str, how: Method, student: nn.Sequential) -> nn.Sequential:
+            # The architecture's own dropout, which no trained network has any more, is needed in the next fit.
+            untrained = deepcopy(student)
+            trained, progress = fit(student, how, lesson, plan.at(name), engine)
+            stages.append(progress)
+            untrained.load_state_dict(trained.state_dict())
+            return untrained.to(engine.device)
+
+        for number in range(1, self.rounds + 1):
+            network = stage(f"penalised-{number}", penalised, network)
+            kept = self._survivors(mean_activations(network, hidden, lesson.data.train), hidden)
+            network = stage(f"fine-tuned-{number}", unpenalised, without_neurons(network, hidden, kept))
+        after = _width(network, hidden)
+        finished = unpenalised.finalize(network)
+        return Outcome(finished, joined(stages), {f"{hidden.layer}_size": after, "removed_neurons": before - after})
+
+    def _survivors(self, means: Tensor, hidden: Hidden) -> Tensor:
+        kept = means >= self.threshold
+        count, total = int(kept.sum()), len(kept)
+        if not count:
+            raise UserError(
+                f"method.L1: too high, all {total} neurons of {hidden.layer} have a mean activation below"
+                f" method.threshold={self.threshold:g}; allowed: a lower method.L1 or method.threshold"
+            )
+        log.info("%d of %d neurons of %s are kept", count, total, hidden.layer)
+        if count == total:
+            log.warning("no neuron of %s fell silent; a higher method.L1 or more epochs remove some", hidden.layer)
+        return kept
+
+
+def _activity(method: Method) -> Activity:
+    for part in method.parts:
+        if isinstance(part, Activity):
+            return part
+    raise UserError(
+        f"method.parts: '{', '.join(part.__class__.__name__ for part in method.parts)}' has nothing that silences"
+        " neurons for method.procedure=shrink; allowed: a list with activity"
+    )
+
+
+def _on(part: Part, hidden: Hidden) -> Part:
+    return part.model_copy(update={"layer": hidden.layer}) if isinstance(part, Activity) else part
+
+
+def _width(network: nn.Module, hidden: Hidden) -> int:
+    return len(network.get_parameter(f"{hidden.layer}.weight"))
