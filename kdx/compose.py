@@ -57,8 +57,11 @@ def to_config(composed: DictConfig) -> Config:
 def check_method(config: Config) -> None:
     """Build the method once, so that a mistake in method.* is told before the work begins (imports torch)."""
     from kdx.procedures import build
+    from kdx.procedures.chain import Chain
 
-    build(config.method)
+    _, procedure = build(config.method)
+    if isinstance(procedure, Chain):
+        procedure.check(config)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from kdx.methods.bsr import BlockSparsity
 from kdx.methods.dropout import Dropout, noise_outside, without_dropout
 from kdx.methods.hint import Hint
 from kdx.methods.labels import Labels
+from kdx.methods.mixture import Mixture
 from kdx.methods.part import Context, Part
 from kdx.methods.variational import Variational
 from kdx.objective import Objective
@@ -19,6 +20,7 @@ from kdx.objective import Objective
 PARTS: dict[str, type[Part]] = {
     "labels": Labels,
     "hint": Hint,
+    "mixture": Mixture,
     "dropout": Dropout,
     "variational": Variational,
     "bsr": BlockSparsity,

@@ -154,8 +154,14 @@ class KddpSettings(NetworkSettings):
         return 9
 
 
+class RefinedSettings(NetworkSettings):
+    """No network of its own: the teacher's, made smaller by a chain of runs."""
+
+    family: Literal["refined"]
+
+
 Network = PlainSettings | ConvnetSettings | ResnetSettings | DensenetSettings | KerasResnetSettings | KddpSettings
-Student = Annotated[Network, Field(discriminator="family")]
+Student = Annotated[Network | RefinedSettings, Field(discriminator="family")]
 
 
 def _as_many(blocks: Sequence[int], channels: Sequence[int]) -> None:

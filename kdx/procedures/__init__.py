@@ -6,12 +6,13 @@ from typing import Any
 from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods import Method, build_method
+from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Once, Procedure
 
-PROCEDURES: dict[str, type[Procedure]] = {"once": Once}
+PROCEDURES: dict[str, type[Procedure] | type[Chain]] = {"once": Once, "chain": Chain}
 
 
-def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:
+def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure | Chain]:
     """Build both from the mapping of a method's YAML, in which `procedure` is by default `once`.
 
     Raises UserError that names the key for an unknown procedure or part, a setting that neither has, or a value out
