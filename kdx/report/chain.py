@@ -19,7 +19,7 @@ def print_chain(screen: Console, run: Path) -> None:
     if not rows:
         return
     content = layout.table(
-        layout.words("taught by"),
+        layout.words("student <- teacher"),
         layout.words(""),
         *map(layout.numbers, ("validation", "test", "parameters", "C")),
         layout.words("run"),
