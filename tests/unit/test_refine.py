@@ -86,7 +86,8 @@ def test_an_operator_that_means_nothing_for_the_network(network: Network, operat
     with pytest.raises(UserError) as caught:
         refined(network, operator, 1)
     assert str(caught.value) == (
-        f"method.refine: '{operator}' is not allowed with {network.name}, of family {network.family}; allowed: {allowed}"
+        f"method.refine: '{operator}' is not allowed with {network.name}, of family {network.family};"
+        f" allowed: {allowed}"
     )
 
 
