@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, model_validator
 
 from kdx.data.settings import DatasetSettings
 from kdx.errors import UserError
@@ -18,7 +18,9 @@ from kdx.models.settings import (
     KddpSettings,
     KerasResnetSettings,
     Network,
+    NetworkSettings,
     PlainSettings,
+    RefinedSettings,
     ResnetSettings,
     Student,
 )
@@ -57,6 +59,11 @@ class Recipe(Settings):
     dropout: DropoutRate
     input_dropout: DropoutRate
     trainer: TrainerSettings
+
+    def network(self) -> Network:
+        """The network alone, without what trains it."""
+        content = self.model_dump(exclude=set(Recipe.model_fields))
+        return TypeAdapter[Network](Annotated[Network, Field(discriminator="family")]).validate_python(content)
 
 
 # The teacher's group is one level deep: a network of any family, and the recipe beside it.
@@ -131,7 +138,7 @@ class Config(Settings):
                     f"{key}.patience: {trainer.patience} is not allowed with dataset.validation=0, which leaves no"
                     " validation error to wait for; allowed: null"
                 )
-        networks: dict[str, Network] = {"teacher": self.teacher, "student": self.student}
+        networks: dict[str, NetworkSettings] = {"teacher": self.teacher, "student": self.student}
         for role, network in networks.items():
             side, least = _SIDES[self.dataset.name], network.smallest_side
             if side < least:
@@ -140,7 +147,22 @@ class Config(Settings):
                     f" dataset={self.dataset.name}; it needs images of at least {least}x{least} pixels, these have"
                     f" {side}x{side}"
                 )
+        self._check_chain()
         return self
+
+    def _check_chain(self) -> None:
+        name, chained = self.method["name"], self.method.get("procedure") == "chain"
+        if chained == isinstance(self.student, RefinedSettings):
+            return
+        if chained:
+            raise ValueError(
+                f"student: '{self.student.name}' is not allowed with method={name}, whose students are the teacher's"
+                " network made smaller; allowed: refined"
+            )
+        raise ValueError(
+            f"student: '{self.student.name}' is not allowed with method={name}, only with a chain of runs; allowed:"
+            " any other student, or method=ikd"
+        )
 
 
 def run_id(config: Config) -> str:

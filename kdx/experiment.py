@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from kdx.chain import run_chain
 from kdx.config import Config
 from kdx.data import load_data
 from kdx.device import prepare_device
@@ -10,7 +11,9 @@ from kdx.fit import Lesson, Plan
 from kdx.logits import teacher_logits
 from kdx.measure import measure
 from kdx.models import build_model
+from kdx.models.settings import RefinedSettings
 from kdx.procedures import build
+from kdx.procedures.chain import Chain
 from kdx.results import write_results
 from kdx.runs import RunFolder, run_folder
 from kdx.teacher import get_teacher, initial_teacher
@@ -41,9 +44,14 @@ def run(config: Config) -> Path:
 def _run(config: Config, folder: RunFolder) -> None:
     folder.write_config(config)
     method, procedure = build(config.method)
+    if isinstance(procedure, Chain):
+        # Several runs, each of them told below, and their results as one.
+        run_chain(config, procedure, folder, run)
+        return
     engine = prepare_device(config.device)
 
     data = load_data(config.dataset).to(engine.device)
+    assert not isinstance(config.student, RefinedSettings), "Config allows it with a chain only"
     # Before the teacher, so that a file that does not fit is told before a long training.
     student = build_model(config.student, data.image_shape, data.classes, config.seed)
     checkpoint = config.student.checkpoint

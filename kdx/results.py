@@ -1,6 +1,8 @@
 """The files of a finished folder, of a run or a teacher."""
 
+import csv
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -37,10 +39,25 @@ def write_results(
             **measured.figures,
             **outcome.figures,
             "train_seconds": progress.seconds,
-            "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history),
+            # A chain whose first generation is refused ends with a teacher that may come from a file.
+            "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history)
+            if progress.history
+            else None,
             **engine.record(),
             "kdx_version": __version__,
         }
     )
     for checkpoint in path.glob("checkpoint*.safetensors"):
         checkpoint.unlink()
+
+
+def read_history(folder: Path) -> list[dict[str, float | None]]:
+    """The rows of a finished folder's `history.csv`, as they were before they were written."""
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
+        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> float | None:
+    if not text:
+        return None
+    return int(text) if text.isdecimal() else float(text)

@@ -18,6 +18,7 @@ from kdx.methods.l2 import L2
 from kdx.methods.labels import Labels
 from kdx.methods.langevin import LangevinDynamics
 from kdx.methods.masked import Masked
+from kdx.methods.mixture import Mixture
 from kdx.methods.part import Context, Part
 from kdx.methods.soft_labels import SoftLabels
 from kdx.methods.variational import Variational
@@ -26,6 +27,7 @@ from kdx.objective import Objective
 PARTS: dict[str, type[Part]] = {
     "labels": Labels,
     "hint": Hint,
+    "mixture": Mixture,
     "dropout": Dropout,
     "variational": Variational,
     "bsr": BlockSparsity,

@@ -94,7 +94,7 @@ class GroupLayer(NoisyLayer):
         layer = self.empty()
         z = torch.where(self.kept(threshold), self.z, 0.0)
         layer.weight = nn.Parameter((self.weight * self.per_weight(z)).detach())
-        layer.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone())
+        layer.register_parameter("bias", None if self.bias is None else nn.Parameter(self.bias.detach().clone()))
         return layer
 
 

@@ -154,6 +154,12 @@ class KddpSettings(NetworkSettings):
         return 9
 
 
+class RefinedSettings(NetworkSettings):
+    """No network of its own: the teacher's, made smaller by a chain of runs."""
+
+    family: Literal["refined"]
+
+
 Network = PlainSettings | ConvnetSettings | ResnetSettings | DensenetSettings | KerasResnetSettings | KddpSettings
 
 
@@ -182,7 +188,12 @@ class _KerasResnet(KerasResnetSettings, Start): ...
 class _Kddp(KddpSettings, Start): ...
 
 
-Student = Annotated[_Plain | _Convnet | _Resnet | _Densenet | _KerasResnet | _Kddp, Field(discriminator="family")]
+class _Refined(RefinedSettings, Start): ...
+
+
+Student = Annotated[
+    _Plain | _Convnet | _Resnet | _Densenet | _KerasResnet | _Kddp | _Refined, Field(discriminator="family")
+]
 
 
 def _as_many(blocks: Sequence[int], channels: Sequence[int]) -> None:

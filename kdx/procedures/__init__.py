@@ -6,14 +6,16 @@ from typing import Any
 from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods import Method, build_method
+from kdx.procedures.chain import Chain
 from kdx.procedures.dark_knowledge import DarkKnowledgeFit
 from kdx.procedures.procedure import Once, Procedure
 from kdx.procedures.pruning import GradualPruning, IterativePruning
 from kdx.procedures.sampling import Sampling
 from kdx.procedures.shrink import Shrink
 
-PROCEDURES: dict[str, type[Procedure]] = {
+PROCEDURES: dict[str, type[Procedure] | type[Chain]] = {
     "once": Once,
+    "chain": Chain,
     "iterative-pruning": IterativePruning,
     "gradual-pruning": GradualPruning,
     "shrink": Shrink,
@@ -22,7 +24,7 @@ PROCEDURES: dict[str, type[Procedure]] = {
 }
 
 
-def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:
+def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure | Chain]:
     """Build both from the mapping of a method's YAML, in which `procedure` is by default `once`.
 
     Raises UserError that names the key for an unknown procedure or part, a setting that neither has, or a value out

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kdx.report import layout
+from kdx.report.chain import print_chain
 from kdx.report.comparison import print_comparison
 from kdx.report.finished import Figures, finished_run, number, read_figures, read_table
 from kdx.report.verdict import warnings_of
@@ -30,6 +31,7 @@ def print_run(run: Path) -> None:
     screen = layout.console()
     _print_headline(screen, figures)
     _print_result(screen, figures)
+    print_chain(screen, run)
     if layers:
         _print_layers(screen, layers)
     if latencies:

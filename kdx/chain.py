@@ -1,0 +1,182 @@
+"""Iterative knowledge distillation: a chain of runs, each training a smaller network than its teacher (IKD, SPEC 2)."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdx.checkpoint import Progress
+from kdx.config import Config
+from kdx.data import load_data
+from kdx.data.dataset import Data
+from kdx.device import prepare_device
+from kdx.files import write_csv
+from kdx.fit import Plan
+from kdx.measure import measure
+from kdx.measure.accuracy import error_percent
+from kdx.measure.footprint import parameter_count
+from kdx.models import build_model
+from kdx.models.settings import Network
+from kdx.procedures.chain import Chain
+from kdx.procedures.procedure import Figure, Outcome
+from kdx.results import read_history, write_results
+from kdx.runs import RunFolder, teacher_folder
+from kdx.teacher import get_teacher
+from kdx.weights import load_weights, save_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network that was trained for the chain: M_0, or a candidate for a later generation, with its errors.
+
+    `folder` is that of its run; None where M_0 comes from a file.
+    """
+
+    generation: int
+    teacher: int | None
+    val_error_percent: float | None
+    test_error_percent: float
+    parameters: int
+    train_seconds: float
+    folder: Path | None
+
+
+Train = Callable[[int, Member], Member]
+"""Train the candidate for generation i that is taught by that member."""
+
+
+def grown(chain: Chain, first: Member, train: Train) -> tuple[list[Member], list[Member]]:
+    """The accepted members, one for each generation from `first` on, and all that were trained.
+
+    The validation error alone decides: between the candidates of an ancestral generation, where the earlier teacher
+    wins a tie, and whether a generation is within the tolerance (algorithm 2, one-sided).
+    """
+    accepted, trained = [first], [first]
+    for generation in range(1, chain.generations + 1):
+        teachers = accepted if chain.teacher == "ancestral" else accepted[-1:]
+        candidates = [train(generation, teacher) for teacher in teachers]
+        trained += candidates
+        best = candidates[0] if chain.teacher == "parental" else min(candidates, key=_validation_error)
+        if chain.tolerance is not None:
+            excess = _validation_error(best) - _validation_error(accepted[-1])
+            if excess > chain.tolerance:
+                log.info("generation %d exceeds the last validation error by %.4g points: stopped", generation, excess)
+                break
+        accepted.append(best)
+    return accepted, trained
+
+
+def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Config], Path]) -> None:
+    """Run the chain that `config` describes, every candidate by `run` in a folder of its own, and write its results.
+
+    A finished candidate is not trained again, so that an interrupted chain goes on where it stopped; `force` repeats
+    the candidates too. Raises UserError where the teacher's network cannot be refined as often.
+    """
+    chain.check(config)
+    structures = chain.structures(config.teacher.network())
+    engine = prepare_device(config.device)
+    data = load_data(config.dataset).to(engine.device)
+    origin = get_teacher(config, data, engine)
+
+    def train(generation: int, teacher: Member) -> Member:
+        path = run(_config_of(config, chain, structures, generation, teacher))
+        log.info("generation %d, taught by M_%d: %s", generation, teacher.generation, path)
+        return _finished(path, generation, teacher)
+
+    accepted, trained = grown(chain, _origin(config, origin, data), train)
+    last, structure = accepted[-1], structures[len(accepted) - 1]
+    if last.generation:
+        blank = build_model(structure, data.image_shape, data.classes, config.seed).to(engine.device)
+        final = load_weights(_weights(last), blank)
+    else:
+        final = origin
+    rows = [_row(member, accepted, Path(config.outputs)) for member in trained]
+    write_csv(folder.path / "chain.csv", list(rows[0]), rows)
+    save_weights(folder.path / "student.safetensors", final)
+    names = {"run_id": folder.path.name, "dataset": data.name, "method": str(config.method["name"])}
+    names |= {"teacher": config.teacher.name, "student": structure.name}
+    # Everything is compared with M_0, the teacher of the chain as a whole.
+    measured = measure(final, origin, data, engine.device, engine.latency_seconds)
+    plan = Plan(names["method"], config.trainer, config.seed, folder)
+    write_results(plan, names, measured, _outcome(final, accepted, trained), engine)
+
+
+def _config_of(config: Config, chain: Chain, structures: list[Network], generation: int, teacher: Member) -> Config:
+    """The run of one candidate, as a user could type it."""
+    method = {key: value for key, value in config.method.items() if key not in {"procedure", *Chain.model_fields}}
+    settings = config.teacher
+    if teacher.generation:
+        network = structures[teacher.generation].model_dump()
+        taught_by = settings.model_dump() | network | {"checkpoint": str(_weights(teacher))}
+        settings = type(settings).model_validate(taught_by)
+    content = config.model_dump() | {
+        "teacher": settings.model_dump(),
+        "student": structures[generation].model_dump() | {"checkpoint": None},
+        "method": method | {"name": chain.member},
+    }
+    return Config.model_validate(content)
+
+
+def _origin(config: Config, network: nn.Module, data: Data) -> Member:
+    """M_0, the configured teacher."""
+    return Member(
+        generation=0,
+        teacher=None,
+        val_error_percent=None if data.validation is None else error_percent(network, data.validation),
+        test_error_percent=error_percent(network, data.test),
+        parameters=parameter_count(network),
+        # The teacher's time is its own run's.
+        train_seconds=0.0,
+        folder=None if config.teacher.checkpoint else teacher_folder(config).path,
+    )
+
+
+def _finished(path: Path, generation: int, teacher: Member) -> Member:
+    figures = RunFolder(path).metrics()
+    names = ("val_error_percent", "test_error_percent", "parameters", "train_seconds")
+    return Member(generation, teacher.generation, **{name: figures[name] for name in names}, folder=path)
+
+
+def _validation_error(member: Member) -> float:
+    assert member.val_error_percent is not None, "Chain.check asks for a validation split"
+    return member.val_error_percent
+
+
+def _weights(member: Member) -> Path:
+    assert member.folder is not None, "only M_0 may come from a file"
+    return member.folder / "student.safetensors"
+
+
+def _row(member: Member, accepted: list[Member], outputs: Path) -> dict[str, Any]:
+    """A row of chain.csv: C is parameters of M_0 / parameters, `run` a folder under the folder of all outputs."""
+    return {
+        "generation": member.generation,
+        "teacher": member.teacher,
+        "accepted": "yes" if member in accepted else "no",
+        "val_error_percent": member.val_error_percent,
+        "test_error_percent": member.test_error_percent,
+        "parameters": member.parameters,
+        "C": accepted[0].parameters / member.parameters,
+        "run": member.folder and member.folder.relative_to(outputs),
+    }
+
+
+def _outcome(final: nn.Module, accepted: list[Member], trained: list[Member]) -> Outcome:
+    """The history is that of the last accepted member, the seconds are those of all candidates."""
+    last = accepted[-1]
+    progress = Progress(seconds=sum(member.train_seconds for member in trained))
+    if last.folder:
+        progress.history = read_history(last.folder)
+        progress.best_epoch = RunFolder(last.folder).metrics().get("best_epoch")
+    figures: dict[str, Figure] = {
+        "generation": last.generation,
+        "C": accepted[0].parameters / last.parameters,
+        "chain": " ".join(f"M_{member.generation}<-M_{member.teacher}" for member in accepted[1:]),
+        "chain_runs": len(trained) - 1,
+    }
+    return Outcome(final, progress, figures)

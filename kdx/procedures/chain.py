@@ -1,0 +1,46 @@
+"""The settings of a chain: not several fits of one network but several runs, each with a network of its own."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat
+
+from kdx.config import Config
+from kdx.errors import UserError
+from kdx.explain import shown
+from kdx.models.refine import Operator, refined
+from kdx.models.settings import Count, Name, Network
+from kdx.settings import Settings
+
+
+class Chain(Settings):
+    """How runs follow one another (IKD, SPEC 2): `kdx.chain` runs them."""
+
+    member: Name
+    generations: Count
+    teacher: Literal["parental", "ancestral"]
+    refine: Operator
+    tolerance: NonNegativeFloat | None
+
+    def structures(self, network: Network) -> list[Network]:
+        """The networks of all generations, `network` itself first.
+
+        Raises UserError where it cannot be refined so, or not so often.
+        """
+        # The last first, since it says best what is wrong.
+        networks = [refined(network, self.refine, times) for times in range(self.generations, -1, -1)]
+        return networks[::-1]
+
+    def check(self, config: Config) -> None:
+        """Raise UserError where the chain cannot be run with the rest of `config`."""
+        self.structures(config.teacher.network())
+        if config.dataset.validation:
+            return
+        for key, value, allowed in (
+            ("teacher", self.teacher, "parental"),
+            ("tolerance", self.tolerance, None),
+        ):
+            if value != allowed:
+                raise UserError(
+                    f"method.{key}: {shown(value)} is not allowed with dataset.validation=0, which leaves no validation"
+                    f" error to compare; allowed: {allowed or 'null'}"
+                )

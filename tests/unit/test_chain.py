@@ -1,0 +1,169 @@
+"""Which generations a chain trains and keeps, by validation errors from a table; and what it refuses to start with."""
+
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kdx.chain import Member, grown, run_chain
+from kdx.compose import check_method, single
+from kdx.config import Config
+from kdx.errors import Interrupted, UserError
+from kdx.procedures import build
+from kdx.procedures.chain import Chain
+from kdx.report.chain import print_chain
+from kdx.runs import run_folder
+
+Pair = tuple[int, int | None]
+IKD = ("method=ikd", "dataset=digits", "teacher.hidden=[16]", "method.generations=2")
+
+
+def chain(**settings: object) -> Chain:
+    procedure = build(single(["method=ikd"]).method | settings)[1]
+    assert isinstance(procedure, Chain)
+    return procedure
+
+
+def member(generation: int, teacher: int | None, val_error: float | None) -> Member:
+    # The test errors order the candidates the other way round: they must not matter.
+    return Member(generation, teacher, val_error, -(val_error or 0.0), 10, 1.0, Path("run"))
+
+
+def pairs(members: list[Member]) -> list[Pair]:
+    return [(one.generation, one.teacher) for one in members]
+
+
+def outcome(settings: Chain, errors: Mapping[Pair, float | None]) -> tuple[list[Pair], list[Pair]]:
+    accepted, trained = grown(
+        settings,
+        member(0, None, errors[0, None]),
+        lambda generation, teacher: member(generation, teacher.generation, errors[generation, teacher.generation]),
+    )
+    return pairs(accepted), pairs(trained)
+
+
+def test_a_parental_chain_learns_from_the_generation_before():
+    # Without a validation split there is no error, and none is needed.
+    errors = dict.fromkeys([(0, None), (1, 0), (2, 1), (3, 2)])
+    assert outcome(chain(generations=3), errors) == (list(errors), list(errors))
+
+
+def test_an_ancestral_chain_keeps_the_lowest_validation_error_and_the_earlier_of_equals():
+    errors = {(0, None): 1.0, (1, 0): 2.0, (2, 0): 5.0, (2, 1): 4.0, (3, 0): 7.0, (3, 1): 6.0, (3, 2): 6.0}
+    accepted, trained = outcome(chain(generations=3, teacher="ancestral"), errors)
+    assert accepted == [(0, None), (1, 0), (2, 1), (3, 1)]
+    assert trained == list(errors)
+
+
+def test_four_ancestral_generations_are_ten_trainings():
+    errors = {(i, j): 0.0 for i in range(5) for j in range(i)} | {(0, None): 0.0}
+    _, trained = outcome(chain(teacher="ancestral"), errors)
+    assert len(trained) - 1 == 10
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "kept"),
+    [(0.0, [0, 1]), (0.5, [0, 1, 2]), (0.4, [0, 1]), (2.0, [0, 1, 2, 3]), (None, [0, 1, 2, 3])],
+)
+def test_the_tolerance_is_one_sided_and_relative_to_the_last_accepted(tolerance: float | None, kept: list[int]):
+    # Two points better, half a point worse, two points worse: less than the tolerance only one by one.
+    errors = {(0, None): 3.0, (1, 0): 1.0, (2, 1): 1.5, (3, 2): 3.5}
+    accepted, trained = outcome(chain(generations=3, tolerance=tolerance), errors)
+    assert [generation for generation, _ in accepted] == kept
+    # The generation that ends the chain was trained too, none after it.
+    assert len(trained) == min(len(kept) + 1, 4)
+
+
+def test_an_ancestral_chain_ends_only_if_its_best_candidate_is_too_bad():
+    errors = {(0, None): 1.0, (1, 0): 1.0, (2, 0): 9.0, (2, 1): 1.0, (3, 0): 9.0, (3, 1): 8.0, (3, 2): 8.5}
+    accepted, trained = outcome(chain(generations=4, teacher="ancestral", tolerance=1.0), errors)
+    assert accepted == [(0, None), (1, 0), (2, 1)]
+    assert trained == list(errors)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method.refine=blocks"], "method.refine: 'blocks' is not allowed with mlp-1200-1200, of family mlp; allowed"),
+        (["method.generations=5"], "method.generations: 5 is not allowed with method.refine=filters and mlp-1200-"),
+        (["method.generations=0"], "method.generations: 0 is not allowed; allowed: a whole number >= 1"),
+        (["method.tolerance=-1"], "method.tolerance: -1 is not allowed; allowed: "),
+        (["method.teacher=parent"], "method.teacher: 'parent' is not allowed; did you mean 'parental'? allowed: "),
+        (["method.refine=filter"], "method.refine: 'filter' is not allowed; did you mean 'filters'? allowed: one of"),
+        (["method.member=a/b"], "method.member: 'a/b' is not allowed; allowed: a text that matches "),
+        (["method.alpha=1.5"], "method.alpha: 1.5 is not allowed; allowed: a finite number >= 0 and <= 1"),
+        (["dataset.validation=0", "method.teacher=ancestral"], "method.teacher: 'ancestral' is not allowed with datas"),
+        (
+            ["dataset.validation=0", "method.tolerance=1"],
+            "method.tolerance: 1.0 is not allowed with dataset.validation",
+        ),
+    ],
+)
+def test_refused_before_anything_runs(words: list[str], message: str):
+    with pytest.raises(UserError) as caught:
+        check_method(single([*IKD, *words]))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_allowed_without_validation():
+    check_method(single([*IKD, "dataset.validation=0"]))
+
+
+def test_a_chain_has_no_student_of_its_own_and_nothing_else_has_the_chains():
+    with pytest.raises(
+        UserError, match=r"^student: 'lenet-300-100' is not allowed with method=ikd, .* allowed: refined$"
+    ):
+        single([*IKD, "student=lenet-300-100"])
+    with pytest.raises(UserError, match=r"^student: 'refined' is not allowed with method=kd, .* method=ikd$"):
+        single(["student=refined", "method=kd"])
+
+
+@pytest.mark.parametrize("method", ["ikd", "paper/ikd"])
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_the_method_chooses_the_student_whatever_the_data_set_chooses(method: str, dataset: str):
+    config = single([f"dataset={dataset}", f"method={method}"])
+    assert config.student.family == "refined"
+    assert run_folder(config).path.parent == Path(config.outputs, "runs", dataset, "refined", "ikd")
+
+
+def test_every_run_is_one_that_a_user_could_type(tmp_path: Path):
+    """The runs that the chain asks for, up to the first that is interrupted."""
+    asked: list[Config] = []
+
+    def run(config: Config) -> Path:
+        asked.append(config)
+        raise Interrupted
+
+    words = [*IKD, f"outputs={tmp_path}", "teacher.trainer.epochs=1", "device.latency_seconds=0"]
+    config = single(words)
+    with pytest.raises(Interrupted):
+        run_chain(config, chain(generations=2), run_folder(config), run)
+    typed = single([*words[1:3], *words[4:], "method=kd-mixture", "student=mlp-1200-1200", "student.hidden=[8]"])
+    (first,) = asked
+    assert first.student.name == "mlp-1200-1200-filters-1"
+    assert first == typed.model_copy(update={"student": first.student})
+    assert first.student.model_dump() == typed.student.model_dump() | {"name": first.student.name}
+
+
+def test_the_table_is_told_in_80_columns(tmp_path: Path):
+    (tmp_path / "chain.csv").write_text(
+        "generation,teacher,accepted,val_error_percent,test_error_percent,parameters,C,run\n"
+        "0,,yes,,5.5,139611210,1.0,\n"
+        "1,0,yes,4.25,6.0,34918210,3.998,runs/mnist/vgg19-filters-1/kd-mixture/fb6a5fae6976\n"
+        "2,1,no,9.0,6.0,548000,254.76,runs/mnist/vgg19-filters-2/kd-mixture/024838d17602\n"
+    )
+    screen = Console(record=True, width=80, file=StringIO())
+    print_chain(screen, tmp_path)
+    lines = [line.split() for line in screen.export_text().splitlines()]
+    assert ["M_0", "-", "5.50", "139,611,210", "1.00x"] in lines
+    assert ["M_1", "<-", "M_0", "4.25", "6.00", "34,918,210", "4.00x", "fb6a5fae6976"] in lines
+    assert ["M_2", "<-", "M_1", "refused", "9.00", "6.00", "548,000", "254.8x", "024838d17602"] in lines
+
+
+def test_a_run_that_is_no_chain_has_no_such_table(tmp_path: Path):
+    screen = Console(record=True, file=StringIO())
+    print_chain(screen, tmp_path)
+    assert screen.export_text() == ""
