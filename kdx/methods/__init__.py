@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods.bsr import BlockSparsity
-from kdx.methods.dropout import Dropout, noise_outside, without_dropout
+from kdx.methods.dropout import Dropout, FullyConnectedDropout, noise_outside, without_dropout
 from kdx.methods.hint import Hint
+from kdx.methods.l2 import WeightDecay
 from kdx.methods.labels import Labels
 from kdx.methods.part import Context, Part
+from kdx.methods.regression import Regression
 from kdx.methods.variational import Variational
 from kdx.objective import Objective
 
@@ -22,6 +24,9 @@ PARTS: dict[str, type[Part]] = {
     "dropout": Dropout,
     "variational": Variational,
     "bsr": BlockSparsity,
+    "regression": Regression,
+    "l2": WeightDecay,
+    "fc_dropout": FullyConnectedDropout,
 }
 
 
@@ -36,6 +41,12 @@ class Method:
     def needs_teacher(self) -> bool:
         """Whether any part looks at the teacher."""
         return any(part.needs_teacher for part in self.parts)
+
+    def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
+        """What the student learns from: the stored logits (views, classes), as every part leaves them."""
+        for part in self.parts:
+            teacher_logits = part.targets(teacher_logits, seed)
+        return teacher_logits
 
     def prepare(self, student: nn.Module) -> nn.Module:
         """Substitute layers: first the dropout that is part of the architecture, then part by part."""

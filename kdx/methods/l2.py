@@ -1,0 +1,29 @@
+"""Weight decay as a loss term."""
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from kdx.methods.part import Context, Part, weight_matrices
+from kdx.objective import Schedule, Step, Term
+
+
+class WeightDecay(Part):
+    """Half the sum of all squared weights, weighted by `l2` (Noisy Teachers, sec. 5.2); 0 leaves the term out."""
+
+    l2: NonNegativeFloat
+
+    def terms(self, context: Context) -> dict[str, Term]:
+        """`l2`, over weight matrices and filters: no bias, no scale of a batch norm and no variance decays."""
+        if not self.l2:
+            return {}
+        names = list(weight_matrices(context.student))
+
+        def half_square(step: Step) -> Tensor:
+            return torch.stack([step.parameters[name].square().sum() for name in names]).sum() / 2
+
+        return {"l2": Term(half_square, weight="l2")}
+
+    def numbers(self) -> dict[str, Schedule]:
+        """The weight, constant over the run."""
+        return {"l2": lambda epoch: self.l2} if self.l2 else {}
