@@ -9,11 +9,12 @@ from kdx.device import prepare_device
 from kdx.fit import Lesson, Plan
 from kdx.logits import teacher_logits
 from kdx.measure import measure
+from kdx.measure.accuracy import mean_logits
 from kdx.models import build_model
 from kdx.procedures import build
 from kdx.results import write_results
 from kdx.runs import RunFolder, run_folder
-from kdx.teacher import get_teacher
+from kdx.teacher import check_teachers, get_teacher
 from kdx.weights import emptied, load_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,14 @@ def run(config: Config) -> Path:
 def _run(config: Config, folder: RunFolder) -> None:
     folder.write_config(config)
     method, procedure = build(config.method)
+    check_teachers(config, method)
     engine = prepare_device(config.device)
 
     data = load_data(config.dataset).to(engine.device)
-    teacher = get_teacher(config, data, engine)
-    logits = teacher_logits(teacher, data, Path(config.outputs)) if method.needs_teacher else None
+    teacher, *further = [get_teacher(each, data, engine) for each in config.for_each_teacher()]
+    logits = None
+    if method.needs_teacher:
+        logits = mean_logits([teacher_logits(each, data, Path(config.outputs)) for each in (teacher, *further)])
 
     student = build_model(config.student, data.image_shape, data.classes, config.seed)
     plan = Plan(f"{method.name} {config.student.name}", config.trainer, config.seed, folder)
@@ -55,7 +59,7 @@ def _run(config: Config, folder: RunFolder) -> None:
     weights = folder.path / "student.safetensors"
     save_weights(weights, outcome.network)
     student = load_weights(weights, emptied(outcome.network))
-    measured = measure(student, teacher, data, engine.device, engine.latency_seconds)
+    measured = measure(student, teacher, data, engine.device, engine.latency_seconds, further)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name}
-    names |= {"teacher": config.teacher.name, "student": config.student.name}
+    names |= {"teacher": "+".join(each.name for each in config.teachers.values()), "student": config.student.name}
     write_results(plan, names, measured, outcome, engine)

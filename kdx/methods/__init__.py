@@ -42,6 +42,11 @@ class Method:
         """Whether any part looks at the teacher."""
         return any(part.needs_teacher for part in self.parts)
 
+    @property
+    def one_teacher(self) -> str | None:
+        """The first setting that makes a part look at the weights of one teacher, or None."""
+        return next((part.one_teacher for part in self.parts if part.one_teacher), None)
+
     def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
         """What the student learns from: the stored logits (views, classes), as every part leaves them."""
         for part in self.parts:
