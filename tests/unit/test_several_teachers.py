@@ -51,7 +51,8 @@ def test_the_error_is_of_all_teachers_the_sizes_of_the_first():
     alone = measure(student, first, given, torch.device("cpu"), 0).figures
     both = measure(student, first, given, torch.device("cpu"), 0, [second]).figures
     answers = [network(examples.images) for network in (first, second)]
-    wrong = (sum(each - each.mean(1, keepdim=True) for each in answers).argmax(1) != examples.labels).sum().item()
+    centred = torch.stack([each - each.mean(1, keepdim=True) for each in answers])
+    wrong = (centred.sum(0).argmax(1) != examples.labels).sum().item()
     assert both["teacher_test_error_percent"] == pytest.approx(100 * wrong / 40)
     assert both["teacher_test_error_percent"] != alone["teacher_test_error_percent"]
     assert {**both, "teacher_test_error_percent": 0} == {**alone, "teacher_test_error_percent": 0}
