@@ -1,6 +1,6 @@
 """From the words on the command line to validated configurations; every mistake is told before torch is imported."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,9 +57,28 @@ def to_config(composed: DictConfig) -> Config:
 def check_method(config: Config) -> None:
     """Build the method once, so that a mistake in method.* is told before the work begins (imports torch)."""
     from kdx.procedures import build
+    from kdx.teacher import check_teachers
 
-    _, procedure = build(config.method)
+    method, procedure = build(config.method)
+    check_teachers(config, method)
     procedure.check(config)
+
+
+def hydra_words(words: Iterable[str]) -> list[str]:
+    """Overrides in Hydra's spelling, which names the folder of a group that shares it: teacher@teacher2=nin."""
+    names = {group.name: group.hydra_name for group in load_groups().values()}
+    return [_renamed(word, names) for word in words]
+
+
+def typed_words(words: Iterable[str]) -> list[str]:
+    """Overrides as the user typed them, from Hydra's spelling."""
+    names = {group.hydra_name: group.name for group in load_groups().values()}
+    return [_renamed(word, names) for word in words]
+
+
+def _renamed(word: str, names: Mapping[str, str]) -> str:
+    key, equals, value = word.partition("=")
+    return f"{names.get(key, key)}{equals}{value}"
 
 
 @contextmanager
@@ -112,7 +131,7 @@ def _typed_value(override: Override) -> str:
 
 def _composed(overrides: list[Override]) -> DictConfig:
     try:
-        return compose(CONFIG_NAME, [override.input_line or "" for override in overrides])
+        return compose(CONFIG_NAME, hydra_words(override.input_line or "" for override in overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise _diagnosis(overrides, error) from None
 
@@ -136,7 +155,7 @@ def _unknown_key(override: Override, keys: list[str], groups: dict[str, Group]) 
     siblings = [name for name in keys if name.startswith(f"{group}.")] if "." in key else []
     owners = [
         choice
-        for choice in (groups[group].choices if siblings and group in groups else ())
+        for choice in (groups[group].choices if group in groups else ())
         if "/" not in choice and key in _keys([f"{group}={choice}"])
     ]
     if owners:
@@ -152,7 +171,7 @@ def _unknown_key(override: Override, keys: list[str], groups: dict[str, Group]) 
 
 def _keys(overrides: list[str]) -> list[str]:
     try:
-        return list(_flattened(compose(CONFIG_NAME, overrides)))
+        return list(_flattened(compose(CONFIG_NAME, hydra_words(overrides))))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from None
 
@@ -163,7 +182,7 @@ def _flattened(composed: DictConfig) -> dict[str, Any]:
 
 def _leaves(content: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

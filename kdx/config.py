@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter, model_validator
 
 from kdx.data.settings import DatasetSettings
 from kdx.errors import UserError
@@ -86,6 +87,8 @@ class _Kddp(KddpSettings, Recipe): ...
 
 
 Teacher = Annotated[_Plain | _Convnet | _Resnet | _Densenet | _KerasResnet | _Kddp, Field(discriminator="family")]
+# Hydra composes the choice `none` into an empty group.
+FurtherTeacher = Annotated[Teacher | None, BeforeValidator(lambda content: content or None)]
 
 
 class DeviceSettings(Settings):
@@ -119,9 +122,22 @@ class Config(Settings):
     trainer: TrainerSettings
     method: Annotated[dict[str, Any], AfterValidator(_named)]
     device: DeviceSettings
+    teacher2: FurtherTeacher
+    teacher3: FurtherTeacher
     seed: Seed
     force: bool
     outputs: Annotated[str, StringConstraints(min_length=1)]
+
+    @property
+    def teachers(self) -> dict[str, Teacher]:
+        """The teachers by key, the first one first; `teacher2` and `teacher3` only where they are chosen."""
+        further = {"teacher2": self.teacher2, "teacher3": self.teacher3}
+        return {"teacher": self.teacher} | {key: teacher for key, teacher in further.items() if teacher is not None}
+
+    def for_each_teacher(self) -> list["Config"]:
+        """This configuration once for each teacher, with that one as its only one."""
+        alone = {"teacher2": None, "teacher3": None}
+        return [self.model_copy(update={**alone, "teacher": teacher}) for teacher in self.teachers.values()]
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
@@ -131,14 +147,15 @@ class Config(Settings):
                 f"device.precision: 'tf32' is not allowed with device.kind={self.device.kind}, only with cuda;"
                 " allowed: fp32, bf16"
             )
-        trainers = {"teacher.trainer": self.teacher.trainer, "trainer": self.trainer}
+        trainers = {f"{key}.trainer": teacher.trainer for key, teacher in self.teachers.items()}
+        trainers["trainer"] = self.trainer
         for key, trainer in trainers.items():
             if trainer.patience is not None and not self.dataset.validation:
                 raise ValueError(
                     f"{key}.patience: {trainer.patience} is not allowed with dataset.validation=0, which leaves no"
                     " validation error to wait for; allowed: null"
                 )
-        networks: dict[str, NetworkSettings] = {"teacher": self.teacher, "student": self.student}
+        networks: dict[str, NetworkSettings] = {**self.teachers, "student": self.student}
         for role, network in networks.items():
             side, least = _SIDES[self.dataset.name], network.smallest_side
             if side < least:
@@ -148,6 +165,7 @@ class Config(Settings):
                     f" {side}x{side}"
                 )
         self._check_chain()
+        self._teachers_differ()
         return self
 
     def _check_chain(self) -> None:
@@ -164,6 +182,14 @@ class Config(Settings):
             " any other student, or method=ikd"
         )
 
+    def _teachers_differ(self) -> None:
+        for (key, teacher), (other, same) in combinations(self.teachers.items(), 2):
+            if teacher == same:
+                raise ValueError(
+                    f"{other}: '{same.name}' is not allowed, since it is the very same as {key}; allowed: another"
+                    f" network or recipe, such as {other}.seed={same.seed + 1}"
+                )
+
 
 def run_id(config: Config) -> str:
     """Twelve hexadecimal digits that name the experiment: equal for equal experiments, wherever and however run."""
@@ -171,7 +197,7 @@ def run_id(config: Config) -> str:
 
 
 def teacher_id(config: Config) -> str:
-    """The same for the teacher, which depends on its own settings and the data set's only."""
+    """The same for the first teacher, which depends on its own settings and the data set's only."""
     identity = _identity(config)
     return _digest({"teacher": identity["teacher"], "dataset": identity["dataset"], "format": FORMAT})
 
@@ -182,17 +208,25 @@ def _identity(config: Config) -> dict[str, Any]:
         mode="json",
         exclude={"device": True, "outputs": True, "force": True, "dataset": {"root": True, "download": True}},
     )
-    for role, checkpoint in {"teacher": config.teacher.checkpoint, "student": config.student.checkpoint}.items():
-        if checkpoint is not None:
-            if not Path(checkpoint).is_file():
-                raise UserError(
-                    f"{role}.checkpoint: '{checkpoint}' is not a file; allowed: a {role}'s .safetensors file or null"
-                )
-            content[role]["checkpoint"] = sha256_of(Path(checkpoint))
+    # A run of one teacher is what it was before there could be more.
+    for key in ("teacher2", "teacher3"):
+        if content[key] is None:
+            del content[key]
+    for key, teacher in config.teachers.items():
+        if teacher.checkpoint is not None:
+            content[key]["checkpoint"] = _checkpoint_sha256(key, Path(teacher.checkpoint))
     # Runs from before students had the key keep their ids.
     if config.student.checkpoint is None:
         del content["student"]["checkpoint"]
+    else:
+        content["student"]["checkpoint"] = _checkpoint_sha256("student", Path(config.student.checkpoint))
     return _canonical(content)
+
+
+def _checkpoint_sha256(key: str, checkpoint: Path) -> str:
+    if not checkpoint.is_file():
+        raise UserError(f"{key}.checkpoint: '{checkpoint}' is not a file; allowed: a .safetensors file or null")
+    return sha256_of(checkpoint)
 
 
 def _canonical(content: Any) -> Any:

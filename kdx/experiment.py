@@ -10,13 +10,13 @@ from kdx.device import prepare_device
 from kdx.fit import Lesson, Plan
 from kdx.logits import teacher_logits
 from kdx.measure import measure
-from kdx.models import build_model
-from kdx.models.settings import RefinedSettings
+from kdx.measure.accuracy import mean_logits
 from kdx.procedures import build
 from kdx.procedures.chain import Chain
 from kdx.results import write_results
 from kdx.runs import RunFolder, run_folder
-from kdx.teacher import get_teacher, initial_teacher
+from kdx.student import initial_student
+from kdx.teacher import check_teachers, get_teachers
 from kdx.weights import emptied, load_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def run(config: Config) -> Path:
 def _run(config: Config, folder: RunFolder) -> None:
     folder.write_config(config)
     method, procedure = build(config.method)
+    check_teachers(config, method)
     if isinstance(procedure, Chain):
         # Several runs, each of them told below, and their results as one.
         run_chain(config, procedure, folder, run)
@@ -51,18 +52,16 @@ def _run(config: Config, folder: RunFolder) -> None:
     engine = prepare_device(config.device)
 
     data = load_data(config.dataset).to(engine.device)
-    assert not isinstance(config.student, RefinedSettings), "Config allows it with a chain only"
-    # Before the teacher, so that a file that does not fit is told before a long training.
-    student = build_model(config.student, data.image_shape, data.classes, config.seed)
-    checkpoint = config.student.checkpoint
-    if checkpoint is not None:
-        load_weights(Path(checkpoint), student, "student.checkpoint")
+    # Before the teachers, so that a student that does not fit is told before a long training.
+    student = initial_student(config, data)
     procedure.check_network(student, method)
-    teacher = (initial_teacher if procedure.makes_teacher else get_teacher)(config, data, engine)
-    logits = teacher_logits(teacher, data, Path(config.outputs)) if method.needs_teacher else None
+    teacher, *further = get_teachers(config, data, engine, trained=not procedure.makes_teacher)
+    logits = None
+    if method.needs_teacher:
+        logits = mean_logits([teacher_logits(each, data, Path(config.outputs)) for each in (teacher, *further)])
 
-    title = f"{method.name} {config.student.name}"
-    plan = Plan(title, config.trainer, config.seed, folder, pretrained=checkpoint is not None)
+    title, pretrained = f"{method.name} {config.student.name}", config.student.checkpoint is not None
+    plan = Plan(title, config.trainer, config.seed, folder, pretrained=pretrained)
     outcome = procedure.run(student, method, Lesson(data, teacher, logits), plan, engine)
 
     # What is reported is the file, not the network in memory.
@@ -70,7 +69,7 @@ def _run(config: Config, folder: RunFolder) -> None:
     save_weights(weights, outcome.network)
     student = load_weights(weights, emptied(outcome.network))
     teacher = teacher if outcome.teacher is None else outcome.teacher
-    measured = measure(student, teacher, data, engine.device, engine.latency_seconds)
+    measured = measure(student, teacher, data, engine.device, engine.latency_seconds, further)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name}
-    names |= {"teacher": config.teacher.name, "student": config.student.name}
+    names |= {"teacher": "+".join(each.name for each in config.teachers.values()), "student": config.student.name}
     write_results(plan, names, measured, outcome, engine)

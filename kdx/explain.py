@@ -32,7 +32,8 @@ def explained(error: ValidationError, key: str = "", model: type[BaseModel] | No
     value, kind = first["input"], first["type"]
     if kind == "extra_forbidden" and model:
         return unknown(name or "settings", rest[0], node.get("properties", {}))
-    if kind.startswith("union_tag") and node:
+    if kind.startswith("union_tag") and model:
+        node = _chosen(node, schema)
         field = node["discriminator"]["propertyName"]
         if field in value:
             return unknown(_dotted(name, [field]), value[field], node["discriminator"]["mapping"])
@@ -67,6 +68,7 @@ def _locate(schema: Schema, location: Location) -> tuple[Location, Schema, Locat
     node = _resolved(schema, schema)
     path: list[int | str] = []
     for depth, part in enumerate(location):
+        node = _chosen(node, schema)
         member = node.get("discriminator", {}).get("mapping", {}).get(part)
         if member is not None:
             # Pydantic's location names the union's member; the user's key does not.
@@ -83,6 +85,12 @@ def _locate(schema: Schema, location: Location) -> tuple[Location, Schema, Locat
 
 def _resolved(node: Schema, schema: Schema) -> Schema:
     return schema["$defs"][node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
+
+
+def _chosen(node: Schema, schema: Schema) -> Schema:
+    """What a group that may be null is when it is not."""
+    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
+    return _resolved(options[0], schema) if len(options) == 1 else node
 
 
 def _allowed(node: Schema, schema: Schema) -> str:

@@ -84,11 +84,12 @@ def fit(
             "sparsity_percent": percent_zero(sum(row.weights for row in rows), sum(row.nonzero for row in rows)),
         }
 
+    stored = lesson.teacher_logits
     training = Training(
         title=plan.title,
         identity="/".join([plan.folder.path.name, data.fingerprint, *filter(None, [plan.stage])]),
         examples=data.train,
-        teacher_logits=lesson.teacher_logits,
+        teacher_logits=None if stored is None else method.targets(stored, plan.seed),
         trainer=plan.trainer,
         # Every stage sees the examples in orders of its own.
         seed=derived_seed(plan.seed, plan.stage) if plan.stage else plan.seed,

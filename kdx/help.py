@@ -35,6 +35,8 @@ def train_help(overrides: Sequence[str]) -> str:
 
 
 def _group_help(group: Group) -> str:
+    if group.folder != group.name:
+        return f"{group.name}=\n  {group.default} (default)\n  or a choice of {group.folder}="
     width = max(map(len, group.choices), default=0)
     lines = (
         f"  {choice:<{width}}  {description}{' (default)' if choice == group.default else ''}".rstrip()

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.compose import CONFIG_NAME, HYDRA_VERSION, check_method, expand, to_config
+from kdx.compose import CONFIG_NAME, HYDRA_VERSION, check_method, expand, hydra_words, to_config, typed_words
 from kdx.errors import UserError, one_line
 from kdx.failure import describe, recorded
 from kdx.files import write_json
@@ -52,7 +52,7 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
         path.unlink()
     where = [] if given else [f"hydra.sweep.dir={_quoted(str(folder.absolute()))}"]
     main = hydra.main(version_base=HYDRA_VERSION, config_path=str(conf_folder()), config_name=CONFIG_NAME)
-    with _command_line(["kdx", "--multirun", *overrides, *where]):
+    with _command_line(["kdx", "--multirun", *hydra_words(overrides), *where]):
         try:
             main(run_job)()
         except (HydraException, OmegaConfBaseException) as error:
@@ -66,7 +66,7 @@ def run_job(composed: DictConfig) -> dict[str, object]:
     from kdx.experiment import run
 
     job = HydraConfig.get()
-    number, words = int(job.job.num), [str(word) for word in job.overrides.task]
+    number, words = int(job.job.num), typed_words(map(str, job.overrides.task))
     print(f"job {number}: {' '.join(words)}", file=sys.stderr, flush=True)
     config = to_config(composed)
     try:

@@ -1,4 +1,4 @@
-"""The teacher: trained once for all runs that need the same one, or loaded from a file."""
+"""The teachers: each trained once for all runs that need the same one, or loaded from a file."""
 
 import logging
 from pathlib import Path
@@ -23,8 +23,34 @@ from kdx.weights import emptied, load_weights, save_weights
 log = logging.getLogger(__name__)
 
 
+def check_teachers(config: Config, method: Method) -> None:
+    """Raise UserError, which names both keys, where several teachers are chosen for a method that has no use for them.
+
+    That is a method that learns from no teacher, or one that looks at the weights of a teacher.
+    """
+    for key, teacher in config.teachers.items():
+        if key == "teacher":
+            continue
+        if not method.needs_teacher:
+            raise UserError(
+                f"{key}: '{teacher.name}' is not allowed with method={method.name}, which learns from no teacher;"
+                " allowed: none"
+            )
+        if method.one_teacher is not None:
+            raise UserError(
+                f"{key}: '{teacher.name}' is not allowed with {method.one_teacher}, which is about the weights of one"
+                " teacher; allowed: none"
+            )
+
+
+def get_teachers(config: Config, data: Data, engine: Engine, *, trained: bool) -> list[nn.Module]:
+    """All teachers of `config`, the first one first; as they are before any training where `trained` is false."""
+    get = get_teacher if trained else initial_teacher
+    return [get(each, data, engine) for each in config.for_each_teacher()]
+
+
 def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
-    """The teacher that `config` describes, plain and on the device.
+    """The first teacher that `config` describes, plain and on the device.
 
     It is loaded from `teacher.checkpoint` or from its folder under `outputs/teachers/`, or trained and kept there, by
     one process at a time. Raises UserError where the checkpoint does not fit.
@@ -51,9 +77,9 @@ def initial_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
     """
     settings = config.teacher
     blank = build_model(settings, data.image_shape, data.classes, settings.seed).to(engine.device)
-    return (
-        blank if settings.checkpoint is None else load_weights(Path(settings.checkpoint), blank, "teacher.checkpoint")
-    )
+    if settings.checkpoint is None:
+        return blank
+    return load_weights(Path(settings.checkpoint), blank, "teacher.checkpoint")
 
 
 def _train(config: Config, data: Data, engine: Engine, weights: Path) -> nn.Module:

@@ -1,12 +1,13 @@
 """Everything that is measured of a plain network, knowing no method."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from kdx.data.dataset import Data, Split
-from kdx.measure.accuracy import error_percent
+from kdx.measure.accuracy import MeanLogits, error_percent
 from kdx.measure.footprint import csr_bytes, dense_bytes, memory_compression, parameter_count, parameter_ratio
 from kdx.measure.latency import BATCHES, DENSE, Latency, fastest_csr, latencies
 from kdx.measure.multiplications import multiplications, nonzero_multiplications
@@ -25,9 +26,16 @@ class Measurements:
 
 
 def measure(
-    student: nn.Module, teacher: nn.Module | None, data: Data, device: torch.device, latency_seconds: float
+    student: nn.Module,
+    teacher: nn.Module | None,
+    data: Data,
+    device: torch.device,
+    latency_seconds: float,
+    further_teachers: Sequence[nn.Module] = (),
 ) -> Measurements:
     """Measure the plain network `student`, beside `teacher` where there is one.
+
+    With `further_teachers` the teachers' error is that of all of them together; sizes and work are the first one's.
 
     `latency_ms` is that of the dense student for one image on one CPU thread (median), `latency_1024_ms` for a batch
     of 1024, `csr_*` that of the CSR runtime which is faster for one image; timing takes about `latency_seconds`.
@@ -40,7 +48,8 @@ def measure(
         raise ValueError("the student has no weight matrix (nn.Linear or nn.Conv2d)")
     images, _ = next(data.test.batches(max(BATCHES)))
     timings = latencies(student, images, device, latency_seconds) if latency_seconds else []
-    figures = _errors(student, teacher, data) | _sizes(student, teacher, rows)
+    answering = MeanLogits([teacher, *further_teachers]) if teacher and further_teachers else teacher
+    figures = _errors(student, answering, data) | _sizes(student, teacher, rows)
     figures |= _work(student, teacher, data) | _latency_figures(timings)
     return Measurements(figures, rows, timings)
 

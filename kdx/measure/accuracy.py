@@ -1,6 +1,6 @@
 """What a network answers: its logits, and how often they are wrong."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -49,3 +49,25 @@ def logits_of(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
             views = (shown,) if split.views == 1 else (shown, shown.flip(3))
             logits.append(torch.stack([model(view) for view in views], dim=1))
     return torch.cat(logits)
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """The mean of several networks' logits (..., classes), each centred over the classes; one network's as they are.
+
+    The geometric mean of their predictions has these logits (Noisy Teachers sec. 3.2; SPEC 4).
+    """
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([each - each.mean(dim=-1, keepdim=True) for each in logits]).mean(dim=0)
+
+
+class MeanLogits(nn.Module):
+    """Several networks that answer as one, by `mean_logits`: images (batch, C, H, W) to logits (batch, classes)."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What all of them answer together."""
+        return mean_logits([network(images) for network in self.networks])

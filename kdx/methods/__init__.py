@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdx.errors import unknown
 from kdx.explain import settings_from
@@ -12,7 +12,7 @@ from kdx.methods.activity import Activity
 from kdx.methods.bayesian_compression import BayesianCompression
 from kdx.methods.bsr import BlockSparsity
 from kdx.methods.dark_knowledge import DarkKnowledge
-from kdx.methods.dropout import Dropout, noise_outside, without_dropout
+from kdx.methods.dropout import Dropout, FullyConnectedDropout, noise_outside, without_dropout
 from kdx.methods.hint import Hint
 from kdx.methods.l2 import L2
 from kdx.methods.labels import Labels
@@ -20,6 +20,7 @@ from kdx.methods.langevin import LangevinDynamics
 from kdx.methods.masked import Masked
 from kdx.methods.mixture import Mixture
 from kdx.methods.part import Context, Part
+from kdx.methods.regression import Regression
 from kdx.methods.soft_labels import SoftLabels
 from kdx.methods.variational import Variational
 from kdx.objective import Objective
@@ -38,6 +39,8 @@ PARTS: dict[str, type[Part]] = {
     "bayesian-compression": BayesianCompression,
     "soft_labels": SoftLabels,
     "activity": Activity,
+    "regression": Regression,
+    "fc_dropout": FullyConnectedDropout,
 }
 
 
@@ -52,6 +55,17 @@ class Method:
     def needs_teacher(self) -> bool:
         """Whether any part looks at the teacher."""
         return any(part.needs_teacher for part in self.parts)
+
+    @property
+    def one_teacher(self) -> str | None:
+        """The first setting that makes a part look at the weights of one teacher, or None."""
+        return next((part.one_teacher for part in self.parts if part.one_teacher), None)
+
+    def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
+        """What the student learns from: the stored logits (views, classes), as every part leaves them."""
+        for part in self.parts:
+            teacher_logits = part.targets(teacher_logits, seed)
+        return teacher_logits
 
     def prepare(self, student: nn.Module) -> nn.Module:
         """Substitute layers: first the dropout that is part of the architecture, then part by part."""

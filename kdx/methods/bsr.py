@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdx.methods.part import Context, Part
+from kdx.methods.part import Context, Part, weight_matrices
 from kdx.objective import Monitor, Schedule, Step, Term
 from kdx.settings import Settings
 
@@ -60,6 +60,11 @@ class BlockSparsity(Part):
         """Only where the teacher's weights are in the block."""
         return self.bsr.teacher
 
+    @property
+    def one_teacher(self) -> str | None:
+        """The block holds the weights of one teacher."""
+        return "method.bsr.teacher=true" if self.bsr.teacher else None
+
     def terms(self, context: Context) -> dict[str, Term]:
         """`bsr`; the teacher's share of every group is constant and computed here, once."""
         names, groups, teacher = self._block(context)
@@ -92,17 +97,13 @@ class BlockSparsity(Part):
         return {"bsr_student_wins": student_wins}
 
     def _block(self, context: Context) -> tuple[list[str], int, Tensor | None]:
-        names = [name for name, parameter in context.student.named_parameters() if _is_weight(name, parameter)]
-        weights = [context.student.get_parameter(name) for name in names]
+        matrices = weight_matrices(context.student)
+        names, weights = list(matrices), list(matrices.values())
         if context.teacher is None or not self.bsr.teacher:
             return names, max(weight.shape[self.bsr.axis] for weight in weights), None
-        fixed = [weight.detach() for name, weight in context.teacher.named_parameters() if _is_weight(name, weight)]
-        groups = max(weight.shape[self.bsr.axis] for weight in weights + fixed)
+        fixed = [weight.detach() for weight in weight_matrices(context.teacher).values()]
+        groups = max(weight.shape[self.bsr.axis] for weight in [*weights, *fixed])
         return names, groups, group_sizes(fixed, self.bsr.norm, self.bsr.axis, groups)
-
-
-def _is_weight(name: str, parameter: nn.Parameter) -> bool:
-    return name.endswith("weight") and parameter.dim() > 1
 
 
 def _padded(vector: Tensor, length: int) -> Tensor:

@@ -1,12 +1,14 @@
 """Binary dropout, the papers' *D*."""
 
 from collections import OrderedDict
+from itertools import pairwise
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from kdx.errors import UserError
 from kdx.layers import NoisyLayer, substitute
 from kdx.methods.part import Part
 
@@ -79,3 +81,38 @@ class Dropout(Part):
     def finalize(self, student: nn.Module) -> nn.Module:
         """The network without dropout."""
         return without_dropout(student)
+
+
+class FullyConnectedDropout(Part):
+    """Dropout at `fc_dropout` behind the ReLU of fully connected layers only (Noisy Teachers, table 5; SPEC 4)."""
+
+    fc_dropout: Rate
+
+    def swap(self, student: nn.Module) -> nn.Module:
+        """Put a dropout layer behind every ReLU that follows a linear layer; raises UserError where there is none."""
+        if not self.fc_dropout:
+            return student
+        layers = list(student.named_children())
+        behind = [
+            name
+            for (_, before), (name, layer) in pairwise(layers)
+            if isinstance(layer, nn.ReLU) and _is_fully_connected(before)
+        ]
+        if not behind:
+            raise UserError(
+                f"method.fc_dropout: {self.fc_dropout} is not allowed with this student, which has no ReLU behind a"
+                " fully connected layer; allowed: 0"
+            )
+        for name in behind:
+            setattr(student, name, nn.Sequential(student.get_submodule(name), NoisyDropout(self.fc_dropout)))
+        return student
+
+    def finalize(self, student: nn.Module) -> nn.Module:
+        """The network without dropout."""
+        return without_dropout(student)
+
+
+def _is_fully_connected(layer: nn.Module) -> bool:
+    # Also where another part has put a layer of its own in its place.
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dim() == 2

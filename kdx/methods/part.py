@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdx.objective import Draw, Langevin, Monitor, Schedule, Term
 from kdx.settings import Settings
@@ -16,6 +16,17 @@ class Context:
     teacher: nn.Module | None
     examples: int
 
+    @property
+    def classes(self) -> int:
+        """How many logits the student gives: the outputs of its last weight matrix."""
+        return list(weight_matrices(self.student).values())[-1].shape[0]
+
+
+def weight_matrices(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices (out, in) and filters (out, in, kh, kw) of all layers by name, in order: no bias, no variance."""
+    parameters = network.named_parameters()
+    return {name: parameter for name, parameter in parameters if name.endswith("weight") and parameter.dim() > 1}
+
 
 class Part(Settings):
     """One idea of a method. Its fields are the keys of the method's YAML; whatever it does not do stays as it is."""
@@ -24,6 +35,18 @@ class Part(Settings):
     def needs_teacher(self) -> bool:
         """Whether this part looks at the teacher."""
         return False
+
+    @property
+    def one_teacher(self) -> str | None:
+        """The setting, as the user types it, that makes this part look at one teacher's weights; None: no setting."""
+        return None
+
+    def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
+        """What the student learns from, made of the stored logits (views, classes) once, before the training.
+
+        Depends on its arguments alone, so it is the same in every epoch and after an interruption.
+        """
+        return teacher_logits
 
     def swap(self, student: nn.Module) -> nn.Module:
         """The student with substituted layers."""

@@ -33,6 +33,8 @@ class Chain(Settings):
     def check(self, config: Config) -> None:
         """Raise UserError where the chain cannot be run with the rest of `config`."""
         self.structures(config.teacher.network())
+        for key in list(config.teachers)[1:]:
+            raise UserError(f"{key}: not allowed with a chain of runs, whose teachers are its own; allowed: none")
         if config.dataset.validation:
             return
         for key, value, allowed in (

@@ -15,13 +15,16 @@ ID_SHOWN = 8
 SETTINGS_SHOWN = 4
 # Settings that cannot change a result, and those that have a column of their own.
 HIDDEN_GROUPS = ("device.", "hydra.")
-HIDDEN = frozenset({"outputs", "force", "dataset.root", "dataset.download"})
+# Where there is a further teacher, its name tells it.
+HIDDEN = frozenset({"outputs", "force", "dataset.root", "dataset.download", "teacher2", "teacher3"})
 HIDDEN_ENDINGS = ("checkpoint_seconds",)
 SHOWN = frozenset({"seed", "trainer.epochs", "method.name", "student.name"})
 # What a group's name implies (the widths of a network, the parts of a method) is not told again beside the name.
 IMPLIED = {
     "dataset.": "dataset.name",
     "teacher.": "teacher.name",
+    "teacher2.": "teacher2.name",
+    "teacher3.": "teacher3.name",
     "student.": "student.name",
     "method.parts": "method.name",
 }

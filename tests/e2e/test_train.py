@@ -121,6 +121,24 @@ def test_one_teacher_and_one_store_serve_every_method(swept: list[Path]) -> None
     assert len(list(swept[0].glob("logits/*/manifest.json"))) == 1
 
 
+def test_two_teachers_have_a_folder_and_a_store_each(kdx, tmp_path: Path) -> None:
+    short = (*SHORT, "method=noisy", "trainer.epochs=1", "device.latency_seconds=0")
+    second = ("teacher2=mlp-1200-1200", "teacher2.hidden=[20]", "teacher2.trainer.epochs=1")
+    figures = metrics(folder_of(kdx("train", *short, *second), tmp_path))
+    assert figures["teacher"] == "mlp-1200-1200+mlp-1200-1200"
+    assert len(list(tmp_path.glob("outputs/teachers/*/teacher.safetensors"))) == 2
+    assert len(list(tmp_path.glob("outputs/logits/*/manifest.json"))) == 2
+    alone = metrics(folder_of(kdx("train", *short), tmp_path))
+    # The first teacher was there already, and it is the one whose size counts.
+    assert len(list(tmp_path.glob("outputs/teachers/*/teacher.safetensors"))) == 2
+    assert alone["R_c"] == figures["R_c"]
+    assert alone["teacher_test_error_percent"] != figures["teacher_test_error_percent"]
+    # A sweep spells the word for Hydra and finds the same run again.
+    swept = kdx("train", "-m", *short, *second)
+    assert swept.returncode == 0, swept.stderr
+    assert f"{figures['run_id']}: finished before" in swept.stderr
+
+
 def test_another_seed_is_another_run(kdx, tmp_path: Path) -> None:
     short = (*SHORT, "method=kd", "trainer.epochs=1")
     first = folder_of(kdx("train", *short), tmp_path)

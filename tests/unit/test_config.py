@@ -20,19 +20,22 @@ def test_defaults():
     assert (config.method["name"], config.seed, config.force, config.outputs) == ("st-vbd", 0, False, "outputs")
 
 
-@pytest.mark.parametrize("name", ["dataset", "teacher", "student", "trainer", "method", "device"])
+@pytest.mark.parametrize(
+    "name", ["dataset", "teacher", "student", "trainer", "method", "device", "teacher2", "teacher3"]
+)
 def test_every_choice_of_every_group_is_valid_and_described(name: str):
     group = load_groups()[name]
     assert group.default in group.choices
     for choice, description in group.choices.items():
         assert description, f"{name}/{choice}.yaml begins with a comment that describes it"
-        # The student of chains exists with chains only.
-        single([f"{name}={choice}", *(["method=ikd"] if choice == "refined" else [])])
+        # The student of chains exists with chains only; a further teacher must be another than the first.
+        needed = {"refined": ["method=ikd"]}.get(choice, ["teacher.seed=1"] if name in ("teacher2", "teacher3") else [])
+        single([f"{name}={choice}", *needed])
 
 
 def test_what_choices_share_is_no_choice():
     groups = load_groups()
-    assert list(groups) == ["teacher", "student", "dataset", "trainer", "method", "device"]
+    assert list(groups) == ["teacher", "student", "dataset", "trainer", "method", "device", "teacher2", "teacher3"]
     assert not [choice for group in groups.values() for choice in group.choices if choice.startswith("_")]
 
 

@@ -1,0 +1,139 @@
+"""Noisy Teachers: regression on logits that are perturbed by multiplicative noise (SPEC 4)."""
+
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field, NonNegativeFloat, model_validator
+from torch import Tensor
+
+from kdx.methods.part import Context, Part
+from kdx.objective import Draw, Schedule, Step, Term
+from kdx.streams import stream
+
+XI, SELECTION, SIGMA = "regression.xi", "regression.selection", "regression.sigma"
+
+Range = Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def regression_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1/(2B) sum |logits - target|^2 over a batch of B: both (batch, classes) (Noisy Teachers eq. 3)."""
+    return (logits - target).square().sum(dim=1).mean() / 2
+
+
+def perturbed(logits: Tensor, xi: Tensor, sigma: Tensor | float, selected: Tensor) -> Tensor:
+    """(1 + sigma xi) * logits where a sample is `selected` (batch, 1), the others as they are (Noisy Teachers eq. 4).
+
+    `logits` are (batch, classes); `xi`, standard normal, is (batch, classes), or (1, classes) for the whole batch.
+    """
+    return logits * (1 + sigma * xi * selected)
+
+
+class Regression(Part):
+    """Regression on the teacher's logits; those of either side are noisy, for a sample selected at rate `alpha`.
+
+    The noise is N(0, sigma^2) for every class, `per` sample or (Algorithm 1 as printed) the same for a mini-batch;
+    with `sigma_range` in place of `sigma` the latter is uniform in it, drawn for every mini-batch (sec. 5.4). Without
+    `resample` every view of a sample has one perturbation for the whole training (sec. 5.2).
+    """
+
+    sigma: NonNegativeFloat | None
+    sigma_range: Range | None
+    alpha: Probability
+    resample: bool
+    per: Literal["sample", "batch"]
+    noise_in: Literal["teacher", "student"]
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        sigma, bounds = self.sigma, self.sigma_range
+        if (sigma is None) == (bounds is None):
+            raise ValueError(
+                f"method.sigma={_typed(sigma)} is not allowed with method.sigma_range={_typed(bounds)};"
+                " allowed: one of them null and the other not"
+            )
+        if bounds is not None and bounds[0] > bounds[1]:
+            raise ValueError(f"method.sigma_range={bounds} is not allowed; allowed: the smaller number first")
+        if not self.resample:
+            refused = {"sigma_range": bounds is not None, "per": self.per == "batch"}
+            refused["noise_in"] = self.noise_in == "student"
+            for key, wrong in refused.items():
+                if wrong:
+                    raise ValueError(
+                        f"method.{key}={_typed(getattr(self, key))} is not allowed with method.resample=false, which"
+                        " perturbs the teacher's stored logits, sample by sample; allowed: method.resample=true"
+                    )
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Always: its logits are the target."""
+        return True
+
+    def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
+        """The logits of every view, perturbed once and for all where they are not in every step."""
+        if self.resample:
+            return teacher_logits
+        assert self.sigma is not None, "the settings admit fixed noise with one sigma only"
+        # Drawn on the CPU, so that the same run has the same noise on every device.
+        generator = stream(seed, "targets")
+        xi = torch.randn(teacher_logits.shape, generator=generator)
+        selected = torch.rand((len(teacher_logits), 1), generator=generator) < self.alpha
+        device = teacher_logits.device
+        return perturbed(teacher_logits, xi.to(device), self.sigma, selected.to(device))
+
+    def terms(self, context: Context) -> dict[str, Term]:
+        """`regression`, of weight 1."""
+
+        def regression(step: Step) -> Tensor:
+            assert step.teacher_logits is not None, "the trainer was given no teacher logits"
+            if not self.resample:
+                return regression_loss(step.logits, step.teacher_logits)
+            if self.noise_in == "student":
+                return regression_loss(self._noisy(step.logits, step), step.teacher_logits)
+            return regression_loss(step.logits, self._noisy(step.teacher_logits, step))
+
+        return {"regression": Term(regression)}
+
+    def numbers(self) -> dict[str, Schedule]:
+        """The noise's settings, constant over the run."""
+        if not self.resample:
+            return {}
+        numbers = {"alpha": self.alpha}
+        if self.sigma is not None:
+            numbers["sigma"] = self.sigma
+        if self.sigma_range is not None:
+            numbers["sigma_low"], numbers["sigma_high"] = self.sigma_range
+        return {name: lambda epoch, value=value: value for name, value in numbers.items()}
+
+    def draws(self, context: Context) -> dict[str, Draw]:
+        """Standard normal xi and, uniform in [0, 1), what selects a sample and where in its range sigma lies."""
+        if not self.resample:
+            return {}
+
+        def new_xi(batch: int) -> Tensor:
+            return torch.empty(batch if self.per == "sample" else 1, context.classes)
+
+        draws = {
+            XI: Draw(new_xi, lambda xi, generator: xi.normal_(generator=generator)),
+            SELECTION: Draw(lambda batch: torch.empty(batch, 1), _uniform),
+        }
+        if self.sigma_range is not None:
+            draws[SIGMA] = Draw(lambda batch: torch.empty(()), _uniform)
+        return draws
+
+    def _noisy(self, logits: Tensor, step: Step) -> Tensor:
+        numbers, noise = step.numbers, step.noise
+        if self.sigma_range is None:
+            sigma = numbers["sigma"]
+        else:
+            sigma = torch.lerp(numbers["sigma_low"], numbers["sigma_high"], noise[SIGMA])
+        return perturbed(logits, noise[XI], sigma, noise[SELECTION] < numbers["alpha"])
+
+
+def _uniform(numbers: Tensor, generator: torch.Generator) -> Tensor:
+    return numbers.uniform_(generator=generator)
+
+
+def _typed(value: object) -> object:
+    return "null" if value is None else value
