@@ -172,8 +172,8 @@ def test_every_job_of_a_sweep_is_validated():
         expand(["seed=0,1,-1"])
     with pytest.raises(UserError, match=r"^method\.T=2: unknown key here"):
         expand(["method=kd,vanilla", "method.T=2"])
-    with pytest.raises(UserError, match=r"^method: 'kdd' is not known; did you mean 'kd'\?"):
-        expand(["method=kd,kdd"])
+    with pytest.raises(UserError, match=r"^method: 'kdx' is not known; did you mean 'kd'\?"):
+        expand(["method=kd,kdx"])
 
 
 BASE = ("method=kd", "dataset=digits")

@@ -16,6 +16,7 @@ from kdx.methods.labels import Labels
 from kdx.noise import NoiseSource
 from kdx.objective import Draw, Objective, Term
 from kdx.procedures import PROCEDURES, build
+from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Once, Outcome, Procedure, joined
 from kdx.runs import RunFolder
 from kdx.step import BETA1, BETA2, Batch, State, make_step
@@ -186,8 +187,9 @@ def test_unknown_procedures_and_settings_are_told_by_name():
         build(plain | {"procedure": "onc"})
     with pytest.raises(UserError, match=r"method.*'sigmb'"):
         build(plain | {"sigmb": 1})
-    assert all(issubclass(kind, Procedure) for kind in PROCEDURES.values())
 
 
 def test_every_procedure_says_how_it_trains():
-    assert all("run" in kind.__dict__ for kind in PROCEDURES.values())
+    for kind in PROCEDURES.values():
+        # A chain is no procedure: it consists of runs.
+        assert kind is Chain or kind.run is not Procedure.run
