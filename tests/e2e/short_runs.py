@@ -1,0 +1,45 @@
+"""What whole runs on scikit-learn's digits share: short settings, and what a run leaves."""
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+SHORT = (
+    "dataset=digits",
+    "trainer.epochs=3",
+    "teacher.trainer.epochs=2",
+    "teacher=mlp-1200-1200",
+    "student=lenet-300-100",
+    "student.hidden=[30,20]",
+    "teacher.hidden=[40]",
+    "device.latency_seconds=0.1",
+)
+# Of a repeated run everything is equal but the clock.
+CLOCK = ("seconds", "latency", "csr_runtime")
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def timeless(figures: dict) -> dict:
+    return {key: value for key, value in figures.items() if not any(word in key for word in CLOCK)}
+
+
+def table(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def history(folder: Path) -> list[dict]:
+    return [timeless(row) for row in table(folder / "history.csv")]
+
+
+def outcome(folder: Path) -> tuple[dict, list[dict], bytes]:
+    return timeless(metrics(folder)), history(folder), (folder / "student.safetensors").read_bytes()
+
+
+def folder_of(result: subprocess.CompletedProcess[str], base: Path) -> Path:
+    assert result.returncode == 0, result.stderr
+    return base / result.stdout.strip().splitlines()[-1]
