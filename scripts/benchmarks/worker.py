@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +20,6 @@ from benchmarks import usual
 from benchmarks.work import REDUCED, Order, Work
 from kdx.config import Config
 from kdx.data import load_data
-from kdx.data.dataset import Split
 from kdx.device import prepare_device
 from kdx.logits import teacher_logits
 from kdx.methods import build_method
@@ -93,7 +93,7 @@ def run_kdx(order: Order, config: Config, pace: Pace) -> None:
     training = Training(
         title=f"{order.job} {order.variant}",
         identity="benchmark",
-        examples=Split(data.train.images[:examples], data.train.labels[:examples]),
+        examples=replace(data.train, images=data.train.images[:examples], labels=data.train.labels[:examples]),
         teacher_logits=None if logits is None else logits[:examples],
         trainer=work.trainer,
         seed=SEED,
