@@ -6,6 +6,7 @@ from copy import deepcopy
 from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
+from kdx.config import Config
 from kdx.device import Engine
 from kdx.errors import UserError
 from kdx.fit import Lesson, Plan, fit
@@ -22,6 +23,10 @@ class Sampling(Procedure):
 
     burn_in: NonNegativeInt | None
     samples: PositiveInt
+
+    def check(self, config: Config) -> None:
+        """Refuse a burn-in that leaves too few epochs, before anything is trained."""
+        self.epochs_kept(config.trainer.epochs)
 
     def epochs_kept(self, epochs: int) -> list[int]:
         """The epochs, from 1, after which a sample is kept; the last is always one.
