@@ -26,6 +26,12 @@ class Step:
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     noise: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def taught(self) -> Tensor:
+        """`teacher_logits`, for terms of methods that need a teacher."""
+        assert self.teacher_logits is not None, "the trainer was given no teacher logits"
+        return self.teacher_logits
+
 
 @dataclass(frozen=True)
 class Draw:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from kdx.layers import NoisyLayer
 from kdx.methods.langevin import LangevinDynamics, normal_prior
 from kdx.methods.part import Context
+from kdx.methods.soft_labels import soft_cross_entropy
 from kdx.objective import Schedule, Step, Term
 
 
@@ -46,11 +47,6 @@ class StudentAndSampler(nn.Module):
         noisy = self.inputs(images)
         targets = self.sampler(noisy).detach()
         return self.student(noisy), {"sampler": self.sampler(images).float(), "targets": targets.float()}
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy with the softmax of the logits `targets`, both (batch, classes): a mean over examples, in nats."""
-    return F.cross_entropy(logits, F.softmax(targets, dim=1))
 
 
 class DarkKnowledge(LangevinDynamics):

@@ -48,8 +48,7 @@ class Hint(Part):
         """`hint`, from the stored teacher logits."""
 
         def hint(step: Step) -> Tensor:
-            assert step.teacher_logits is not None, "the trainer was given no teacher logits"
-            return distillation_loss(step.logits, step.teacher_logits, step.numbers["T"], self.kl_dir, self.reduction)
+            return distillation_loss(step.logits, step.taught, step.numbers["T"], self.kl_dir, self.reduction)
 
         return {"hint": Term(hint, weight="lambda_T")}
 

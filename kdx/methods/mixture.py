@@ -1,6 +1,6 @@
-"""Labels and hint as a mixture whose weights sum to 1 (IKD eq. 1)."""
+"""Labels and the teacher's predictions as a mixture whose weights sum to 1 (IKD eq. 1, KDDP eq. 4)."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
@@ -11,31 +11,28 @@ from kdx.methods.part import Context, Part
 from kdx.objective import Schedule, Step, Term
 
 
-class Mixture(Part):
-    """(1 - `alpha`) cross entropy + `alpha` 2 T^2 KL(teacher||student), at temperature `T`.
+class Mixed(Part):
+    """(1 - `alpha`) cross entropy with the labels + `alpha` times what is learnt of the teacher at temperature `T`."""
 
-    IKD's eq. 1 without its misprint log(1 - y), and with the KL's arguments in the order of its code (SPEC 2).
-    """
+    softened_term: ClassVar[str]
 
-    T: PositiveFloat
     alpha: Annotated[float, Field(ge=0, le=1)]
-    reduction: Reduction
+    T: PositiveFloat
 
     @property
     def needs_teacher(self) -> bool:
-        """Always: the hint is the teacher's."""
+        """Always: one side of the mixture is the teacher's."""
         return True
 
+    def softened(self, step: Step) -> Tensor:
+        """The term, in nats, that the teacher's softened predictions give."""
+        raise TypeError(f"{type(self).__name__} does not say what it learns of the teacher")
+
     def terms(self, context: Context) -> dict[str, Term]:
-        """`cross_entropy` and `hint`, in nats."""
-
-        def hint(step: Step) -> Tensor:
-            assert step.teacher_logits is not None, "the trainer was given no teacher logits"
-            return distillation_loss(step.logits, step.teacher_logits, step.numbers["T"], "ts", self.reduction)
-
+        """`cross_entropy` and the softened term, in nats."""
         return {
             "cross_entropy": Term(lambda step: F.cross_entropy(step.logits, step.labels), weight="one_minus_alpha"),
-            "hint": Term(hint, weight="alpha"),
+            self.softened_term: Term(self.softened, weight="alpha"),
         }
 
     def numbers(self) -> dict[str, Schedule]:
@@ -45,3 +42,18 @@ class Mixture(Part):
             "alpha": lambda epoch: self.alpha,
             "one_minus_alpha": lambda epoch: 1 - self.alpha,
         }
+
+
+class Mixture(Mixed):
+    """The teacher's side is the hint 2 T^2 KL(teacher||student).
+
+    IKD's eq. 1 without its misprint log(1 - y), and with the KL's arguments in the order of its code (SPEC 2).
+    """
+
+    softened_term = "hint"
+
+    reduction: Reduction
+
+    def softened(self, step: Step) -> Tensor:
+        """The hint."""
+        return distillation_loss(step.logits, step.taught, step.numbers["T"], "ts", self.reduction)

@@ -86,12 +86,11 @@ class Regression(Part):
         """`regression`, of weight 1."""
 
         def regression(step: Step) -> Tensor:
-            assert step.teacher_logits is not None, "the trainer was given no teacher logits"
             if not self.resample:
-                return regression_loss(step.logits, step.teacher_logits)
+                return regression_loss(step.logits, step.taught)
             if self.noise_in == "student":
-                return regression_loss(self._noisy(step.logits, step), step.teacher_logits)
-            return regression_loss(step.logits, self._noisy(step.teacher_logits, step))
+                return regression_loss(self._noisy(step.logits, step), step.taught)
+            return regression_loss(step.logits, self._noisy(step.taught, step))
 
         return {"regression": Term(regression)}
 
