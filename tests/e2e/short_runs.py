@@ -5,6 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 SHORT = (
     "dataset=digits",
     "trainer.epochs=3",
@@ -15,6 +16,14 @@ SHORT = (
     "teacher.hidden=[40]",
     "device.latency_seconds=0.1",
 )
+# What every metrics.json has.
+CONTRACT = [
+    *("run_id", "dataset", "method", "student", "teacher", "seed", "epochs"),
+    *("test_error_percent", "val_error_percent", "teacher_test_error_percent"),
+    *("parameters", "weights", "nonzero_weights", "sparsity_percent", "R_s", "R_c"),
+    *("dense_bytes", "csr_bytes", "teacher_dense_bytes", "memory_compression", "latency_ms"),
+    *("train_seconds", "seconds_per_epoch", "device", "kdx_version", "torch_version"),
+]
 # Of a repeated run everything is equal but the clock.
 CLOCK = ("seconds", "latency", "csr_runtime")
 

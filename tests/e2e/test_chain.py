@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_train import CONTRACT, ROOT, folder_of, history, metrics, outcome, table, timeless
+from short_runs import CONTRACT, ROOT, folder_of, history, metrics, outcome, table, timeless
 
 SHORT = (
     *("dataset=digits", "teacher.hidden=[16]", "teacher.trainer.epochs=2", "trainer.epochs=2"),

@@ -12,7 +12,7 @@ from kdx import __version__
     ("words", "message"),
     [
         ("train trainer.epoch=3", "trainer.epoch=3: unknown key; did you mean 'trainer.epochs'? allowed: trainer."),
-        ("train method=st-vdb", "method: 'st-vdb' is not known; did you mean 'st-vbd'? allowed: dropout, ikd, "),
+        ("train method=st-vdb", "method: 'st-vdb' is not known; did you mean 'st-vbd'? allowed: bc, bdk, dropout, "),
         ("train metod=kd", "metod=kd: unknown key; did you mean 'method'? allowed: teacher, student, dataset,"),
         ("train trainer.lr=nan", "trainer.lr: nan is not allowed; allowed: a finite number > 0"),
         ("train trainer.epochs=3.5", "trainer.epochs: 3.5 is not allowed; allowed: a whole number >= 1"),

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import SHORT, history, metrics, outcome, table
+from short_runs import CONTRACT, ROOT, SHORT, history, metrics, outcome, table
 
-ROOT = Path(__file__).parents[2]
 # A chain is several runs, of networks that are not the student's: test_chain.py runs it.
 METHODS = sorted(
     str(path.relative_to(ROOT / "conf" / "method").with_suffix(""))
@@ -17,13 +16,6 @@ METHODS = sorted(
 )
 # Methods whose own settings must fit so few epochs.
 OWN = {"sgld": ("method.burn_in=1", "method.samples=2")}
-CONTRACT = [
-    *("run_id", "dataset", "method", "student", "teacher", "seed", "epochs"),
-    *("test_error_percent", "val_error_percent", "teacher_test_error_percent"),
-    *("parameters", "weights", "nonzero_weights", "sparsity_percent", "R_s", "R_c"),
-    *("dense_bytes", "csr_bytes", "teacher_dense_bytes", "memory_compression", "latency_ms"),
-    *("train_seconds", "seconds_per_epoch", "device", "kdx_version", "torch_version"),
-]
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from short_runs import SHORT, folder_of, history, metrics, outcome
-
-ROOT = Path(__file__).parents[2]
+from short_runs import ROOT, SHORT, folder_of, history, metrics, outcome
 
 
 def test_two_teachers_have_a_folder_and_a_store_each(kdx, tmp_path: Path) -> None:
