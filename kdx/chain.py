@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Member:
     """A network that was trained for the chain: M_0, or a candidate for a later generation, with its errors.
 
-    `folder` is that of its run; None where M_0 comes from a file.
+    `weights` is its file, `folder` that of its run; None where M_0 comes from a file.
     """
 
     generation: int
@@ -43,7 +43,24 @@ class Member:
     test_error_percent: float
     parameters: int
     train_seconds: float
+    weights: Path
     folder: Path | None
+
+    @property
+    def learned_from(self) -> str:
+        """As the chain is written: M_2<-M_1."""
+        return f"M_{self.generation}<-M_{self.teacher}"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What method=prune left of an accepted member, in a run of its own."""
+
+    val_error_percent: float | None
+    test_error_percent: float
+    nonzero_weights: int
+    train_seconds: float
+    folder: Path
 
 
 Train = Callable[[int, Member], Member]
@@ -89,21 +106,21 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
         return _finished(path, generation, teacher)
 
     accepted, trained = grown(chain, _origin(config, origin, data), train)
+    pruned = [_pruned(run(_pruning_of(config, chain, structures, each))) for each in accepted] if chain.prune else []
     last, structure = accepted[-1], structures[len(accepted) - 1]
-    if last.generation:
-        blank = build_model(structure, data.image_shape, data.classes, config.seed).to(engine.device)
-        final = load_weights(_weights(last), blank)
-    else:
-        final = origin
-    rows = [_row(member, accepted, Path(config.outputs)) for member in trained]
-    write_csv(folder.path / "chain.csv", list(rows[0]), rows)
+    weights = pruned[-1].folder / "student.safetensors" if pruned else last.weights
+    blank = build_model(structure, data.image_shape, data.classes, config.seed).to(engine.device)
+    final = load_weights(weights, blank)
+    outputs = Path(config.outputs)
+    _write(folder.path / "chain.csv", [_row(member, accepted, outputs) for member in trained])
+    _write(folder.path / "pruned.csv", [_pruned_row(number, pruned, outputs) for number in range(len(pruned))])
     save_weights(folder.path / "student.safetensors", final)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": str(config.method["name"])}
     names |= {"teacher": config.teacher.name, "student": structure.name}
     # Everything is compared with M_0, the teacher of the chain as a whole.
     measured = measure(final, origin, data, engine.device, engine.latency_seconds)
     plan = Plan(names["method"], config.trainer, config.seed, folder)
-    write_results(plan, names, measured, _outcome(final, accepted, trained), engine)
+    write_results(plan, names, measured, _outcome(final, accepted, trained, pruned), engine)
 
 
 def _config_of(config: Config, chain: Chain, structures: list[Network], generation: int, teacher: Member) -> Config:
@@ -112,7 +129,7 @@ def _config_of(config: Config, chain: Chain, structures: list[Network], generati
     settings = config.teacher
     if teacher.generation:
         network = structures[teacher.generation].model_dump()
-        taught_by = settings.model_dump() | network | {"checkpoint": str(_weights(teacher))}
+        taught_by = settings.model_dump() | network | {"checkpoint": str(teacher.weights)}
         settings = type(settings).model_validate(taught_by)
     content = config.model_dump() | {
         "teacher": settings.model_dump(),
@@ -122,8 +139,16 @@ def _config_of(config: Config, chain: Chain, structures: list[Network], generati
     return Config.model_validate(content)
 
 
+def _pruning_of(config: Config, chain: Chain, structures: list[Network], member: Member) -> Config:
+    """The run that prunes an accepted member, as a user could type it."""
+    student = structures[member.generation].model_dump() | {"checkpoint": str(member.weights)}
+    method = chain.pruning.model_dump()
+    return Config.model_validate(config.model_dump() | {"student": student, "method": method})
+
+
 def _origin(config: Config, network: nn.Module, data: Data) -> Member:
     """M_0, the configured teacher."""
+    checkpoint, folder = config.teacher.checkpoint, teacher_folder(config).path
     return Member(
         generation=0,
         teacher=None,
@@ -132,14 +157,22 @@ def _origin(config: Config, network: nn.Module, data: Data) -> Member:
         parameters=parameter_count(network),
         # The teacher's time is its own run's.
         train_seconds=0.0,
-        folder=None if config.teacher.checkpoint else teacher_folder(config).path,
+        weights=folder / "teacher.safetensors" if checkpoint is None else Path(checkpoint),
+        folder=folder if checkpoint is None else None,
     )
 
 
 def _finished(path: Path, generation: int, teacher: Member) -> Member:
     figures = RunFolder(path).metrics()
     names = ("val_error_percent", "test_error_percent", "parameters", "train_seconds")
-    return Member(generation, teacher.generation, **{name: figures[name] for name in names}, folder=path)
+    own = {name: figures[name] for name in names}
+    return Member(generation, teacher.generation, **own, weights=path / "student.safetensors", folder=path)
+
+
+def _pruned(path: Path) -> Pruned:
+    figures = RunFolder(path).metrics()
+    names = ("val_error_percent", "test_error_percent", "nonzero_weights", "train_seconds")
+    return Pruned(**{name: figures[name] for name in names}, folder=path)
 
 
 def _validation_error(member: Member) -> float:
@@ -147,9 +180,9 @@ def _validation_error(member: Member) -> float:
     return member.val_error_percent
 
 
-def _weights(member: Member) -> Path:
-    assert member.folder is not None, "only M_0 may come from a file"
-    return member.folder / "student.safetensors"
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        write_csv(path, list(rows[0]), rows)
 
 
 def _row(member: Member, accepted: list[Member], outputs: Path) -> dict[str, Any]:
@@ -166,17 +199,37 @@ def _row(member: Member, accepted: list[Member], outputs: Path) -> dict[str, Any
     }
 
 
-def _outcome(final: nn.Module, accepted: list[Member], trained: list[Member]) -> Outcome:
-    """The history is that of the last accepted member, the seconds are those of all candidates."""
+def _pruned_row(generation: int, pruned: list[Pruned], outputs: Path) -> dict[str, Any]:
+    """A row of pruned.csv: C is nonzero weights of the pruned M_0 / nonzero weights."""
+    each = pruned[generation]
+    return {
+        "generation": generation,
+        "val_error_percent": each.val_error_percent,
+        "test_error_percent": each.test_error_percent,
+        "nonzero_weights": each.nonzero_weights,
+        "C": _ratio(pruned[0], each),
+        "run": each.folder.relative_to(outputs),
+    }
+
+
+def _ratio(first: Pruned, pruned: Pruned) -> float | None:
+    """C after pruning; None where no weight is left."""
+    return first.nonzero_weights / pruned.nonzero_weights if pruned.nonzero_weights else None
+
+
+def _outcome(final: nn.Module, accepted: list[Member], trained: list[Member], pruned: list[Pruned]) -> Outcome:
+    """The history is that of the last accepted member, the seconds are those of all candidates and prunings."""
     last = accepted[-1]
-    progress = Progress(seconds=sum(member.train_seconds for member in trained))
+    progress = Progress(seconds=sum(each.train_seconds for each in (*trained, *pruned)))
     if last.folder:
         progress.history = read_history(last.folder)
         progress.best_epoch = RunFolder(last.folder).metrics().get("best_epoch")
     figures: dict[str, Figure] = {
         "generation": last.generation,
         "C": accepted[0].parameters / last.parameters,
-        "chain": " ".join(f"M_{member.generation}<-M_{member.teacher}" for member in accepted[1:]),
-        "chain_runs": len(trained) - 1,
+        "chain": " ".join(member.learned_from for member in accepted[1:]),
+        "chain_runs": len(trained) - 1 + len(pruned),
     }
+    if pruned:
+        figures["C_pruned"] = _ratio(pruned[0], pruned[-1])
     return Outcome(final, progress, figures)

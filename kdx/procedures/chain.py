@@ -9,7 +9,17 @@ from kdx.errors import UserError
 from kdx.explain import shown
 from kdx.models.refine import Operator, refined
 from kdx.models.settings import Count, Name, Network
+from kdx.procedures.pruning import GradualPruning
 from kdx.settings import Settings
+
+
+class PruningMethod(GradualPruning):
+    """The whole of method=prune, as settings of a chain."""
+
+    name: Name
+    procedure: Literal["gradual-pruning"]
+    parts: list[str]
+    rescale_dropout: bool
 
 
 class Chain(Settings):
@@ -20,6 +30,8 @@ class Chain(Settings):
     teacher: Literal["parental", "ancestral"]
     refine: Operator
     tolerance: NonNegativeFloat | None
+    prune: bool
+    pruning: PruningMethod
 
     def structures(self, network: Network) -> list[Network]:
         """The networks of all generations, `network` itself first.
@@ -40,6 +52,7 @@ class Chain(Settings):
         for key, value, allowed in (
             ("teacher", self.teacher, "parental"),
             ("tolerance", self.tolerance, None),
+            ("pruning.tolerance", self.pruning.tolerance if self.prune else None, None),
         ):
             if value != allowed:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""The table of a chain of runs: every candidate of every generation."""
+"""The tables of a chain of runs: every candidate of every generation, and what pruning left of the accepted ones."""
 
 from pathlib import Path
 
@@ -7,14 +7,17 @@ from rich.console import Console
 from kdx.report import layout
 from kdx.report.finished import read_table
 
-CHAIN = "chain.csv"
+CHAIN, PRUNED = "chain.csv", "pruned.csv"
 # Errors may be absent, and M_0 has neither a teacher nor, where it comes from a file, a run.
 TEXTS = frozenset({"teacher", "accepted", "val_error_percent", "run"})
 NUMBERS = frozenset({"generation", "test_error_percent", "parameters", "C"})
+# C is absent where no weight is left.
+PRUNED_TEXTS = frozenset({"val_error_percent", "C", "run"})
+PRUNED_NUMBERS = frozenset({"generation", "test_error_percent", "nonzero_weights"})
 
 
 def print_chain(screen: Console, run: Path) -> None:
-    """Print the chain of the run in folder `run`, where it is one; UserError when its file is damaged."""
+    """Print the chain of the run in folder `run`, where it is one; UserError when its files are damaged."""
     rows = read_table(run / CHAIN, TEXTS, NUMBERS)
     if not rows:
         return
@@ -25,11 +28,11 @@ def print_chain(screen: Console, run: Path) -> None:
         layout.words("run"),
     )
     for row in rows:
-        error, accepted = row["val_error_percent"], row["accepted"] == "yes"
+        accepted = row["accepted"] == "yes"
         content.add_row(
             f"M_{row['generation']:.0f}" + (f" <- M_{row['teacher']}" if row["teacher"] else ""),
             "" if accepted else "refused",
-            layout.percent(float(error) if error else None),
+            layout.percent(_optional(row["val_error_percent"])),
             layout.percent(row["test_error_percent"]),
             layout.count(row["parameters"]),
             layout.ratio(row["C"]),
@@ -40,3 +43,28 @@ def print_chain(screen: Console, run: Path) -> None:
     screen.print("C = parameters of M_0, which is the teacher, / parameters.")
     screen.print("The validation error alone decides what is refused.")
     screen.print()
+    _print_pruned(screen, run)
+
+
+def _print_pruned(screen: Console, run: Path) -> None:
+    rows = read_table(run / PRUNED, PRUNED_TEXTS, PRUNED_NUMBERS)
+    if not rows:
+        return
+    names = ("validation", "test", "nonzero weights", "C")
+    content = layout.table(layout.words("pruned"), *map(layout.numbers, names), layout.words("run"))
+    for row in rows:
+        content.add_row(
+            f"M_{row['generation']:.0f}",
+            layout.percent(_optional(row["val_error_percent"])),
+            layout.percent(row["test_error_percent"]),
+            layout.count(row["nonzero_weights"]),
+            layout.ratio(_optional(row["C"])),
+            Path(row["run"]).name,
+        )
+    layout.show(screen, content, "Chain after pruning (errors in %)")
+    screen.print("C = nonzero weights of the pruned M_0 / nonzero weights.")
+    screen.print()
+
+
+def _optional(text: str) -> float | None:
+    return float(text) if text else None

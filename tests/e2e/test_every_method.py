@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from short_runs import CONTRACT, ROOT, SHORT, history, metrics, outcome, table
 
-# A chain is several runs, of networks that are not the student's: test_chain.py runs it.
+# A chain is several runs, of networks that are not the student's: test_ikd.py runs it.
 METHODS = sorted(
     str(path.relative_to(ROOT / "conf" / "method").with_suffix(""))
     for path in ROOT.glob("conf/method/**/*.yaml")

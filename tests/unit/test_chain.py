@@ -28,7 +28,7 @@ def chain(**settings: object) -> Chain:
 
 def member(generation: int, teacher: int | None, val_error: float | None) -> Member:
     # The test errors order the candidates the other way round: they must not matter.
-    return Member(generation, teacher, val_error, -(val_error or 0.0), 10, 1.0, Path("run"))
+    return Member(generation, teacher, val_error, -(val_error or 0.0), 10, 1.0, Path("weights"), Path("run"))
 
 
 def pairs(members: list[Member]) -> list[Pair]:
@@ -99,6 +99,12 @@ def test_an_ancestral_chain_ends_only_if_its_best_candidate_is_too_bad():
             ["dataset.validation=0", "method.tolerance=1"],
             "method.tolerance: 1.0 is not allowed with dataset.validation",
         ),
+        (
+            ["dataset.validation=0", "method.prune=true"],
+            "method.pruning.tolerance: 0.1 is not allowed with dataset.validation=0",
+        ),
+        (["method.pruning.sparsity=0.5"], "method.pruning: exactly one of sparsity and tolerance may be a number; "),
+        (["method.pruning.steps=0"], "method.pruning.steps: 0 is not allowed; allowed: a whole number >= 1"),
     ],
 )
 def test_refused_before_anything_runs(words: list[str], message: str):
@@ -110,6 +116,8 @@ def test_refused_before_anything_runs(words: list[str], message: str):
 
 def test_allowed_without_validation():
     check_method(single([*IKD, "dataset.validation=0"]))
+    fixed = ("method.pruning.tolerance=null", "method.pruning.sparsity=0.5")
+    check_method(single([*IKD, "dataset.validation=0", "method.prune=true", *fixed]))
 
 
 def test_a_chain_has_no_student_of_its_own_and_nothing_else_has_the_chains():

@@ -147,3 +147,37 @@ def test_the_tolerance_ends_the_chain_even_at_its_beginning(kdx, tmp_path: Path)
     without = {key: value for key, value in timeless(metrics(other)).items() if key not in clock}
     assert without == {key: value for key, value in timeless(figures).items() if key not in clock}
     assert kdx("table", str(other)).returncode == 0
+
+
+def test_pruning_after_the_chain(kdx, tmp_path: Path) -> None:
+    """M_0 and both generations are pruned in runs of their own; C then counts the weights that are left."""
+    steps = ("method.pruning.steps=2", "method.pruning.retrain_epochs=1", "method.pruning.ladder=[0.5,0.75]")
+    # So large a tolerance that the last rung is always taken.
+    result = kdx(*CHAIN, "method.prune=true", "method.pruning.tolerance=100", *steps)
+    folder = folder_of(result, tmp_path)
+    pruned = [tmp_path / "outputs" / row["run"] for row in table(folder / "pruned.csv")]
+    assert [path.parts[-3] for path in pruned] == [
+        "mlp-1200-1200",
+        "mlp-1200-1200-filters-1",
+        "mlp-1200-1200-filters-2",
+    ]
+    assert sorted(pruned) == sorted(runs(tmp_path, "prune"))
+    # A quarter of 784 n + 10 n weights, to one weight in each matrix.
+    kept = [(784 * hidden + 10 * hidden) / 4 for hidden in (16, 8, 4)]
+    for row, run, expected in zip(table(folder / "pruned.csv"), pruned, kept, strict=True):
+        figures = metrics(run)
+        assert float(row["val_error_percent"]) == figures["val_error_percent"]
+        assert float(row["test_error_percent"]) == figures["test_error_percent"]
+        assert int(row["nonzero_weights"]) == figures["nonzero_weights"] == pytest.approx(expected, abs=2)
+        assert float(row["C"]) == metrics(pruned[0])["nonzero_weights"] / figures["nonzero_weights"]
+    figures = metrics(folder)
+    assert figures["C_pruned"] == float(table(folder / "pruned.csv")[2]["C"])
+    assert figures["chain_runs"] == 2 + 3
+    assert (folder / "student.safetensors").read_bytes() == (pruned[2] / "student.safetensors").read_bytes()
+    assert "Chain after pruning" in result.stdout
+    # The generations are those of the chain that is not pruned.
+    before = written(runs(tmp_path))
+    without = folder_of(kdx(*CHAIN), tmp_path)
+    assert written(runs(tmp_path)) == before
+    assert not (without / "pruned.csv").exists()
+    assert metrics(without)["C"] == figures["C"]
