@@ -51,8 +51,8 @@ def test_a_data_set_chooses_teacher_and_student_and_the_user_has_the_last_word(d
         return config.teacher.name, config.student.name
 
     chosen = f"dataset={dataset}"
-    assert names(chosen) == ("lenet5-caffe", "lenet5-caffe")
-    assert names(chosen, "student=mlp-500-50") == names("student=mlp-500-50", chosen) == ("lenet5-caffe", "mlp-500-50")
+    assert names(chosen) == ("resnet56-v2", "lenet5-caffe")
+    assert names(chosen, "student=mlp-500-50") == names("student=mlp-500-50", chosen) == ("resnet56-v2", "mlp-500-50")
     assert names("teacher=mlp-1200-1200", chosen, "method=paper/kd") == ("mlp-1200-1200", "lenet5-caffe")
 
 
@@ -120,7 +120,7 @@ def test_fields_that_do_not_fit_together():
         UserError,
         match=r"^teacher\.channels: \[1, 2, 3, 4\] is not allowed with dataset=cifar10; it needs images of at least",
     ):
-        single(["dataset=cifar10", "teacher.channels=[1,2,3,4]"])
+        single(["dataset=cifar10", "teacher=lenet5-caffe", "teacher.channels=[1,2,3,4]"])
     with pytest.raises(UserError, match=r"^dataset\.mirror: 'twice' .*one of none, copies, random"):
         single(["dataset=svhn", "dataset.mirror=twice"])
     with pytest.raises(

@@ -70,7 +70,7 @@ def test_the_user_types_teacher2():
     assert config.teacher2.trainer.epochs == 3
     assert single(BASE).teachers.keys() == single([*BASE, "teacher2=none"]).teachers.keys() == {"teacher"}
     # A data set still chooses the first one.
-    assert [t.name for t in single(["dataset=svhn", "teacher2=nin"]).teachers.values()] == ["lenet5-caffe", "nin"]
+    assert [t.name for t in single(["dataset=svhn", "teacher2=nin"]).teachers.values()] == ["resnet56-v2", "nin"]
 
 
 def test_a_sweep_over_teachers():
