@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdx.data.dataset import Data, build_data
-from kdx.data.preprocessing import Preprocessing
+from kdx.data.preprocessing import Preprocessing, symmetric
 from kdx.data.settings import DigitsSettings
 from kdx.data.stratified import stratified_choice
 
@@ -21,17 +21,26 @@ TEST_SEED = 1797
 
 
 def load(settings: DigitsSettings) -> Data:
-    """The digits as float32 (N, 1, 28, 28) in [0, 1]; raises UserError for an impossible split."""
+    """The digits as float32 (N, 1, 28, 28), in [0, 1] or [-1, 1]; raises UserError for an impossible split."""
     if settings.root is not None or settings.download:
         log.warning("digits: dataset.root and dataset.download have no effect, since the images need no files")
     flat, targets = load_digits(return_X_y=True)
     pixels, labels = torch.tensor(flat).reshape(-1, 1, 8, 8), torch.tensor(targets).long()
     test = stratified_choice(labels, TEST_SAMPLES, TEST_SEED)
-    preprocessing = Preprocessing("0..16 scaled to [0,1], 8x8 resized to 28x28 bilinearly", _enlarge)
-    return build_data(settings, (pixels[~test], labels[~test]), (pixels[test], labels[test]), CLASSES, preprocessing)
+    train, test = (pixels[~test], labels[~test]), (pixels[test], labels[test])
+    return build_data(settings, train, test, CLASSES, PREPROCESSING[settings.preprocessing])
 
 
 def _enlarge(pixels: Tensor) -> Tensor:
     # In float64 the result, rounded to float32, is exact: every machine gets the same pixels and fingerprint.
     enlarged = functional.interpolate(pixels.double() / 16, size=(28, 28), mode="bilinear", align_corners=False)
     return enlarged.float().clamp(0, 1)
+
+
+PREPROCESSING = {
+    "scale": Preprocessing("0..16 scaled to [0,1], 8x8 resized to 28x28 bilinearly", _enlarge),
+    "symmetric": Preprocessing(
+        "0..16 scaled to [-1,1], 8x8 resized to 28x28 bilinearly", lambda pixels: symmetric(_enlarge(pixels))
+    ),
+}
+"""What `dataset.preprocessing` names."""

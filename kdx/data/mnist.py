@@ -58,7 +58,7 @@ SOURCES = SourceSet(
 
 
 def load(settings: MnistSettings) -> Data:
-    """MNIST as bytes (N, 1, 28, 28), scaled to [0, 1] batch by batch.
+    """MNIST as bytes (N, 1, 28, 28), preprocessed batch by batch as `dataset.preprocessing` says.
 
     Raises UserError when files are missing or damaged, or for an impossible split.
     """
@@ -67,7 +67,7 @@ def load(settings: MnistSettings) -> Data:
     train, test = (
         (stored[f"{part}_images"].unsqueeze(1), stored[f"{part}_labels"].long()) for part in ("train", "test")
     )
-    return build_data(settings, train, test, CLASSES, PER_BATCH["scale"])
+    return build_data(settings, train, test, CLASSES, PER_BATCH[settings.preprocessing])
 
 
 def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:

@@ -42,6 +42,11 @@ def scale(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255)
 
 
+def symmetric(images: Tensor) -> Tensor:
+    """Images in [0, 1] stretched to [-1, 1], in place."""
+    return images.mul_(2).sub_(1)
+
+
 def mean_image(pixels: Tensor) -> Tensor:
     """The mean (C, H, W) of bytes (N, C, H, W), in [0, 1]; exact before the last rounding, so the same everywhere."""
     total = torch.zeros(pixels.shape[1:], dtype=torch.int64, device=pixels.device)
@@ -79,6 +84,9 @@ def blur_matrix(size: int) -> Tensor:
 
 PER_BATCH = {
     "scale": Preprocessing("0..255 scaled to [0,1], batch by batch", scale, per_batch=True),
+    "symmetric": Preprocessing(
+        "0..255 scaled to [-1,1], batch by batch", lambda pixels: symmetric(scale(pixels)), per_batch=True
+    ),
     "per-pixel-mean": Preprocessing(
         "0..255 scaled to [0,1] less the mean training image, batch by batch",
         lambda pixels, mean: scale(pixels).sub_(mean),

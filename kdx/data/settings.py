@@ -24,6 +24,7 @@ class MnistSettings(_Common):
     """MNIST; a mirrored digit is another sign, so there is no mirroring."""
 
     name: Literal["mnist"]
+    preprocessing: Literal["scale", "symmetric"]
     mirror: Literal["none"]
 
 
@@ -31,6 +32,7 @@ class DigitsSettings(_Common):
     """scikit-learn's digits; not mirrored either."""
 
     name: Literal["digits"]
+    preprocessing: Literal["scale", "symmetric"]
     mirror: Literal["none"]
 
 
@@ -38,7 +40,7 @@ class Cifar10Settings(_Common):
     """CIFAR-10."""
 
     name: Literal["cifar10"]
-    preprocessing: Literal["scale", "per-pixel-mean"]
+    preprocessing: Literal["scale", "symmetric", "per-pixel-mean"]
     mirror: Mirror
 
 
@@ -47,7 +49,7 @@ class SvhnSettings(_Common):
 
     name: Literal["svhn"]
     extra: bool
-    preprocessing: Literal["scale", "per-pixel-mean", "local-contrast"]
+    preprocessing: Literal["scale", "symmetric", "per-pixel-mean", "local-contrast"]
     mirror: Mirror
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from kdx.methods.part import Context, Part, weight_matrices
+from kdx.methods.part import Context, Part, weight_parameters
 from kdx.objective import Monitor, Schedule, Step, Term
 from kdx.settings import Settings
 
@@ -97,11 +97,11 @@ class BlockSparsity(Part):
         return {"bsr_student_wins": student_wins}
 
     def _block(self, context: Context) -> tuple[list[str], int, Tensor | None]:
-        matrices = weight_matrices(context.student)
+        matrices = weight_parameters(context.student)
         names, weights = list(matrices), list(matrices.values())
         if context.teacher is None or not self.bsr.teacher:
             return names, max(weight.shape[self.bsr.axis] for weight in weights), None
-        fixed = [weight.detach() for weight in weight_matrices(context.teacher).values()]
+        fixed = [weight.detach() for weight in weight_parameters(context.teacher).values()]
         groups = max(weight.shape[self.bsr.axis] for weight in [*weights, *fixed])
         return names, groups, group_sizes(fixed, self.bsr.norm, self.bsr.axis, groups)
 

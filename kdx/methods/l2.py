@@ -4,7 +4,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdx.methods.part import Context, Part, weight_matrices
+from kdx.methods.part import Context, Part, weight_parameters
 from kdx.objective import Schedule, Step, Term
 
 
@@ -17,7 +17,7 @@ class L2(Part):
         """`l2`, over weight matrices and filters: no bias, no scale of a batch norm and no variance decays."""
         if not self.l2:
             return {}
-        names = list(weight_matrices(context.student))
+        names = list(weight_parameters(context.student))
 
         def half_square(step: Step) -> Tensor:
             return torch.stack([step.parameters[name].square().sum() for name in names]).sum() / 2

@@ -19,10 +19,10 @@ class Context:
     @property
     def classes(self) -> int:
         """How many logits the student gives: the outputs of its last weight matrix."""
-        return list(weight_matrices(self.student).values())[-1].shape[0]
+        return list(weight_parameters(self.student).values())[-1].shape[0]
 
 
-def weight_matrices(network: nn.Module) -> dict[str, nn.Parameter]:
+def weight_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """The matrices (out, in) and filters (out, in, kh, kw) of all layers by name, in order: no bias, no variance."""
     parameters = network.named_parameters()
     return {name: parameter for name, parameter in parameters if name.endswith("weight") and parameter.dim() > 1}

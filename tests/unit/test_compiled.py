@@ -27,8 +27,8 @@ def normalised() -> nn.Sequential:
     )
 
 
-def trained(folder: Path, build: Callable[[], nn.Module], compiled: bool):
-    how, examples = method("st-vbd"), split(12)
+def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: bool):
+    how, examples = method(name), split(12)
     student = how.prepare(build())
     objective = how.objective(student, perceptron(hidden=9, seed=1), len(examples))
     training = Training(
@@ -46,10 +46,21 @@ def trained(folder: Path, build: Callable[[], nn.Module], compiled: bool):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler (g++ or clang++)")
-@pytest.mark.parametrize("build", [perceptron, normalised])
-def test_compiled_training_is_eager_training(tmp_path: Path, build: Callable[[], nn.Module]):
-    eager, history = trained(tmp_path, build, compiled=False)
-    compiled, compiled_history = trained(tmp_path, build, compiled=True)
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("st-vbd", perceptron),
+        ("st-vbd", normalised),
+        # Drawn numbers, watched layers, noise of two kinds.
+        ("noisy", perceptron),
+        ("noisy-student", perceptron),
+        ("kddp", perceptron),
+        ("bc", perceptron),
+    ],
+)
+def test_compiled_training_is_eager_training(tmp_path: Path, name: str, build: Callable[[], nn.Module]):
+    eager, history = trained(tmp_path, name, build, compiled=False)
+    compiled, compiled_history = trained(tmp_path, name, build, compiled=True)
     for (name, one), two in zip(eager.state_dict().items(), compiled.state_dict().values(), strict=True):
         # Nine steps move a weight by up to 0.02; sums are rounded in another order.
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

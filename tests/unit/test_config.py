@@ -89,7 +89,10 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ("dataset.mirror=copies", "dataset.mirror: 'copies' is not allowed; allowed: none"),
         ("dataset.train_size=0", "dataset.train_size: 0 is not allowed; allowed: a whole number >= 1 or null"),
         ("dataset.name=minst", "dataset.name: 'minst' is not known; did you mean 'mnist'? allowed: cifar10, digits,"),
-        ("dataset.preprocessing=scale", "dataset.preprocessing=scale: unknown key here; dataset=cifar10 or svhn has"),
+        (
+            "dataset.preprocessing=mean",
+            "dataset.preprocessing: 'mean' is not allowed; allowed: one of scale, symmetric",
+        ),
         ("dataset.extra=false", "dataset.extra=false: unknown key here; dataset=svhn has it; allowed: dataset.name"),
         ("lr=1", "lr=1: unknown key; did you mean 'trainer.lr'? allowed: teacher, student,"),
         ("part=kd", "part=kd: unknown key"),

@@ -26,7 +26,7 @@ CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
 def settings(**changes) -> DigitsSettings:
     values = {"name": "digits", "root": None, "validation": 200, "split_seed": 0, "train_size": None}
-    return DigitsSettings(**(values | {"mirror": "none", "download": False} | changes))
+    return DigitsSettings(**(values | {"preprocessing": "scale", "mirror": "none", "download": False} | changes))
 
 
 def numbered(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:

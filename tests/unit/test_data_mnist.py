@@ -73,7 +73,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 def load(root: Path | None, download: bool = False, validation: int = 0):
     text = None if root is None else str(root)
     settings = {"root": text, "validation": validation, "split_seed": 0, "train_size": None, "download": download}
-    return load_data(MnistSettings(name="mnist", mirror="none", **settings))
+    return load_data(MnistSettings(name="mnist", **({"preprocessing": "scale", "mirror": "none"} | settings)))
 
 
 def shown(split) -> np.ndarray:

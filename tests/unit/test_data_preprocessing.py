@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdx.compose import single
+from kdx.data import load_data
 from kdx.data.preprocessing import PER_BATCH, mean_image
+
+SYMMETRIC = "dataset.preprocessing=symmetric"
 
 
 def pixels(count: int = 3, height: int = 12, width: int = 9, seed: int = 0) -> Tensor:
@@ -83,3 +87,13 @@ def test_scale_is_a_division_by_255():
 def test_constants_move_with_the_preprocessing():
     moved = PER_BATCH["per-pixel-mean"].fitted(pixels()).to("meta")
     assert [constant.device.type for constant in moved.constants] == ["meta"]
+
+
+def test_symmetric_lies_in_minus_one_to_one():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    expected = images.numpy().astype(np.float64) / 127.5 - 1
+    np.testing.assert_allclose(prepared("symmetric", images).numpy(), expected, atol=1e-7)
+    scaled, symmetric = (load_data(single(["dataset=digits", *words]).dataset) for words in ([], [SYMMETRIC]))
+    assert scaled.fingerprint != symmetric.fingerprint
+    for before, after in zip(scaled.test.batches(), symmetric.test.batches(), strict=True):
+        assert torch.equal(2 * before[0] - 1, after[0])
