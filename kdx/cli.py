@@ -20,6 +20,7 @@ commands:
   train [KEY=VALUE ...]   train a student and print its table (kdx train --help: all choices and keys)
   train -m KEY=A,B ...    the same for several values, and one table that compares them
   table RUN ...           the tables of finished runs again, by folder or run id
+  reproduce TABLE ...     a paper's table beside the published numbers (kdx reproduce --list)
 
 options:
   -h, --help              this text
@@ -89,8 +90,22 @@ def table(words: list[str]) -> int:
     return DONE
 
 
+def reproduce(words: list[str]) -> int:
+    """`kdx reproduce`: tables of the papers."""
+    options = {word for word in words if word.startswith("-")}
+    allowed = ("-h", "--help", "-l", "--list")
+    for option in sorted(options.difference(allowed)):
+        raise unknown("option", option, allowed)
+    from kdx.reproduce import command
+
+    if options:
+        print(command.HELP if options & {"-h", "--help"} else command.listing())
+        return DONE
+    return command.reproduce(words)
+
+
 def _dispatch(words: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "table": table}
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "table": table, "reproduce": reproduce}
     if not words:
         raise UserError(f"no command is given; allowed: {', '.join(commands)} (kdx --help)")
     command, *rest = words

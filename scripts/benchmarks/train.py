@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import table
-from benchmarks.machine import QUIET_LOAD, describe_machine, slug
 from benchmarks.process import Worker
 from benchmarks.work import JOBS, VARIANTS, Order, variants_of
 from kdx.errors import UserError, unknown
 from kdx.files import write_json
+from kdx.machine import QUIET_LOAD, describe_machine, slug
 
 MOST_EPOCHS = 50
 

@@ -1,0 +1,1 @@
+"""The papers' tables: rows, published numbers, claims, statistics."""

@@ -1,0 +1,98 @@
+"""What the runs say: every cell beside the published number, every claim with its test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from kdx.reproduce.jobs import Done
+from kdx.reproduce.tables import Claim, Column, PaperTable
+from kdx.statistics import Answer, Summary, TTest, against, answer, welch
+
+Verdict = Literal["better", "equal", "worse", "differs", "one seed", ""]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of a row over its seeds, and the published number as text; `ours` is None where no run has it."""
+
+    row: str
+    column: str
+    ours: Summary | None
+    published: str | None
+    verdict: Verdict
+    runs: tuple[str, ...]
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the published one."""
+        return None if self.ours is None or self.published is None else self.ours.mean - float(self.published)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A claim, what the runs answer, and the numbers behind it."""
+
+    claim: Claim
+    answer: Answer
+    ours: Summary | None
+    than: Summary | float | None
+    test: TTest
+
+
+def cells_of(table: PaperTable, done: Sequence[Done]) -> list[Cell]:
+    """Every cell of the table, row by row."""
+    return [_cell(table, done, row, column) for row in table.rows for column in table.columns]
+
+
+def check_claims(table: PaperTable, cells: Sequence[Cell]) -> list[Checked]:
+    """Every claim of the table: holds or fails where a t test says so (p < 0.05), undecided elsewhere."""
+    ours = {(cell.row, cell.column): cell.ours for cell in cells}
+    return [_checked(claim, ours) for claim in table.claims]
+
+
+def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cell:
+    behind = [each for each in done if each.job.row == row and each.figures is not None]
+    found = [(each, each.figures[column]) for each in behind if each.figures and each.figures.get(column) is not None]
+    printed = table.printed(row, column)
+    ours = Summary(tuple(float(value) for _, value in found)) if found else None
+    runs = tuple(each.job.folder.path.name for each, _ in found)
+    return Cell(row, column, ours, printed, verdict_of(ours, printed, table.columns[column]), runs)
+
+
+def verdict_of(ours: Summary | None, printed: str | None, column: Column) -> Verdict:
+    """How ours compares with the published number, which counts as equal within the interval or its own rounding.
+
+    With one seed there is no interval: better or worse is not said, unless the column has no direction.
+    """
+    if ours is None or printed is None:
+        return ""
+    difference = ours.mean - float(printed)
+    if abs(difference) <= max(ours.half_width or 0.0, _rounding(printed)):
+        return "equal"
+    if column.better is None:
+        return "differs"
+    if ours.half_width is None:
+        return "one seed"
+    return "better" if (difference < 0) == (column.better == "lower") else "worse"
+
+
+def _rounding(printed: str) -> float:
+    """Half of the last printed digit: 1.88 may be anything from 1.875 to 1.885."""
+    exponent = Decimal(printed).as_tuple().exponent
+    assert isinstance(exponent, int), "published numbers are finite"
+    return 0.5 * 10.0**exponent
+
+
+def _checked(claim: Claim, ours: dict[tuple[str, str], Summary | None]) -> Checked:
+    first = ours[claim.row, claim.column]
+    than = ours[claim.than, claim.column] if isinstance(claim.than, str) else claim.than
+    if first is None or than is None:
+        return Checked(claim, "undecided", first, than, TTest(None, None, None))
+    if isinstance(than, Summary):
+        # A teacher is one network: the runs are compared with its number.
+        test = welch(first, than) if than.n > 1 else against(first, than.mean)
+        difference = first.mean - than.mean
+    else:
+        test, difference = against(first, than), first.mean - than
+    return Checked(claim, answer(difference, claim.relation, test), first, than, test)

@@ -1,0 +1,100 @@
+"""`kdx reproduce`: a paper's table, or all of them, beside the published numbers."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdx.errors import UserError, unknown
+from kdx.reproduce.cells import cells_of, check_claims
+from kdx.reproduce.jobs import BUDGETS, Budget, Order, jobs_of, run_all
+from kdx.reproduce.results import write_table
+from kdx.reproduce.tables import load_table, named, table_names
+
+HELP = """\
+usage: kdx reproduce TABLE|PAPER ... [seeds=N] [budget=paper|short|smoke] [train=true|false] [KEY=VALUE ...]
+
+Run what a paper's table needs and write it beside the published numbers, into outputs/paper/. Finished runs are not
+repeated, interrupted ones go on; the same command again continues.
+
+  seeds=3          runs of every row, with seed=0, 1, 2
+  budget=paper     as long as the paper's; short: 10 epochs; smoke: a test on scikit-learn's digits
+  train=false      run nothing: write the table from what is finished, the rest is shown as missing
+  KEY=VALUE        for every run, as in kdx train
+
+  kdx reproduce --list    the tables"""
+SEEDS_MOST = 100
+
+
+def reproduce(words: Sequence[str]) -> int:
+    """Reproduce the tables that `words` name; 0 when every run finished, else 1; UserError for wrong words."""
+    names, order = parsed(words)
+    tables = [load_table(name) for paper in names for name in named(paper)]
+    # Every job of every table is checked before the first is run.
+    planned = [(table, jobs_of(table, order)) for table in tables]
+    complete = True
+    for table, jobs in planned:
+        done = run_all(jobs, order)
+        cells = cells_of(table, done)
+        folder = folder_of(table.name, order)
+        write_table(folder, table, order, done, cells, check_claims(table, cells))
+        complete &= all(each.status == "finished" for each in done)
+        print((folder / "table.md").read_text(encoding="utf-8"))
+        print(folder)
+    return 0 if complete or not order.train else 1
+
+
+def listing() -> str:
+    """One line for each table."""
+    titles = {name: load_table(name).title for name in table_names()}
+    width = max(map(len, titles))
+    return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())
+
+
+def folder_of(name: str, order: Order) -> Path:
+    """Where a table is written: a budget other than the paper's has a folder of its own."""
+    given = [word.partition("=")[2] for word in order.overrides if word.startswith("outputs=")]
+    outputs = Path(given[-1] if given else os.environ.get("KDX_OUTPUTS", "outputs"))
+    return outputs / "paper" / (name if order.budget == "paper" else f"{name}-{order.budget}")
+
+
+def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
+    """The names of tables, and the options beside them; other KEY=VALUE words are overrides."""
+    options = {"seeds": "3", "budget": "paper", "train": "true"}
+    names, overrides = [], []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            names.append(word)
+        elif key in options:
+            options[key] = value
+        elif key == "seed":
+            raise UserError(f"{word}: the seeds are those of every row; allowed: seeds=N for seed=0 to N-1")
+        else:
+            overrides.append(word)
+    if not names:
+        raise UserError(f"reproduce: no table is given; allowed: {', '.join(table_names())}")
+    return names, Order(
+        seeds=_seeds(options["seeds"]),
+        budget=_budget(options["budget"]),
+        overrides=tuple(overrides),
+        train=_flag("train", options["train"]),
+    )
+
+
+def _seeds(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= SEEDS_MOST:
+        raise UserError(f"seeds: '{text}' is not allowed; allowed: a whole number from 1 to {SEEDS_MOST}")
+    return int(text)
+
+
+def _budget(text: str) -> Budget:
+    for budget in BUDGETS:
+        if budget == text:
+            return budget
+    raise unknown("budget", text, BUDGETS)
+
+
+def _flag(key: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise unknown(key, text, ("true", "false"))
+    return text == "true"

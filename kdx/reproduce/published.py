@@ -1,0 +1,56 @@
+"""The published numbers, as CSV files of the package."""
+
+import csv
+from collections.abc import Mapping
+from decimal import Decimal
+from functools import cache
+
+from pydantic import Field, PositiveFloat
+
+from kdx.groups import conf_folder
+from kdx.settings import Settings
+
+
+class Published(Settings):
+    """Where a column's published numbers stand: the rows of the CSV whose cells equal `where`, in the column `value`.
+
+    `scale` converts them to the column's unit.
+    """
+
+    where: dict[str, str] = Field(default_factory=dict)
+    value: str = "value"
+    scale: PositiveFloat = 1.0
+
+
+@cache
+def read_published(name: str) -> tuple[dict[str, str], ...]:
+    """The rows of one CSV file of published numbers, every cell as it is printed."""
+    path = conf_folder() / "paper" / "published" / f"{name}.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def select(name: str, published: Published, row: Mapping[str, str]) -> str | None:
+    """The number of one cell as text, its printed decimals kept; None where the paper prints none for this row.
+
+    `row` adds conditions to the column's; its entry `column` names another column for the number. Raises ValueError
+    where several numbers fit, or the file has no such column.
+    """
+    if not row:
+        return None
+    where = {**published.where, **row}
+    column = where.pop("column", published.value)
+    lines = read_published(name)
+    if not {*where, column} <= lines[0].keys():
+        raise ValueError(f"{name}.csv lacks one of the columns {', '.join([*where, column])}")
+    found = [line[column] for line in lines if all(line[key] == value for key, value in where.items())]
+    if len(found) > 1:
+        raise ValueError(f"{name}.csv has {len(found)} numbers for {where}")
+    if not found or not found[0]:
+        return None
+    return scaled(found[0], published.scale)
+
+
+def scaled(text: str, scale: float) -> str:
+    """The printed number times `scale`, with the digits that were printed: 0.0097 times 100 is 0.97."""
+    return text if scale == 1 else f"{(Decimal(text) * Decimal(str(scale))).normalize():f}"

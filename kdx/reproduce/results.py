@@ -1,0 +1,104 @@
+"""The files of a reproduced table: runs.csv, table.csv, table.md, table.tex and provenance.json."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdx.files import write_csv, write_json, write_text
+from kdx.machine import describe_machine
+from kdx.reproduce.cells import Cell, Checked
+from kdx.reproduce.jobs import Done, Order
+from kdx.reproduce.tables import PaperTable
+from kdx.reproduce.text import latex, markdown
+from kdx.statistics import Summary
+
+
+def write_table(
+    folder: Path,
+    table: PaperTable,
+    order: Order,
+    done: Sequence[Done],
+    cells: Sequence[Cell],
+    claims: Sequence[Checked],
+) -> None:
+    """Write all files of the table into `folder`; every run is in runs.csv, none is left out."""
+    _write_rows(folder / "runs.csv", [_run_row(table, each) for each in done])
+    _write_rows(folder / "table.csv", [_cell_row(cell) for cell in cells])
+    write_text(folder / "table.md", markdown(table, order, done, cells, claims))
+    write_text(folder / "table.tex", latex(table, order, cells))
+    write_json(folder / "provenance.json", _provenance(table, order, done, claims))
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_csv(path, list(rows[0]), rows)
+
+
+def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
+    figures = done.figures or {}
+    return {
+        "row": done.job.row,
+        "seed": done.job.seed,
+        "run": done.job.folder.path.name,
+        "status": done.status,
+        "reason": done.reason,
+        "epochs": figures.get("epochs"),
+        **{column: figures.get(column) for column in table.columns},
+        "train_seconds": figures.get("train_seconds"),
+        "command": " ".join(["kdx train", *done.job.words]),
+    }
+
+
+def _cell_row(cell: Cell) -> dict[str, Any]:
+    ours = cell.ours
+    return {
+        "row": cell.row,
+        "column": cell.column,
+        "n": ours.n if ours else 0,
+        "mean": ours and ours.mean,
+        "sd": ours and ours.sd,
+        "interval95": ours and ours.half_width,
+        "published": cell.published,
+        "difference": cell.difference,
+        "verdict": cell.verdict,
+        "runs": " ".join(cell.runs),
+    }
+
+
+def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: Sequence[Checked]) -> dict[str, Any]:
+    return {
+        "table": table.name,
+        "title": table.title,
+        "budget": order.budget,
+        "seeds": order.seeds,
+        "overrides": list(order.overrides),
+        "machine": describe_machine(),
+        "train_seconds": sum((each.figures or {}).get("train_seconds") or 0.0 for each in done),
+        "runs": [_run(each) for each in done],
+        "claims": [_claim(each) for each in claims],
+    }
+
+
+def _run(done: Done) -> dict[str, Any]:
+    own = ("device", "threads", "precision", "gemm", "kdx_version", "torch_version", "seconds_per_epoch")
+    config = done.job.config.model_dump(mode="json", exclude={"outputs", "force"})
+    return {
+        "row": done.job.row,
+        "seed": done.job.seed,
+        "run": done.job.folder.path.name,
+        "status": done.status,
+        **{key: (done.figures or {}).get(key) for key in own},
+        "configuration": config,
+    }
+
+
+def _claim(checked: Checked) -> dict[str, Any]:
+    than = checked.than
+    return {
+        **checked.claim.model_dump(),
+        "answer": checked.answer,
+        "ours": checked.ours and checked.ours.mean,
+        "against": than.mean if isinstance(than, Summary) else than,
+        "t": checked.test.t,
+        "df": checked.test.df,
+        "p": checked.test.p,
+    }

@@ -1,0 +1,111 @@
+"""A reproduced table as Markdown and LaTeX."""
+
+from collections.abc import Sequence
+
+from kdx.reproduce.cells import Cell, Checked
+from kdx.reproduce.jobs import Done, Order
+from kdx.reproduce.tables import PaperTable
+from kdx.statistics import Summary, TTest
+
+ABSENT = "–"
+TEX = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"})
+
+
+def markdown(
+    table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell], claims: Sequence[Checked]
+) -> str:
+    """The whole table with its claims, notes and what is missing."""
+    rows = by_row(table, cells)
+    titles = [column.title for column in table.columns.values()]
+    lines = [f"# {table.title}", "", *_warning(order)]
+    lines += [f"Mean ± half the 95 % interval over seeds (n = {order.seeds}) [published, difference]."]
+    lines += ["", _line(["", *titles]), _line(["---", *["---:"] * len(titles)])]
+    lines += [_line([label, *map(cell_text, row)]) for label, row in rows.items()]
+    if claims:
+        lines += ["", "| claim of the paper | | ours | against | t test |", "|---|---|---:|---:|---|"]
+        lines += [_claim_line(each) for each in claims]
+    missing = [f"{each.job.row}, seed {each.job.seed}: {each.reason}" for each in done if each.status != "finished"]
+    lines += _listed("Missing", missing) + _listed("Notes", table.notes)
+    return "\n".join(lines) + "\n"
+
+
+def latex(table: PaperTable, order: Order, cells: Sequence[Cell]) -> str:
+    """The table for booktabs; ours and the published number side by side."""
+    columns = "l" + "rr" * len(table.columns)
+    heads = " & ".join(f"\\multicolumn{{2}}{{c}}{{{_tex(column.title)}}}" for column in table.columns.values())
+    lines = [f"% {table.title}", *(f"% {line}" for line in _warning(order) if line), f"\\begin{{tabular}}{{{columns}}}"]
+    lines += ["\\toprule", f" & {heads} \\\\", " & ours & paper" * len(table.columns) + " \\\\", "\\midrule"]
+    for label, row in by_row(table, cells).items():
+        pairs = " & ".join(f"{_tex_ours(cell.ours)} & {_tex(cell.published or ABSENT)}" for cell in row)
+        lines.append(f"{_tex(label)} & {pairs} \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def by_row(table: PaperTable, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """The cells of every row, in the order of the columns."""
+    return {label: [cell for cell in cells if cell.row == label] for label in table.rows}
+
+
+def cell_text(cell: Cell) -> str:
+    """Such as `1.58 ± 0.05 [1.88, -0.30 better]`; `missing` where no run has the figure."""
+    if cell.ours is None:
+        return "missing" + (f" [{cell.published}]" if cell.published else "")
+    ours = summary_text(cell.ours)
+    if cell.published is None or cell.difference is None:
+        return ours
+    return f"{ours} [{cell.published}, {cell.difference:+.{_decimals(cell.ours.mean)}f} {cell.verdict}]".replace(
+        " ]", "]"
+    )
+
+
+def summary_text(summary: Summary) -> str:
+    """The mean, with half of its interval where there is one."""
+    decimals = _decimals(summary.mean)
+    mean = f"{summary.mean:,.{decimals}f}"
+    return mean if summary.half_width is None else f"{mean} ± {summary.half_width:,.{decimals}f}"
+
+
+def t_test_text(test: TTest) -> str:
+    """Such as `t = 9.46, df 16.7, p = 4.1e-08`."""
+    if test.t is None or test.df is None or test.p is None:
+        return "not possible"
+    return f"t = {test.t:.2f}, df {test.df:.1f}, p = {test.p:.2g}"
+
+
+def _decimals(value: float) -> int:
+    return 0 if value >= 1000 else 1 if value >= 100 else 2
+
+
+def _warning(order: Order) -> list[str]:
+    if order.budget == "paper":
+        return []
+    what = "tiny runs on other data that only show that everything works" if order.budget == "smoke" else "short runs"
+    return [f"**budget={order.budget}: {what}; the numbers are not results.**", ""]
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _claim_line(checked: Checked) -> str:
+    ours = summary_text(checked.ours) if checked.ours else "missing"
+    match checked.than:
+        case Summary():
+            than = summary_text(checked.than)
+        case None:
+            than = "missing"
+        case number:
+            than = f"{number:g}"
+    return _line([checked.claim.text, f"**{checked.answer}**", ours, than, t_test_text(checked.test)])
+
+
+def _listed(title: str, texts: Sequence[str]) -> list[str]:
+    return ["", f"{title}:", "", *(f"- {text}" for text in texts)] if texts else []
+
+
+def _tex(text: str) -> str:
+    return text.translate(TEX).replace("±", "$\\pm$").replace("–", "--")
+
+
+def _tex_ours(ours: Summary | None) -> str:
+    return "--" if ours is None else _tex(summary_text(ours))

@@ -1,0 +1,82 @@
+"""Statistics over seeds."""
+
+from dataclasses import dataclass
+from math import sqrt
+from statistics import mean, stdev
+from typing import Literal
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+SIGNIFICANT = 0.05
+
+Relation = Literal["lower", "higher"]
+Answer = Literal["holds", "fails", "undecided"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sample mean, standard deviation (n - 1) and half the width of the 95 % interval of the mean (Student's t).
+
+    With one value there is neither deviation nor interval.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        """How many values there are, at least one."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """The sample mean."""
+        return mean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """The sample standard deviation; None for one value."""
+        return stdev(self.values) if self.n > 1 else None
+
+    @property
+    def half_width(self) -> float | None:
+        """t(0.975, n - 1) sd / sqrt(n); None for one value."""
+        if self.sd is None:
+            return None
+        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.sd / sqrt(self.n)
+
+
+@dataclass(frozen=True)
+class TTest:
+    """A two-sided t test: statistic, degrees of freedom and p; all None where the values do not allow one."""
+
+    t: float | None
+    df: float | None
+    p: float | None
+
+
+def welch(a: Summary, b: Summary) -> TTest:
+    """Welch's t test of equal means (unequal variances), with the Welch-Satterthwaite degrees of freedom."""
+    if a.sd is None or b.sd is None or a.sd == b.sd == 0:
+        return TTest(None, None, None)
+    of_a, of_b = a.sd**2 / a.n, b.sd**2 / b.n
+    df = (of_a + of_b) ** 2 / (of_a**2 / (a.n - 1) + of_b**2 / (b.n - 1))
+    return _two_sided((a.mean - b.mean) / sqrt(of_a + of_b), df)
+
+
+def against(a: Summary, number: float) -> TTest:
+    """Student's t test that the mean is `number`."""
+    if not a.sd:
+        return TTest(None, None, None)
+    return _two_sided((a.mean - number) / (a.sd / sqrt(a.n)), a.n - 1)
+
+
+def _two_sided(t: float, df: float) -> TTest:
+    return TTest(t, df, 2 * float(stats.t.sf(abs(t), df)))
+
+
+def answer(difference: float, relation: Relation, test: TTest) -> Answer:
+    """Whether a difference (first less second) shows the first to be lower or higher; undecided unless p < 0.05."""
+    if test.p is None or test.p >= SIGNIFICANT:
+        return "undecided"
+    return "holds" if (difference < 0) == (relation == "lower") else "fails"

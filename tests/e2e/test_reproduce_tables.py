@@ -1,0 +1,71 @@
+"""Every table of the papers through the real command line, on a handful of scikit-learn's digits."""
+
+from pathlib import Path
+
+import pytest
+from short_runs import metrics, table
+
+from kdx.reproduce.tables import table_names
+
+SMOKE = ("budget=smoke", "device.threads=1")
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_every_table_at_smoke_budget(kdx, tmp_path: Path, name: str) -> None:
+    result = kdx("reproduce", name, "seeds=1", *SMOKE)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "outputs" / "paper" / f"{name}-smoke"
+    assert {path.name for path in folder.iterdir()} == {
+        *("runs.csv", "table.csv", "table.md", "table.tex", "provenance.json"),
+    }
+    text = (folder / "table.md").read_text()
+    assert "**budget=smoke: tiny runs" in text
+    assert text in result.stdout
+    runs = table(folder / "runs.csv")
+    assert {run["status"] for run in runs} == {"finished"}
+    cells = table(folder / "table.csv")
+    assert len({cell["row"] for cell in cells}) == len(runs)
+
+
+def test_a_table_is_continued_and_can_be_written_without_training(kdx, tmp_path: Path) -> None:
+    words = ("reproduce", "noisy/table1", "seeds=1", *SMOKE)
+    nothing = kdx(*words, "train=false")
+    assert nothing.returncode == 0, nothing.stderr
+    folder = tmp_path / "outputs" / "paper" / "noisy" / "table1-smoke"
+    runs = table(folder / "runs.csv")
+    assert {run["status"] for run in runs} == {"missing"}
+    assert "sigma 0.5, seed 0: not run" in (folder / "table.md").read_text()
+    # One of its runs, typed by hand, is found.
+    chosen = next(run for run in runs if run["row"] == "sigma 0.5")
+    assert kdx(*chosen["command"].split()[1:]).returncode == 0
+    assert kdx(*words, "train=false").returncode == 0
+    after = {run["row"]: run for run in table(folder / "runs.csv")}
+    assert after["sigma 0.5"]["status"] == "finished"
+    assert after["sigma 0.1"]["status"] == "missing"
+    (path,) = tmp_path.glob(f"outputs/runs/*/*/*/{chosen['run']}")
+    assert float(after["sigma 0.5"]["test_error_percent"]) == metrics(path)["test_error_percent"]
+    before = (path / "metrics.json").stat().st_mtime_ns
+    assert kdx(*words).returncode == 0
+    assert (path / "metrics.json").stat().st_mtime_ns == before
+    assert {run["status"] for run in table(folder / "runs.csv")} == {"finished"}
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(kdx, tmp_path: Path) -> None:
+    # Nothing survives such a rate; the teacher, which has its own, does.
+    result = kdx("reproduce", "noisy/table1", "seeds=1", *SMOKE, "trainer.lr=1e30")
+    assert result.returncode == 1
+    runs = table(tmp_path / "outputs" / "paper" / "noisy" / "table1-smoke" / "runs.csv")
+    assert runs[0]["status"] == "finished"
+    assert {run["status"] for run in runs[1:]} == {"failed"}
+    assert "finite" in runs[1]["reason"]
+    assert "sigma 0.5, seed 0" in result.stdout
+
+
+def test_list_and_wrong_words(kdx) -> None:
+    listed = kdx("reproduce", "--list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == table_names()
+    wrong = kdx("reproduce", "vs/table11")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("kdx: reproduce: 'vs/table11' is not known; did you mean 'vs/table1'? allowed: ")
+    assert wrong.stderr.count("\n") == 1

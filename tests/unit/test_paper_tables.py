@@ -1,0 +1,106 @@
+"""The declared tables of the papers: every one composes, and every published number is found where it is said to be."""
+
+import pytest
+import yaml
+
+from kdx.config import run_id
+from kdx.errors import UserError
+from kdx.groups import conf_folder
+from kdx.reproduce.jobs import BUDGETS, Order, jobs_of
+from kdx.reproduce.published import Published, read_published, scaled, select
+from kdx.reproduce.tables import load_table, named, table_names
+
+FOLDER = conf_folder() / "paper"
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", table_names())
+def test_every_table_composes_at_every_budget(name: str, budget):
+    table = load_table(name)
+    jobs = jobs_of(table, Order(seeds=2, budget=budget, overrides=("device.threads=1",), train=True))
+    teachers = sum(row.of == "teacher" for row in table.rows.values())
+    assert len(jobs) == 2 * len(table.rows) - teachers
+    assert all(job.config.device.threads == 1 for job in jobs)
+    assert all((job.config.dataset.name == "digits") == (budget == "smoke") for job in jobs)
+    # Rows are different experiments.
+    students = [run_id(job.config) for job in jobs if job.of == "student"]
+    assert len(set(students)) == len(students)
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_every_published_number_is_found(name: str):
+    table = load_table(name)
+    printed = {(row, column): table.printed(row, column) for row in table.rows for column in table.columns}
+    for row, declared in table.rows.items():
+        if declared.published:
+            assert any(printed[row, column] for column in table.columns), row
+    assert all(float(text) >= 0 for text in printed.values() if text)
+
+
+def test_numbers_are_those_of_the_paper():
+    table = load_table("vs/table1")
+    assert table.printed("Le-L-ST-VBD", "test_error_percent") == "1.88"
+    assert table.printed("Le-L-ST-VBD", "sparsity_percent.fc2") == "96.39"
+    assert table.printed("Le-L-ST-VBD", "memory_compression") is None
+    noisy = load_table("noisy/table1")
+    assert noisy.printed("sigma 0.5", "test_error_percent") == "0.87"
+    assert noisy.printed("sigma 0 (baseline)", "test_error_percent") == "0.97"
+    assert noisy.printed("teacher", "test_error_percent") is None
+
+
+@pytest.mark.parametrize(
+    ("network", "weights"), [("Le-L-ST-SVD", (235200, 30000, 1000)), ("Le-L-ST-VBD", (235200, 30000, 1000))]
+)
+def test_published_ratios_follow_from_the_published_sparsities(network: str, weights: tuple[int, ...]):
+    """SPEC 1.2: R_s of table 1 counts the weights of all matrices."""
+
+    def printed(metric: str, layer: str = "") -> float:
+        return float(
+            select("vs_table1", Published(where={"metric": metric, "layer": layer}), {"network": network}) or ""
+        )
+
+    nonzero = sum(count * (1 - printed("sparsity_pct", str(layer)) / 100) for layer, count in enumerate(weights, 1))
+    assert sum(weights) / nonzero == pytest.approx(printed("R_s"), abs=0.011)
+
+
+def test_improvements_of_noisy_teachers_recompute():
+    """SPEC 4: every improvement is that over the baseline."""
+    for name, error in (
+        ("noisy_table1", "error_rate"),
+        ("noisy_table2", "error_rate_pct"),
+        ("noisy_table3", "error_rate_pct"),
+    ):
+        for line in read_published(name):
+            baseline = float(line[error.replace("error", "baseline_error")])
+            improvement = 100 * (1 - float(line[error]) / baseline)
+            assert improvement == pytest.approx(float(line["improvement_pct"]), abs=0.051)
+
+
+def test_scaling_keeps_the_printed_digits():
+    assert scaled("0.0097", 100) == "0.97"
+    assert scaled("1.880", 1) == "1.880"
+    assert scaled("0.05", 1000) == "50"
+
+
+def test_selections_that_are_not_one_number_are_refused():
+    with pytest.raises(ValueError, match=r"has \d+ numbers for"):
+        select("vs_table1", Published(where={"metric": "sparsity_pct"}), {"network": "T1"})
+    with pytest.raises(ValueError, match=r"lacks one of the columns"):
+        select("vs_table1", Published(where={"nothing": "x"}), {"network": "T1"})
+    assert select("vs_table1", Published(where={"metric": "speed"}), {"network": "T1"}) is None
+
+
+def test_a_paper_is_all_of_its_tables():
+    assert named("vs") == [name for name in table_names() if name.startswith("vs/")]
+    with pytest.raises(UserError, match=r"^reproduce: 'vs/tabel1' is not known; did you mean 'vs/table1'\? allowed: "):
+        named("vs/tabel1")
+
+
+def test_a_claim_about_an_absent_row_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "paper" / "x").mkdir(parents=True)
+    content = yaml.safe_load((FOLDER / "vs" / "table1.yaml").read_text())
+    content["claims"][0]["than"] = "nobody"
+    (tmp_path / "paper" / "x" / "table.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setattr("kdx.reproduce.tables.conf_folder", lambda: tmp_path)
+    with pytest.raises(UserError, match=r"claim 'ST-VBD is sparser than ST-SVD' speaks of \['nobody'\]"):
+        load_table("x/table")

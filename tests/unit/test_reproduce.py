@@ -1,0 +1,195 @@
+"""Cells, claims and files of a reproduced table, from made-up runs."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdx.errors import UserError
+from kdx.reproduce.cells import cells_of, check_claims, verdict_of
+from kdx.reproduce.command import folder_of, parsed
+from kdx.reproduce.jobs import Done, Job, Order, jobs_of
+from kdx.reproduce.results import write_table
+from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
+from kdx.reproduce.text import latex, markdown
+from kdx.statistics import Summary
+
+ORDER = Order(seeds=3, budget="paper", overrides=(), train=False)
+
+
+def column(better: Any = "lower") -> Column:
+    return Column(title="error", better=better, published=None)
+
+
+@pytest.mark.parametrize(
+    ("values", "printed", "better", "expected"),
+    [
+        # sd 0.1 of three: the interval is 0.2484 to both sides.
+        ((1.4, 1.5, 1.6), "1.88", "lower", "better"),
+        ((1.4, 1.5, 1.6), "1.88", "higher", "worse"),
+        ((1.4, 1.5, 1.6), "1.74", "lower", "equal"),
+        ((1.4, 1.5, 1.6), "1.76", "lower", "better"),
+        ((2.1, 2.1, 2.1), "1.88", "lower", "worse"),
+        # Equal when rounded as printed: 8.998 is printed as 9, 8.4 is not.
+        ((8.998, 8.998), "9", "higher", "equal"),
+        ((8.4, 8.4), "9", "higher", "worse"),
+        ((1.5,), "1.88", "lower", "one seed"),
+        ((1.5,), "1.88", None, "differs"),
+        ((1.884,), "1.88", "lower", "equal"),
+        ((1.5, 1.6), None, "lower", ""),
+        (None, "1.88", "lower", ""),
+    ],
+)
+def test_verdicts(values: tuple[float, ...] | None, printed: str | None, better: Any, expected: str):
+    assert verdict_of(values and Summary(values), printed, column(better)) == expected
+
+
+@pytest.fixture
+def table() -> PaperTable:
+    """Two rows and two columns of the Variational Student's table 1."""
+    whole = load_table("vs/table1")
+    rows: dict[str, Row] = {name: whole.rows[name] for name in ("Le-L-ST-SVD", "Le-L-ST-VBD")}
+    columns = {name: whole.columns[name] for name in ("test_error_percent", "R_s")}
+    claims = [
+        *(claim for claim in whole.claims if claim.row in rows and claim.than in rows),
+        Claim(text="under 2 %", column="test_error_percent", row="Le-L-ST-VBD", relation="lower", than=2.0),
+    ]
+    return whole.model_copy(update={"rows": rows, "columns": columns, "claims": claims, "notes": ["A note."]})
+
+
+@pytest.fixture
+def jobs(table: PaperTable) -> list[Job]:
+    return jobs_of(table, ORDER)
+
+
+@pytest.fixture
+def done(jobs: list[Job]) -> list[Done]:
+    """Three seeds of ST-SVD; of ST-VBD one failed and one was not run."""
+    svd = [{"test_error_percent": error, "R_s": 30.0, "epochs": 100} for error in (1.6, 1.7, 1.8)]
+    vbd = {"test_error_percent": 1.5, "R_s": 27.0, "epochs": 100}
+    ends: list[tuple[Any, str, dict[str, Any] | None]] = [("finished", "", figures) for figures in (*svd, vbd)]
+    ends += [("failed", "the loss is not finite", None), ("missing", "not run", None)]
+    return [Done(job, *end) for job, end in zip(jobs, ends, strict=True)]
+
+
+def test_cells_gather_the_seeds(table: PaperTable, done: list[Done]):
+    cells = cells_of(table, done)
+    assert [(cell.row, cell.column) for cell in cells] == [
+        ("Le-L-ST-SVD", "test_error_percent"),
+        ("Le-L-ST-SVD", "R_s"),
+        ("Le-L-ST-VBD", "test_error_percent"),
+        ("Le-L-ST-VBD", "R_s"),
+    ]
+    first = cells[0]
+    assert first.ours == Summary((1.6, 1.7, 1.8))
+    assert first.difference == pytest.approx(1.7 - 1.94)
+    assert first.verdict == "equal"
+    assert len(set(first.runs)) == 3
+    assert cells[2].verdict == "one seed"
+
+
+def test_claims_are_tested(table: PaperTable, done: list[Done]):
+    answers = [checked.answer for checked in check_claims(table, cells_of(table, done))]
+    # A single run of ST-VBD is compared as a number; R_s of ST-SVD has no spread.
+    assert answers == ["undecided", "undecided", "undecided"]
+    better = [
+        replace(each, figures={"test_error_percent": 1.2 + 0.01 * each.job.seed, "R_s": 40.0 + each.job.seed})
+        for each in done[3:]
+    ]
+    worse = [
+        replace(each, figures={"test_error_percent": 1.8 + 0.01 * each.job.seed, "R_s": 20.0 + each.job.seed})
+        for each in done[:3]
+    ]
+    checked = check_claims(table, cells_of(table, [*worse, *better]))
+    assert [each.answer for each in checked] == ["holds", "holds", "holds"]
+    swapped = [replace(one, job=other.job) for one, other in zip([*worse, *better], [*better, *worse], strict=True)]
+    assert [each.answer for each in check_claims(table, cells_of(table, swapped))] == ["fails", "fails", "holds"]
+
+
+GOLDEN = """\
+# Variational Student, table 1: MNIST, Le-L (784-300-100-10) taught by T1 (784-1200-1200-10), beside other systems
+
+Mean ± half the 95 % interval over seeds (n = 3) [published, difference].
+
+|  | test error % | R_s |
+| --- | ---: | ---: |
+| Le-L-ST-SVD | 1.70 ± 0.25 [1.94, -0.24 equal] | 30.00 ± 0.00 [7.77, +22.23 better] |
+| Le-L-ST-VBD | 1.50 [1.88, -0.38 one seed] | 27.00 [12.43, +14.57 one seed] |
+
+| claim of the paper | | ours | against | t test |
+|---|---|---:|---:|---|
+| ST-VBD is sparser than ST-SVD | **undecided** | 27.00 | 30.00 ± 0.00 | not possible |
+| ST-VBD has a lower error than ST-SVD | **undecided** | 1.50 | 1.70 ± 0.25 | not possible |
+| under 2 % | **undecided** | 1.50 | 2 | not possible |
+
+Missing:
+
+- Le-L-ST-VBD, seed 1: the loss is not finite
+- Le-L-ST-VBD, seed 2: not run
+
+Notes:
+
+- A note.
+"""
+
+
+def test_markdown(table: PaperTable, done: list[Done]):
+    cells = cells_of(table, done)
+    claims = check_claims(table, cells)
+    assert markdown(table, ORDER, done, cells, claims) == GOLDEN
+    smoke = markdown(table, replace(ORDER, budget="smoke"), done, cells, claims)
+    assert "**budget=smoke: tiny runs on other data" in smoke
+    assert "Le-L-ST-SVD & 1.70 $\\pm$ 0.25 & 1.94 & 30.00 $\\pm$ 0.00 & 7.77 \\\\" in latex(table, ORDER, cells)
+
+
+def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
+    cells = cells_of(table, done)
+    write_table(tmp_path, table, ORDER, done, cells, check_claims(table, cells))
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        runs = list(csv.DictReader(file))
+    assert [run["status"] for run in runs] == ["finished"] * 4 + ["failed", "missing"]
+    assert runs[4]["reason"] == "the loss is not finite"
+    assert runs[0]["command"].startswith("kdx train dataset=mnist dataset.validation=0 teacher=mlp-1200-1200")
+    assert runs[0]["command"].endswith("method=st-svd seed=0")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[0]["n"], rows[0]["published"], rows[0]["verdict"]) == ("3", "1.94", "equal")
+    assert float(rows[0]["interval95"]) == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-6)
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert len(provenance["runs"]) == 6
+    assert provenance["runs"][0]["configuration"]["method"]["name"] == "st-svd"
+    assert {"cpu", "torch", "kdx"} <= provenance["machine"].keys()
+
+
+def test_words():
+    names, order = parsed(["vs/table1", "noisy", "seeds=2", "budget=smoke", "trainer.epochs=1", "train=false"])
+    assert names == ["vs/table1", "noisy"]
+    assert order == Order(2, "smoke", ("trainer.epochs=1",), train=False)
+    assert folder_of("vs/table1", order) == Path("outputs/paper/vs/table1-smoke")
+    elsewhere = replace(order, budget="paper", overrides=("outputs=there",))
+    assert folder_of("vs/table1", elsewhere) == Path("there/paper/vs/table1")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "reproduce: no table is given; allowed: "),
+        (["vs", "seeds=0"], "seeds: '0' is not allowed; allowed: a whole number from 1 to 100"),
+        (["vs", "seeds=two"], "seeds: 'two' is not allowed"),
+        (["vs", "budget=smok"], "budget: 'smok' is not known; did you mean 'smoke'? allowed: paper, short, smoke"),
+        (["vs", "train=no"], "train: 'no' is not known; allowed: false, true"),
+        (["vs", "seed=3"], "seed=3: the seeds are those of every row; allowed: seeds=N for seed=0 to N-1"),
+    ],
+)
+def test_wrong_words(words: list[str], message: str):
+    with pytest.raises(UserError) as caught:
+        parsed(words)
+    assert str(caught.value).startswith(message)
+
+
+def test_an_override_that_no_run_has_is_refused(table: PaperTable):
+    with pytest.raises(UserError, match=r"^trainer\.epoch=1: unknown key; did you mean 'trainer\.epochs'"):
+        jobs_of(table, replace(ORDER, overrides=("trainer.epoch=1",)))
