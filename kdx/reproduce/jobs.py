@@ -23,7 +23,7 @@ BUDGETS: dict[Budget, tuple[str, ...]] = {
     "short": ("trainer.epochs=10", "teacher.trainer.epochs=10"),
     "smoke": ("trainer.epochs=2", "teacher.trainer.epochs=1", "device.latency_seconds=0", "device.compile=false"),
 }
-SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size=300")
+SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size=200")
 
 
 @dataclass(frozen=True)
