@@ -30,8 +30,8 @@ from kdx.settings import Settings
 # Part of every id: raise it when a change of the program makes old runs another experiment.
 FORMAT = 2
 
-# The side of each data set's images, in pixels.
-_SIDES = {"mnist": 28, "digits": 28, "cifar10": 32, "svhn": 32}
+# (C, H, W) of each data set's images.
+IMAGE_SHAPES = {"mnist": (1, 28, 28), "digits": (1, 28, 28), "cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
 
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -157,7 +157,7 @@ class Config(Settings):
                 )
         networks: dict[str, NetworkSettings] = {**self.teachers, "student": self.student}
         for role, network in networks.items():
-            side, least = _SIDES[self.dataset.name], network.smallest_side
+            side, least = IMAGE_SHAPES[self.dataset.name][1], network.smallest_side
             if side < least:
                 raise ValueError(
                     f"{role}.{network.sized_by}: {getattr(network, network.sized_by)} is not allowed with"

@@ -14,7 +14,10 @@ Verdict = Literal["better", "equal", "worse", "differs", "one seed", ""]
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of a row over its seeds, and the published number as text; `ours` is None where no run has it."""
+    """A figure of a row over its seeds, and the published number as text; `ours` is None where no run has it.
+
+    `complete` says that every run of the row finished, so that a figure which is absent does not exist.
+    """
 
     row: str
     column: str
@@ -22,6 +25,7 @@ class Cell:
     published: str | None
     verdict: Verdict
     runs: tuple[str, ...]
+    complete: bool
 
     @property
     def difference(self) -> float | None:
@@ -52,12 +56,13 @@ def check_claims(table: PaperTable, cells: Sequence[Cell]) -> list[Checked]:
 
 
 def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cell:
-    behind = [each for each in done if each.job.row == row and each.figures is not None]
-    found = [(each, each.figures[column]) for each in behind if each.figures and each.figures.get(column) is not None]
+    behind = [each for each in done if each.job.row == row]
+    found = [(each, each.figures[column]) for each in behind if each.figures.get(column) is not None]
     printed = table.printed(row, column)
     ours = Summary(tuple(float(value) for _, value in found)) if found else None
-    runs = tuple(each.job.folder.path.name for each, _ in found)
-    return Cell(row, column, ours, printed, verdict_of(ours, printed, table.columns[column]), runs)
+    runs = tuple(each.job.run for each, _ in found if each.job.run)
+    complete = all(each.status == "finished" for each in behind)
+    return Cell(row, column, ours, printed, verdict_of(ours, printed, table.columns[column]), runs, complete)
 
 
 def verdict_of(ours: Summary | None, printed: str | None, column: Column) -> Verdict:

@@ -11,11 +11,12 @@ from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import load_table, named, table_names
 
 HELP = """\
-usage: kdx reproduce TABLE|PAPER ... [seeds=N] [budget=paper|short|smoke] [train=true|false] [KEY=VALUE ...]
+usage: kdx reproduce TABLE|PAPER ... [rows=PATTERN] [seeds=N] [budget=BUDGET] [train=false] [KEY=VALUE ...]
 
 Run what a paper's table needs and write it beside the published numbers, into outputs/paper/. Finished runs are not
 repeated, interrupted ones go on; the same command again continues.
 
+  rows=*           only the rows whose label matches, such as "rows=*SVD"
   seeds=3          runs of every row, with seed=0, 1, 2
   budget=paper     as long as the paper's; short: 10 epochs; smoke: a test on scikit-learn's digits
   train=false      run nothing: write the table from what is finished, the rest is shown as missing
@@ -28,7 +29,7 @@ SEEDS_MOST = 100
 def reproduce(words: Sequence[str]) -> int:
     """Reproduce the tables that `words` name; 0 when every run finished, else 1; UserError for wrong words."""
     names, order = parsed(words)
-    tables = [load_table(name) for paper in names for name in named(paper)]
+    tables = [load_table(name).only(order.rows) for paper in names for name in named(paper)]
     # Every job of every table is checked before the first is run.
     planned = [(table, jobs_of(table, order)) for table in tables]
     complete = True
@@ -59,7 +60,7 @@ def folder_of(name: str, order: Order) -> Path:
 
 def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
     """The names of tables, and the options beside them; other KEY=VALUE words are overrides."""
-    options = {"seeds": "3", "budget": "paper", "train": "true"}
+    options = {"rows": "*", "seeds": "3", "budget": "paper", "train": "true"}
     names, overrides = [], []
     for word in words:
         key, equals, value = word.partition("=")
@@ -74,6 +75,7 @@ def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
     if not names:
         raise UserError(f"reproduce: no table is given; allowed: {', '.join(table_names())}")
     return names, Order(
+        rows=options["rows"],
         seeds=_seeds(options["seeds"]),
         budget=_budget(options["budget"]),
         overrides=tuple(overrides),

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,12 @@ SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked of a table: seeds, budget, words for every run, and whether what is missing is trained."""
+    """What is asked of a table: which rows (a pattern with * and ?), seeds, budget, words for every run.
 
+    `train` says whether what is missing is trained.
+    """
+
+    rows: str
     seeds: int
     budget: Budget
     overrides: tuple[str, ...]
@@ -42,7 +46,7 @@ class Job:
 
     row: str
     seed: int
-    of: Literal["student", "teacher"]
+    of: Literal["student", "teacher", "network"]
     words: tuple[str, ...]
     config: Config
 
@@ -51,24 +55,28 @@ class Job:
         """Where its figures are: the teacher's folder for a row that is a teacher."""
         return teacher_folder(self.config) if self.of == "teacher" else run_folder(self.config)
 
+    @property
+    def run(self) -> str:
+        """The run's id; empty where nothing is trained."""
+        return "" if self.of == "network" else self.folder.path.name
+
 
 @dataclass(frozen=True)
 class Done:
-    """How a job ended; `figures` are those of metrics.json and layers.csv, None unless it finished."""
+    """How a job ended; its figures are all measured ones where it finished, else those that need no run."""
 
     job: Job
     status: Literal["finished", "failed", "missing"]
     reason: str
-    figures: dict[str, Any] | None
+    figures: dict[str, Any]
 
 
 def jobs_of(table: PaperTable, order: Order) -> list[Job]:
-    """Every job of the table, checked; a teacher has one seed of its own, so one job. UserError where one is wrong."""
+    """Every job of the table, checked; teachers and plain networks have one job. UserError where one is wrong."""
     return [
         job
         for label, row in table.rows.items()
-        for seed in range(1 if row.of == "teacher" else order.seeds)
-        for job in [_job(table, label, row, seed, order)]
+        for job in _jobs(table, label, row, order, range(order.seeds if row.of == "student" else 1))
     ]
 
 
@@ -76,21 +84,24 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     """Run what is not finished, one after another; a job that fails is recorded and the others go on."""
     results = []
     for number, job in enumerate(jobs, 1):
-        finished = job.folder.finished
+        finished = job.of == "network" or job.folder.finished
         if order.train and not finished:
             log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, " ".join(job.words))
         results.append(_done(job, order.train and not finished))
     return results
 
 
-def _job(table: PaperTable, label: str, row: Row, seed: int, order: Order) -> Job:
+def _jobs(table: PaperTable, label: str, row: Row, order: Order, seeds: Iterable[int]) -> list[Job]:
     smoke = order.budget == "smoke"
     dataset = SMOKE_DATASET if smoke else table.dataset
-    last = (*BUDGETS[order.budget], *(table.smoke if smoke else ()), *order.overrides, f"seed={seed}")
+    last = (*BUDGETS[order.budget], *(table.smoke if smoke else ()), *order.overrides)
     words = _without_repeats([*dataset, *table.common, *row.train, *last])
     config = single(words)
     check_method(config)
-    return Job(label, seed, row.of, words, config)
+    # Composed once, because that takes longer than anything else here.
+    return [
+        Job(label, seed, row.of, (*words, f"seed={seed}"), config.model_copy(update={"seed": seed})) for seed in seeds
+    ]
 
 
 def _without_repeats(words: Sequence[str]) -> tuple[str, ...]:
@@ -99,6 +110,12 @@ def _without_repeats(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _done(job: Job, train: bool) -> Done:
+    # Here, because it imports torch.
+    from kdx.reproduce.network import network_figures
+
+    known = {} if job.of == "teacher" else network_figures(job.config)
+    if job.of == "network":
+        return Done(job, "finished", "", known)
     if train:
         try:
             with recorded(job.folder.log_file):
@@ -106,10 +123,11 @@ def _done(job: Job, train: bool) -> Done:
         except UserError:
             raise
         except Exception as failure:
-            return Done(job, "failed", describe(failure), None)
+            return Done(job, "failed", describe(failure), known)
     if not job.folder.finished:
-        return Done(job, "missing", "not run", None)
-    return Done(job, "finished", "", job.folder.metrics() | _by_layer(job.folder.path))
+        return Done(job, "missing", "not run", known)
+    # Measured figures come last: what a method removed is no longer there.
+    return Done(job, "finished", "", known | job.folder.metrics() | _by_layer(job.folder.path))
 
 
 def _train(job: Job) -> None:

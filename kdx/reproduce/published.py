@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from kdx.groups import conf_folder
 from kdx.settings import Settings
@@ -14,12 +14,13 @@ from kdx.settings import Settings
 class Published(Settings):
     """Where a column's published numbers stand: the rows of the CSV whose cells equal `where`, in the column `value`.
 
-    `scale` converts them to the column's unit.
+    The column's number is `offset` + `scale` times the printed one: an accuracy becomes an error by 100 and -100.
     """
 
     where: dict[str, str] = Field(default_factory=dict)
     value: str = "value"
-    scale: PositiveFloat = 1.0
+    scale: float = 1.0
+    offset: float = 0.0
 
 
 @cache
@@ -48,9 +49,11 @@ def select(name: str, published: Published, row: Mapping[str, str]) -> str | Non
         raise ValueError(f"{name}.csv has {len(found)} numbers for {where}")
     if not found or not found[0]:
         return None
-    return scaled(found[0], published.scale)
+    return converted(found[0], published.scale, published.offset)
 
 
-def scaled(text: str, scale: float) -> str:
-    """The printed number times `scale`, with the digits that were printed: 0.0097 times 100 is 0.97."""
-    return text if scale == 1 else f"{(Decimal(text) * Decimal(str(scale))).normalize():f}"
+def converted(text: str, scale: float, offset: float = 0.0) -> str:
+    """`offset` plus the printed number times `scale`, with the digits that were printed: 0.0097 times 100 is 0.97."""
+    if (scale, offset) == (1, 0):
+        return text
+    return f"{(Decimal(str(offset)) + Decimal(text) * Decimal(str(scale))).normalize():f}"

@@ -34,11 +34,11 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
-    figures = done.figures or {}
+    figures = done.figures
     return {
         "row": done.job.row,
         "seed": done.job.seed,
-        "run": done.job.folder.path.name,
+        "run": done.job.run,
         "status": done.status,
         "reason": done.reason,
         "epochs": figures.get("epochs"),
@@ -69,10 +69,11 @@ def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: S
         "table": table.name,
         "title": table.title,
         "budget": order.budget,
+        "rows": order.rows,
         "seeds": order.seeds,
         "overrides": list(order.overrides),
         "machine": describe_machine(),
-        "train_seconds": sum((each.figures or {}).get("train_seconds") or 0.0 for each in done),
+        "train_seconds": sum(each.figures.get("train_seconds") or 0.0 for each in done),
         "runs": [_run(each) for each in done],
         "claims": [_claim(each) for each in claims],
     }
@@ -84,9 +85,9 @@ def _run(done: Done) -> dict[str, Any]:
     return {
         "row": done.job.row,
         "seed": done.job.seed,
-        "run": done.job.folder.path.name,
+        "run": done.job.run,
         "status": done.status,
-        **{key: (done.figures or {}).get(key) for key in own},
+        **{key: done.figures.get(key) for key in own},
         "configuration": config,
     }
 

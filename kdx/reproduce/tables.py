@@ -1,5 +1,6 @@
 """The tables as they are declared in `conf/paper/<paper>/<table>.yaml`."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -29,11 +30,11 @@ class Column(Settings):
 class Row(Settings):
     """A network of the table: the words of `kdx train` that make it, and what selects its published numbers.
 
-    `of` is teacher where the row is the teacher that those words train.
+    `of` is teacher where the row is the teacher that those words train, and network where nothing is trained.
     """
 
     train: list[str]
-    of: Literal["student", "teacher"]
+    of: Literal["student", "teacher", "network"]
     published: dict[str, str]
 
 
@@ -72,6 +73,17 @@ class PaperTable(Settings):
             if missing or claim.column not in self.columns:
                 raise ValueError(f"claim '{claim.text}' speaks of {missing or claim.column}, which the table lacks")
         return self
+
+    def only(self, pattern: str) -> "PaperTable":
+        """The table with the rows whose label matches `pattern` (* and ?) and the claims about them.
+
+        Raises UserError where no row does.
+        """
+        rows = {label: row for label, row in self.rows.items() if fnmatchcase(label, pattern)}
+        if not rows:
+            raise unknown(f"rows of {self.name}", pattern, self.rows)
+        claims = [claim for claim in self.claims if claim.row in rows and claim.than not in self.rows.keys() - rows]
+        return self.model_copy(update={"rows": rows, "claims": claims})
 
     def printed(self, row: str, column: str) -> str | None:
         """The published number of a cell as it is printed (scaled to the column's unit), or None."""

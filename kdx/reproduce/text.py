@@ -47,9 +47,9 @@ def by_row(table: PaperTable, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def cell_text(cell: Cell) -> str:
-    """Such as `1.58 ± 0.05 [1.88, -0.30 better]`; `missing` where no run has the figure."""
+    """Such as `1.58 ± 0.05 [1.88, -0.30 better]`; `missing` where a run is still to come."""
     if cell.ours is None:
-        return "missing" + (f" [{cell.published}]" if cell.published else "")
+        return (ABSENT if cell.complete else "missing") + (f" [{cell.published}]" if cell.published else "")
     ours = summary_text(cell.ours)
     if cell.published is None or cell.difference is None:
         return ours

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdx.compose import expand, single
-from kdx.config import _SIDES, _identity, run_id, teacher_id
+from kdx.config import IMAGE_SHAPES, _identity, run_id, teacher_id
 from kdx.errors import UserError
 from kdx.groups import load_groups
 
@@ -40,7 +40,7 @@ def test_what_choices_share_is_no_choice():
 
 
 def test_the_size_of_every_data_set_is_known():
-    assert _SIDES.keys() == load_groups()["dataset"].choices.keys()
+    assert IMAGE_SHAPES.keys() == load_groups()["dataset"].choices.keys()
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "svhn"])

@@ -7,7 +7,7 @@ from kdx.config import run_id
 from kdx.errors import UserError
 from kdx.groups import conf_folder
 from kdx.reproduce.jobs import BUDGETS, Order, jobs_of
-from kdx.reproduce.published import Published, read_published, scaled, select
+from kdx.reproduce.published import Published, converted, read_published, select
 from kdx.reproduce.tables import load_table, named, table_names
 
 FOLDER = conf_folder() / "paper"
@@ -17,9 +17,11 @@ FOLDER = conf_folder() / "paper"
 @pytest.mark.parametrize("name", table_names())
 def test_every_table_composes_at_every_budget(name: str, budget):
     table = load_table(name)
-    jobs = jobs_of(table, Order(seeds=2, budget=budget, overrides=("device.threads=1",), train=True))
-    teachers = sum(row.of == "teacher" for row in table.rows.values())
-    assert len(jobs) == 2 * len(table.rows) - teachers
+    if len(table.rows) > 30:  # Composing takes 0.2 s a row; the rows of a grid are all alike.
+        table = table.model_copy(update={"rows": dict(list(table.rows.items())[::6])})
+    jobs = jobs_of(table, Order(rows="*", seeds=2, budget=budget, overrides=("device.threads=1",), train=True))
+    single = sum(row.of != "student" for row in table.rows.values())
+    assert len(jobs) == 2 * len(table.rows) - single
     assert all(job.config.device.threads == 1 for job in jobs)
     assert all((job.config.dataset.name == "digits") == (budget == "smoke") for job in jobs)
     # Rows are different experiments.
@@ -77,9 +79,10 @@ def test_improvements_of_noisy_teachers_recompute():
 
 
 def test_scaling_keeps_the_printed_digits():
-    assert scaled("0.0097", 100) == "0.97"
-    assert scaled("1.880", 1) == "1.880"
-    assert scaled("0.05", 1000) == "50"
+    assert converted("0.0097", 100) == "0.97"
+    assert converted("1.880", 1) == "1.880"
+    assert converted("0.05", 1000) == "50"
+    assert converted("0.8808", -100, 100) == "11.92"
 
 
 def test_selections_that_are_not_one_number_are_refused():

@@ -17,7 +17,7 @@ from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
 from kdx.reproduce.text import latex, markdown
 from kdx.statistics import Summary
 
-ORDER = Order(seeds=3, budget="paper", overrides=(), train=False)
+ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
 
 
 def column(better: Any = "lower") -> Column:
@@ -70,8 +70,8 @@ def done(jobs: list[Job]) -> list[Done]:
     """Three seeds of ST-SVD; of ST-VBD one failed and one was not run."""
     svd = [{"test_error_percent": error, "R_s": 30.0, "epochs": 100} for error in (1.6, 1.7, 1.8)]
     vbd = {"test_error_percent": 1.5, "R_s": 27.0, "epochs": 100}
-    ends: list[tuple[Any, str, dict[str, Any] | None]] = [("finished", "", figures) for figures in (*svd, vbd)]
-    ends += [("failed", "the loss is not finite", None), ("missing", "not run", None)]
+    ends: list[tuple[Any, str, dict[str, Any]]] = [("finished", "", figures) for figures in (*svd, vbd)]
+    ends += [("failed", "the loss is not finite", {}), ("missing", "not run", {})]
     return [Done(job, *end) for job, end in zip(jobs, ends, strict=True)]
 
 
@@ -167,7 +167,7 @@ def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
 def test_words():
     names, order = parsed(["vs/table1", "noisy", "seeds=2", "budget=smoke", "trainer.epochs=1", "train=false"])
     assert names == ["vs/table1", "noisy"]
-    assert order == Order(2, "smoke", ("trainer.epochs=1",), train=False)
+    assert order == Order("*", 2, "smoke", ("trainer.epochs=1",), train=False)
     assert folder_of("vs/table1", order) == Path("outputs/paper/vs/table1-smoke")
     elsewhere = replace(order, budget="paper", overrides=("outputs=there",))
     assert folder_of("vs/table1", elsewhere) == Path("there/paper/vs/table1")
@@ -188,6 +188,15 @@ def test_wrong_words(words: list[str], message: str):
     with pytest.raises(UserError) as caught:
         parsed(words)
     assert str(caught.value).startswith(message)
+
+
+def test_rows_are_chosen_by_a_pattern(table: PaperTable):
+    chosen = table.only("*-VBD")
+    assert list(chosen.rows) == ["Le-L-ST-VBD"]
+    # Claims that compare with a row that is left out go with it.
+    assert [claim.text for claim in chosen.claims] == ["under 2 %"]
+    with pytest.raises(UserError, match=r"^rows of vs/table1: 'Le-L-ST-SDV' is not known; did you mean 'Le-L-ST-SVD'"):
+        table.only("Le-L-ST-SDV")
 
 
 def test_an_override_that_no_run_has_is_refused(table: PaperTable):
