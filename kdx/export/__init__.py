@@ -1,0 +1,1 @@
+"""Finished students as files for use elsewhere; `export` is the way in."""
