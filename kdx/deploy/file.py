@@ -54,7 +54,7 @@ def load(path: Path | str) -> Network:
         if header.get("format") != FORMAT:
             raise ValueError(f"its format is {header.get('format')!r}, expected {FORMAT!r}")
         return Network(tuple(_layers(header["layers"], tensors)), tuple(header["image_shape"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DamagedFile(f"{path} is damaged or no exported network: {reason}") from error
 

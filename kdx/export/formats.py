@@ -1,0 +1,58 @@
+"""The formats of an export: how each is written, and how it is run once it has been read again."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import kdx.deploy
+from kdx.export.csr import Values, rounded, save_csr
+from kdx.export.shrink import shrink
+from kdx.export.student import Student, load_shrunk, save_shrunk
+from kdx.export.verification import Run
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: the ending of its files, whether it leaves out unused pixels, and how it is written and read.
+
+    `write` gets the shrunk network; `values` are those of the weights, which only CSR files may round.
+    """
+
+    ending: str
+    write: Callable[[Path, nn.Module, Student, Values], None]
+    read: Callable[[Path], Run]
+    # CSR has no columns for them anyway, and choosing pixels would cost time.
+    drops_inputs: bool = True
+
+    def network(self, student: Student, values: Values) -> nn.Module:
+        """The network that the file must equal: shrunk, and rounded where its values are."""
+        smaller = shrink(deepcopy(student.network), inputs=self.drops_inputs)
+        rounded(smaller, values)
+        return smaller
+
+
+def _run_csr(path: Path) -> Run:
+    network = kdx.deploy.load(path)
+    return lambda images: torch.from_numpy(network(images.numpy()))
+
+
+def _run_shrunk(path: Path) -> Run:
+    network = load_shrunk(path)
+    return lambda images: network(images).detach()
+
+
+FORMATS: dict[str, Format] = {
+    "shrink": Format(
+        "shrink.safetensors", lambda path, network, student, _: save_shrunk(path, network, student), _run_shrunk
+    ),
+    "csr": Format(
+        "csr.safetensors",
+        lambda path, network, student, values: save_csr(path, network, student.data.image_shape, values),
+        _run_csr,
+        drops_inputs=False,
+    ),
+}
