@@ -10,8 +10,10 @@ from torch import nn
 
 import kdx.deploy
 from kdx.export.csr import Values, rounded, save_csr
+from kdx.export.onnx_file import INPUT, OUTPUT, load_onnx, save_onnx
 from kdx.export.shrink import shrink
 from kdx.export.student import Student, load_shrunk, save_shrunk
+from kdx.export.torch_file import load_program, save_program
 from kdx.export.verification import Run
 
 
@@ -45,6 +47,16 @@ def _run_shrunk(path: Path) -> Run:
     return lambda images: network(images).detach()
 
 
+def _run_onnx(path: Path) -> Run:
+    session = load_onnx(path)
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+def _run_program(path: Path) -> Run:
+    network = load_program(path).module()
+    return lambda images: network(images).detach()
+
+
 FORMATS: dict[str, Format] = {
     "shrink": Format(
         "shrink.safetensors", lambda path, network, student, _: save_shrunk(path, network, student), _run_shrunk
@@ -54,5 +66,11 @@ FORMATS: dict[str, Format] = {
         lambda path, network, student, values: save_csr(path, network, student.data.image_shape, values),
         _run_csr,
         drops_inputs=False,
+    ),
+    "onnx": Format(
+        "onnx", lambda path, network, student, _: save_onnx(path, network, student.data.image_shape), _run_onnx
+    ),
+    "torch": Format(
+        "pt2", lambda path, network, student, _: save_program(path, network, student.data.image_shape), _run_program
     ),
 }
