@@ -16,6 +16,7 @@ COLUMN_NUMBERS = 2**20
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Runtime = Literal["csr", "dense"]
+_ZERO = np.float32(0)
 Padding = tuple[int, int, int, int]
 
 
@@ -32,7 +33,8 @@ class Matrix:
         """Columns (in, n) to (out, n)."""
         weight = self.csr if self.dense is None else self.dense
         # One column as a vector: scipy and BLAS have a quicker way for it.
-        outputs = (weight @ columns[:, 0])[:, None] if columns.shape[1] == 1 else weight @ columns
+        outputs = weight @ (columns[:, 0] if columns.shape[1] == 1 else columns)
+        outputs = outputs.reshape(-1, columns.shape[1])
         if self.bias is not None:
             outputs += self.bias
         return outputs
@@ -180,7 +182,7 @@ class Relu:
 
     def __call__(self, inputs: Array) -> Array:
         """Any shape to the same."""
-        return np.maximum(inputs, 0)
+        return np.maximum(inputs, _ZERO)
 
 
 @dataclass(frozen=True)

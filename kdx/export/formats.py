@@ -27,8 +27,9 @@ class Format:
     ending: str
     write: Callable[[Path, nn.Module, Student, Values], None]
     read: Callable[[Path], Run]
-    # CSR has no columns for them anyway, and choosing pixels would cost time.
-    drops_inputs: bool = True
+    # It saves bytes. Choosing pixels costs more time than it saves: on 784-300-100-10 with a quarter of its pixels
+    # unused, onnxruntime takes 14 us with it and 10 us without for one image, 9.6 ms and 1.5 ms for 1024.
+    drops_inputs: bool = False
 
     def network(self, student: Student, values: Values) -> nn.Module:
         """The network that the file must equal: shrunk, and rounded where its values are."""
@@ -59,13 +60,15 @@ def _run_program(path: Path) -> Run:
 
 FORMATS: dict[str, Format] = {
     "shrink": Format(
-        "shrink.safetensors", lambda path, network, student, _: save_shrunk(path, network, student), _run_shrunk
+        "shrink.safetensors",
+        lambda path, network, student, _: save_shrunk(path, network, student),
+        _run_shrunk,
+        drops_inputs=True,
     ),
     "csr": Format(
         "csr.safetensors",
         lambda path, network, student, values: save_csr(path, network, student.data.image_shape, values),
         _run_csr,
-        drops_inputs=False,
     ),
     "onnx": Format(
         "onnx", lambda path, network, student, _: save_onnx(path, network, student.data.image_shape), _run_onnx

@@ -35,7 +35,7 @@ def print_export(exported: Exported) -> None:
     title = exported.format if exported.values == "fp32" else f"{exported.format}, weights as {exported.values}"
     layout.show(screen, content, f"Export: {title}")
     screen.print("Read from disk again and compared with the student on the whole test set.")
-    screen.print("The teacher's bytes are 4 per weight and bias; multiplications are for one image.")
+    screen.print("The teacher has 4 bytes per weight and bias. Multiplications: for one image.")
 
 
 def _counts(name: str, before: int, after: int) -> tuple[str, str, str, str]:
