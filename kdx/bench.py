@@ -128,9 +128,7 @@ def bench(run: Path, seconds: float) -> Bench:
     left_out: dict[str, None] = {}
     with TemporaryDirectory() as folder:
         files = _Files(Path(folder), student, left_out)
-        for threads in sorted(
-            {1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1}
-        ):
+        for threads in sorted({1, _cores()}):
             with _limited(threads):
                 fixed = files.networks(threads)
                 for batch in BATCHES:
@@ -186,6 +184,11 @@ def _session(path: Path, threads: int) -> Call:
     return lambda images: session.run([OUTPUT], {INPUT: images})
 
 
+def _cores() -> int:
+    # Those that this process may use, where the system says.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def _limited(threads: int) -> Iterator[None]:
     """So many threads for numpy's products and for torch's, which records no gradient."""
@@ -196,22 +199,22 @@ def _limited(threads: int) -> Iterator[None]:
 def _timed(
     calls: Mapping[Kind, Call], inputs: Tensor, threads: int, seconds: float, left_out: dict[str, None]
 ) -> list[Timing]:
-    def timer(kind: Kind, call: Call) -> Callable[..., float]:
-        def once(batch: Tensor | Array = inputs if kind.runtime == TORCH else inputs.numpy()) -> float:
+    arrays: dict[Kind, Tensor | Array] = {kind: inputs if kind.runtime == TORCH else inputs.numpy() for kind in calls}
+
+    def timer(kind: Kind) -> Callable[..., float]:
+        call, whole = calls[kind], arrays[kind]
+
+        def once(batch: Tensor | Array = whole) -> float:
             start = time.perf_counter()
             call(batch)
             return time.perf_counter() - start
 
         return once
 
-    timers = {kind: timer(kind, call) for kind, call in calls.items()}
-    quick = {
-        kind: once
-        for kind, once in timers.items()
-        if is_quick_enough(once, inputs if kind.runtime == TORCH else inputs.numpy())
-    }
+    timers = {kind: timer(kind) for kind in calls}
+    quick = {kind: once for kind, once in timers.items() if is_quick_enough(once, arrays[kind])}
     for kind in timers.keys() - quick.keys():
-        left_out[f"{kind}: a batch of {len(inputs)} takes too long"] = None
+        left_out[f"{kind}: {len(inputs)} images would take too long with {threads} threads"] = None
     taken: dict[Kind, list[float]] = {kind: [] for kind in quick}
     for _ in range(ROUNDS):
         for kind, once in quick.items():

@@ -100,7 +100,7 @@ def summary(device: str, threads: int, runtime: str, batch: int, seconds: Sequen
     return Latency(device, threads, runtime, batch, median, p10, p90, len(milliseconds))
 
 
-def is_quick_enough(call: Callable[..., float], inputs: Tensor) -> bool:
+def is_quick_enough(call: Callable[..., float], inputs: Tensor | np.ndarray) -> bool:
     """Judge a large batch by a few of its images, twice, since the first call of a network is always slow."""
     if len(inputs) <= PROBE_IMAGES:
         return True

@@ -20,7 +20,7 @@ def print_bench(bench: Bench) -> None:
             _print_timings(screen, chosen, threads, batch)
     for batch, choices in bench.choices.items():
         _print_choices(screen, choices, batch)
-    screen.print("dense: with its zeros; masked: zeros found in every forward, as the VS paper did.")
+    screen.print("dense: zeros included; masked: they are found in every forward, as VS times it.")
     screen.print("shrunk, CSR, auto: without useless neurons; auto: each matrix the faster way.")
     screen.print("scipy always multiplies CSR on one thread.")
     for line in bench.left_out:
