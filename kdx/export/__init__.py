@@ -57,6 +57,8 @@ def export(run: Path, format: str, values: str = "fp32", out: Path | None = None
     stored = known[values]
     if stored != "fp32" and format != "csr":
         raise UserError(f"values: '{values}' is not allowed with format={format}, only with csr; allowed: fp32")
+    if out is not None and out.is_dir():
+        raise UserError(f"out: '{out}' is a folder; allowed: a file")
     student, how = finished_student(run), FORMATS[format]
     network = how.network(student, stored)
     suffix = "" if values == "fp32" else f"-{values}"
@@ -67,8 +69,6 @@ def export(run: Path, format: str, values: str = "fp32", out: Path | None = None
         how.write(temporary, network, student, stored)
         verified.append(verify(how.read(temporary), network, student.network, student.data.test))
 
-    if path.is_dir():
-        raise UserError(f"out: '{path}' is a folder; allowed: a file")
     try:
         write_atomically(path, write)
     except OSError as error:

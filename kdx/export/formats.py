@@ -10,7 +10,6 @@ from torch import nn
 
 import kdx.deploy
 from kdx.export.csr import Values, rounded, save_csr
-from kdx.export.onnx_file import INPUT, OUTPUT, load_onnx, save_onnx
 from kdx.export.shrink import shrink
 from kdx.export.student import Student, load_shrunk, save_shrunk
 from kdx.export.torch_file import load_program, save_program
@@ -48,7 +47,15 @@ def _run_shrunk(path: Path) -> Run:
     return lambda images: network(images).detach()
 
 
+def _write_onnx(path: Path, network: nn.Module, student: Student, _values: Values) -> None:
+    from kdx.export.onnx_file import save_onnx  # Here, because other formats do not need onnx.
+
+    save_onnx(path, network, student.data.image_shape)
+
+
 def _run_onnx(path: Path) -> Run:
+    from kdx.export.onnx_file import INPUT, OUTPUT, load_onnx
+
     session = load_onnx(path)
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
@@ -70,9 +77,7 @@ FORMATS: dict[str, Format] = {
         lambda path, network, student, values: save_csr(path, network, student.data.image_shape, values),
         _run_csr,
     ),
-    "onnx": Format(
-        "onnx", lambda path, network, student, _: save_onnx(path, network, student.data.image_shape), _run_onnx
-    ),
+    "onnx": Format("onnx", _write_onnx, _run_onnx),
     "torch": Format(
         "pt2", lambda path, network, student, _: save_program(path, network, student.data.image_shape), _run_program
     ),
