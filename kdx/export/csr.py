@@ -140,7 +140,8 @@ def _without_weights(module: nn.Module, name: str) -> Entry:
                 return {"layer": "bins", "size": size}
         case nn.ZeroPad2d():
             return {"layer": "pad", "padding": list(module.padding)}
-    raise _unsupported(name, str(module))
+    # A layer in full, a network within the network by its kind alone.
+    raise _unsupported(name, type(module).__name__ if any(module.children()) else str(module))
 
 
 def _windows(pool: nn.MaxPool2d | nn.AvgPool2d) -> Mapping[str, Any]:

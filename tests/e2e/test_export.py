@@ -147,3 +147,14 @@ def test_a_configuration_of_another_version_is_refused(run: Path, tmp_path: Path
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         finished_student(tmp_path)
+
+
+def test_the_student_of_another_network_is_refused(run: Path, tmp_path: Path):
+    for file in run.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (run / "config.yaml").read_text()
+    assert text.count("  hidden:\n  - 8\n") == 2
+    (tmp_path / "config.yaml").write_text(text.replace("  hidden:\n  - 8\n", "  hidden:\n  - 8\n  - 8\n"))
+    with pytest.raises(UserError, match=r"made for another network: 'fc3\.weight' is absent there"):
+        finished_student(tmp_path)

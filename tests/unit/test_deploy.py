@@ -18,6 +18,7 @@ import kdx.deploy
 from kdx.deploy import DamagedFile
 from kdx.errors import UserError
 from kdx.export.csr import VALUES, rounded, save_csr
+from kdx.models.ensemble import Ensemble
 from kdx.tensors import save_tensors
 
 
@@ -183,6 +184,8 @@ def test_images_of_another_shape_are_refused(tmp_path: Path):
 def test_an_unknown_layer_is_told(tmp_path: Path):
     with pytest.raises(UserError, match="'csr' has nothing for 0, Tanh"):
         exported(tmp_path, nn.Sequential(nn.Tanh()))
+    with pytest.raises(UserError, match="'csr' has nothing for the network, Ensemble; allowed: shrink, onnx, torch"):
+        exported(tmp_path, Ensemble([small("mlp")]))
 
 
 def test_the_faster_way_is_taken_for_each_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

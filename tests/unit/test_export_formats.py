@@ -20,6 +20,7 @@ from kdx.export.shrink import shrink
 from kdx.export.student import blank_network, load_shrunk
 from kdx.export.torch_file import load_program
 from kdx.export.verification import NotTheSame, verify
+from kdx.methods.neurons import hidden_layer, without_neurons
 from kdx.models.ensemble import Ensemble
 
 
@@ -93,6 +94,16 @@ def test_a_shrunk_file_is_a_smaller_network(tmp_path: Path):
     loaded = load_shrunk(path)
     assert str(loaded) == str(shrink(network))
     assert_same(loaded, network)
+
+
+def test_a_network_that_lost_neurons_is_built_from_its_file():
+    network = small("kddp")
+    hidden = hidden_layer(network, "fc1")
+    smaller = without_neurons(network, hidden, torch.tensor([True, False, True, False, True]))
+    blank = blank_network(SETTINGS["kddp"], IMAGE, CLASSES, smaller.state_dict())
+    assert str(blank) == str(smaller)
+    blank.load_state_dict(smaller.state_dict())
+    assert_same(blank, smaller.eval())
 
 
 def test_an_ensemble_is_built_from_its_file():
