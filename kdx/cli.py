@@ -21,6 +21,8 @@ commands:
   train -m KEY=A,B ...    the same for several values, and one table that compares them
   table RUN ...           the tables of finished runs again, by folder or run id
   reproduce TABLE ...     a paper's table beside the published numbers (kdx reproduce --list)
+  export RUN format=F     a student as a file: shrink, csr, onnx or torch (kdx export --help)
+  bench RUN ...           how fast students are, in every runtime (kdx bench --help)
 
 options:
   -h, --help              this text
@@ -33,6 +35,29 @@ _TABLE_HELP = """\
 usage: kdx table RUN ...
 
 Print the tables of a finished run, or a comparison of several. RUN is a run's folder, or the beginning of its id."""
+
+_EXPORT_HELP = """\
+usage: kdx export RUN format=FORMAT [values=VALUES] [out=FILE]
+
+Write the student of a finished run as a file, read it again and compare it with the student on the whole test set.
+RUN is the run's folder, or the beginning of its id.
+
+format:
+  shrink   the dense network without neurons, channels and pixels that cannot matter, .safetensors
+  csr      compressed sparse rows for kdx.deploy, which needs numpy and scipy only, .safetensors
+  onnx     the shrunk network for onnxruntime, any batch size
+  torch    the shrunk network for torch.export.load, any batch size
+
+values     of csr: fp32 (default), fp16, or int8 with one factor per row
+out        the file; by default one in the folder exports of the run"""
+
+_BENCH_HELP = """\
+usage: kdx bench RUN ... [seconds=S]
+
+Time the students of finished runs and their teachers: dense, masked, CSR, shrunk and as ONNX, for batches of 1, 32
+and 1024 images, on one CPU thread and on all. RUN is a run's folder, or the beginning of its id.
+
+seconds    for each runtime and batch, 0.5 by default"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -81,8 +106,7 @@ def table(words: list[str]) -> int:
         raise UserError("table: no run is given; allowed: the folders or ids of finished runs")
     from kdx.report.table import finished_run, print_comparison, print_run
 
-    outputs = Path(os.environ.get("KDX_OUTPUTS", "outputs"))
-    runs = [finished_run(word, outputs) for word in words]
+    runs = [finished_run(word, _outputs()) for word in words]
     if len(runs) == 1:
         print_run(runs[0])
     else:
@@ -104,8 +128,68 @@ def reproduce(words: list[str]) -> int:
     return command.reproduce(words)
 
 
+def export(words: list[str]) -> int:
+    """`kdx export`: a finished run's student as a verified file."""
+    if {"-h", "--help"} & set(words):
+        print(_EXPORT_HELP)
+        return DONE
+    from kdx.words import runs_and_settings
+
+    runs, settings = runs_and_settings("export", words, ("format", "values", "out"))
+    if len(runs) > 1:
+        raise UserError(f"export: '{runs[1]}' is a second run; allowed: one")
+    if "format" not in settings:
+        raise UserError("format: no value is given; allowed: csr, onnx, shrink, torch")
+    from kdx.report.finished import finished_run
+
+    run = finished_run(runs[0], _outputs())
+    out = Path(settings["out"]) if settings.get("out") else None
+    from kdx.export import export
+    from kdx.report.export import print_export
+
+    exported = export(run, settings["format"], settings.get("values", "fp32"), out)
+    print_export(exported)
+    print(exported.path)
+    return DONE
+
+
+def bench(words: list[str]) -> int:
+    """`kdx bench`: the inference table of finished runs."""
+    if {"-h", "--help"} & set(words):
+        print(_BENCH_HELP)
+        return DONE
+    from kdx.words import runs_and_settings
+
+    words, settings = runs_and_settings("bench", words, ("seconds",))
+    try:
+        seconds = float(settings.get("seconds", 0.5))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 3600:
+        raise UserError(f"seconds: '{settings['seconds']}' is not allowed; allowed: a number above 0 and below 3600")
+    from kdx.report.finished import finished_run
+
+    runs = [finished_run(word, _outputs()) for word in words]
+    from kdx.bench import bench
+    from kdx.report.bench import print_bench
+
+    for run in runs:
+        print_bench(bench(run, seconds))
+    return DONE
+
+
+def _outputs() -> Path:
+    return Path(os.environ.get("KDX_OUTPUTS", "outputs"))
+
+
 def _dispatch(words: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "table": table, "reproduce": reproduce}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": train,
+        "table": table,
+        "reproduce": reproduce,
+        "export": export,
+        "bench": bench,
+    }
     if not words:
         raise UserError(f"no command is given; allowed: {', '.join(commands)} (kdx --help)")
     command, *rest = words

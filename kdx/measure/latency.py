@@ -58,7 +58,7 @@ def latencies(model: nn.Module, images: Tensor, device: torch.device, seconds: f
         networks.append((device, DENSE, deepcopy(model).to(device).float().eval()))
     budget = seconds / (len(networks) * len(BATCHES))
     rows = []
-    with _one_thread(), torch.inference_mode():
+    with cpu_threads(THREADS), torch.inference_mode():
         for place, runtime, network in networks:
             for batch in BATCHES:
                 inputs = images[torch.arange(batch, device=images.device) % len(images)].to(place, torch.float32)
@@ -87,15 +87,20 @@ def _time(network: nn.Module, inputs: Tensor, device: torch.device, runtime: str
             torch.accelerator.synchronize(device)
         return time.perf_counter() - start
 
-    if not _is_quick_enough(call, inputs):
+    if not is_quick_enough(call, inputs):
         log.info("%s on %s: batch %d takes over %g s, not timed", runtime, device.type, len(inputs), MAX_CALL_SECONDS)
         return None
-    milliseconds = 1000 * np.array(_repeat(call, budget))
+    return summary(device.type, THREADS, runtime, len(inputs), repeat(call, budget))
+
+
+def summary(device: str, threads: int, runtime: str, batch: int, seconds: Sequence[float]) -> Latency:
+    """The row of a batch that took `seconds` each time."""
+    milliseconds = 1000 * np.array(seconds)
     p10, median, p90 = (float(value) for value in np.percentile(milliseconds, (10, 50, 90)))
-    return Latency(device.type, THREADS, runtime, len(inputs), median, p10, p90, len(milliseconds))
+    return Latency(device, threads, runtime, batch, median, p10, p90, len(milliseconds))
 
 
-def _is_quick_enough(call: Callable[..., float], inputs: Tensor) -> bool:
+def is_quick_enough(call: Callable[..., float], inputs: Tensor | np.ndarray) -> bool:
     """Judge a large batch by a few of its images, twice, since the first call of a network is always slow."""
     if len(inputs) <= PROBE_IMAGES:
         return True
@@ -103,7 +108,7 @@ def _is_quick_enough(call: Callable[..., float], inputs: Tensor) -> bool:
     return min(call(probe), call(probe)) * len(inputs) / PROBE_IMAGES <= MAX_CALL_SECONDS
 
 
-def _repeat(call: Callable[[], float], budget: float) -> list[float]:
+def repeat(call: Callable[[], float], budget: float) -> list[float]:
     """Times in seconds of repeated calls: at least `MIN_REPETITIONS`, then until `budget` seconds are spent."""
     start = time.perf_counter()
     while True:  # Warm up: caches, lazy initialisation, the processor's clock.
@@ -117,10 +122,10 @@ def _repeat(call: Callable[[], float], budget: float) -> list[float]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread and plain float32 products; a run may have set `medium`, which is slow at batch 1."""
+def cpu_threads(count: int) -> Iterator[None]:
+    """So many torch threads and plain float32 products; a run may have set `medium`, which is slow at batch 1."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(count)
     torch.set_float32_matmul_precision("highest")
     try:
         yield

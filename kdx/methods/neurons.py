@@ -11,6 +11,7 @@ from kdx.data.dataset import Split
 from kdx.errors import UserError, unknown
 from kdx.measure.accuracy import evaluating
 from kdx.methods.dropout import NoisyDropout
+from kdx.models.widths import keep_inputs, keep_outputs
 
 # What hands every neuron on by itself and turns zero into zero.
 _PASSING = (nn.Dropout, NoisyDropout, nn.Identity, nn.Flatten)
@@ -62,25 +63,10 @@ def without_neurons(network: nn.Sequential, hidden: Hidden, kept: Tensor) -> nn.
     Where the others are silent it computes the same function.
     """
     smaller = deepcopy(network)
-    layer, following = _linear(smaller, hidden.layer), _linear(smaller, hidden.following)
-    for part in (layer, *(smaller.get_submodule(name) for name in hidden.norms)):
-        _keep_rows(part, kept)
-    following.weight = nn.Parameter(following.weight.detach()[:, kept])
-    layer.out_features = following.in_features = int(kept.sum())
-    for name in hidden.norms:
-        norm = smaller.get_submodule(name)
-        assert isinstance(norm, nn.BatchNorm1d)
-        norm.num_features = layer.out_features
+    for name in (hidden.layer, *hidden.norms):
+        keep_outputs(smaller.get_submodule(name), kept)
+    keep_inputs(_linear(smaller, hidden.following), kept)
     return smaller
-
-
-def _keep_rows(part: nn.Module, kept: Tensor) -> None:
-    for name, value in list(part.named_parameters(recurse=False)):
-        setattr(part, name, nn.Parameter(value.detach()[kept]))
-    for name, value in list(part.named_buffers(recurse=False)):
-        # The number of batches that batch norm has seen belongs to no neuron.
-        if value.dim():
-            setattr(part, name, value[kept])
 
 
 def _hidden_layers(network: nn.Module) -> Iterator[Hidden]:

@@ -137,7 +137,7 @@ def _print_latencies(screen: Console, rows: list[dict[str, Any]]) -> None:
             layout.milliseconds(row["median_ms"]),
             f"{layout.milliseconds(row['p10_ms'])} - {layout.milliseconds(row['p90_ms'])}",
             layout.count(row["repetitions"]),
-            _against(dense.get((row["device"], row["batch"])), row["median_ms"]) if row["runtime"] != "dense" else "",
+            against(dense.get((row["device"], row["batch"])), row["median_ms"]) if row["runtime"] != "dense" else "",
         )
     threads = sorted({row["threads"] for row in rows})
     plural = "" if threads == [1] else "s"
@@ -145,7 +145,8 @@ def _print_latencies(screen: Console, rows: list[dict[str, Any]]) -> None:
     layout.show(screen, content, f"Latency of the student, {used} CPU thread{plural}")
 
 
-def _against(dense: float | None, median: float) -> Text:
+def against(dense: float | None, median: float) -> Text:
+    """How much faster than `dense` a median is, both in the same unit; slower is shown so that it is seen."""
     if not dense or not median:
         return Text(layout.ABSENT)
     if f"{max(median / dense, dense / median):.2f}" == "1.00":

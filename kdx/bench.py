@@ -1,0 +1,222 @@
+"""How fast the networks of a finished run are: teacher and student, in every runtime, batch and number of threads.
+
+All runtimes get the same image-major float32 batch in the CPU's memory, as an array of their own kind; so CSR's time
+includes the transposition.
+They are timed in turn, several rounds, so that what else the machine does falls on all of them.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import kdx.deploy
+from kdx.errors import UserError
+from kdx.export.csr import save_csr
+from kdx.export.onnx_file import INPUT, OUTPUT, load_onnx, save_onnx
+from kdx.export.shrink import shrink
+from kdx.export.student import Student, finished_student
+from kdx.layers import substitute
+from kdx.measure.latency import Latency, cpu_threads, is_quick_enough, repeat, summary
+from kdx.methods.variational import log_alpha
+from kdx.models import build_model
+
+BATCHES = (1, 32, 1024)
+ROUNDS = 5
+# log alpha of the weights that are left and of those that are gone, on both sides of any threshold in use.
+KEPT, GONE, THRESHOLD = -10.0, 10.0, 3.0
+
+TEACHER, STUDENT = "teacher", "student"
+TORCH, DEPLOY, ONNX = "torch", "kdx.deploy", "onnxruntime"
+RUNTIMES = (TORCH, DEPLOY, ONNX)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Call = Callable[[Any], object]
+"""A network in its runtime: images (batch, C, H, W), as a tensor for torch and a numpy array for the others."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is timed: a network in one form, in one runtime."""
+
+    network: str
+    form: str
+    runtime: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.runtime}"
+
+    @property
+    def name(self) -> str:
+        """The student's form, or the teacher."""
+        return self.network if self.network == TEACHER else self.form
+
+
+DENSE = {runtime: Kind(STUDENT, "dense", runtime) for runtime in RUNTIMES}
+TEACHER_DENSE = Kind(TEACHER, "dense", TORCH)
+MASKED, SHRUNK = Kind(STUDENT, "masked", TORCH), Kind(STUDENT, "shrunk", TORCH)
+CSR, AUTO = Kind(STUDENT, "CSR", DEPLOY), Kind(STUDENT, "auto", DEPLOY)
+SHRUNK_ONNX = Kind(STUDENT, "shrunk", ONNX)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One kind with its times for one batch and number of threads."""
+
+    kind: Kind
+    latency: Latency
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The timings of a run, and by batch how each matrix of the shrunk student is multiplied faster on one thread.
+
+    `left_out` says in a line each what could not be timed.
+    """
+
+    run: Path
+    title: str
+    timings: list[Timing]
+    choices: dict[int, list[kdx.deploy.Choice]]
+    left_out: list[str]
+
+
+class Thresholded(nn.Module):
+    """A layer that finds its zeros anew in every forward: the weights whose log alpha reaches the threshold.
+
+    So the VS paper timed its sparse students (SPEC, table VS 6). log alpha depends on log sigma^2, which a finished
+    run no longer has; another one with the same zeros takes as long.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.layer = layer
+        weight = layer.weight.detach()
+        zero = log_alpha(weight, torch.zeros_like(weight))
+        self.log_sigma2 = torch.where(weight == 0, GONE, KEPT) - zero
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the layer gives for its surviving weights."""
+        layer = self.layer
+        weight = torch.where(log_alpha(layer.weight, self.log_sigma2) < THRESHOLD, layer.weight, 0.0)
+        if isinstance(layer, nn.Linear):
+            return F.linear(inputs, weight, layer.bias)
+        return layer._conv_forward(inputs, weight, layer.bias)
+
+
+def bench(run: Path, seconds: float) -> Bench:
+    """Time the networks of the finished `run`, `seconds` for each runtime, batch and number of threads.
+
+    Raises UserError where a file of the run is absent or does not fit.
+    """
+    student = finished_student(run)
+    images, _ = next(student.data.test.batches(max(BATCHES)))
+    images = images[torch.arange(max(BATCHES)) % len(images)].contiguous()
+    timings: list[Timing] = []
+    choices: dict[int, list[kdx.deploy.Choice]] = {}
+    left_out: dict[str, None] = {}
+    with TemporaryDirectory() as folder:
+        files = _Files(Path(folder), student, left_out)
+        for threads in sorted({1, _cores()}):
+            with _limited(threads):
+                fixed = files.networks(threads)
+                for batch in BATCHES:
+                    inputs = images[:batch]
+                    calls = dict(fixed)
+                    if files.csr is not None:
+                        measured = kdx.deploy.choices(files.csr, inputs.numpy())
+                        choices.setdefault(batch, measured)
+                        calls[AUTO] = kdx.deploy.fastest(files.csr, measured)
+                    timings += _timed(calls, inputs, threads, seconds, left_out)
+    title = f"{student.figures['method']} on {student.figures['dataset']}"
+    return Bench(run, title, timings, choices, list(left_out))
+
+
+class _Files:
+    """The networks of a run in every form, in memory or as files of a temporary folder."""
+
+    def __init__(self, folder: Path, student: Student, left_out: dict[str, None]) -> None:
+        shape = student.data.image_shape
+        self.dense = deepcopy(student.network)
+        self.shrunk = shrink(student.network, inputs=False)
+        self.masked = deepcopy(student.network)
+        substitute(self.masked, lambda layer: Thresholded(layer) if isinstance(layer, nn.Linear | nn.Conv2d) else None)
+        # Its time depends on its shape alone, so any weights serve.
+        self.teacher = build_model(student.config.teacher, shape, student.data.classes, seed=0).eval()
+        self.onnx = {DENSE[ONNX]: folder / "dense.onnx", SHRUNK_ONNX: folder / "shrunk.onnx"}
+        save_onnx(self.onnx[DENSE[ONNX]], self.dense, shape)
+        save_onnx(self.onnx[SHRUNK_ONNX], self.shrunk, shape)
+        self.csr = self.plain = None
+        try:
+            for name, network in (("csr", self.shrunk), ("plain", student.network)):
+                save_csr(folder / name, network, shape, "fp32")
+            self.csr, plain = kdx.deploy.load(folder / "csr"), kdx.deploy.load(folder / "plain")
+            self.plain = plain.with_runtimes({matrix.name: "dense" for matrix in plain.matrices()})
+        except UserError as error:
+            left_out[f"{DEPLOY}: {error}"] = None
+
+    def networks(self, threads: int) -> dict[Kind, Call]:
+        """Everything but the choice that depends on the batch."""
+        calls: dict[Kind, Call] = {
+            TEACHER_DENSE: self.teacher,
+            DENSE[TORCH]: self.dense,
+            MASKED: self.masked,
+            SHRUNK: self.shrunk,
+        }
+        if self.csr is not None and self.plain is not None:
+            calls |= {DENSE[DEPLOY]: self.plain, CSR: self.csr}
+        return calls | {kind: _session(path, threads) for kind, path in self.onnx.items()}
+
+
+def _session(path: Path, threads: int) -> Call:
+    session = load_onnx(path, threads)
+    return lambda images: session.run([OUTPUT], {INPUT: images})
+
+
+def _cores() -> int:
+    # Those that this process may use, where the system says.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _limited(threads: int) -> Iterator[None]:
+    """So many threads for numpy's products and for torch's, which records no gradient."""
+    with threadpool_limits(limits=threads, user_api="blas"), cpu_threads(threads), torch.inference_mode():
+        yield
+
+
+def _timed(
+    calls: Mapping[Kind, Call], inputs: Tensor, threads: int, seconds: float, left_out: dict[str, None]
+) -> list[Timing]:
+    arrays: dict[Kind, Tensor | Array] = {kind: inputs if kind.runtime == TORCH else inputs.numpy() for kind in calls}
+
+    def timer(kind: Kind) -> Callable[..., float]:
+        call, whole = calls[kind], arrays[kind]
+
+        def once(batch: Tensor | Array = whole) -> float:
+            start = time.perf_counter()
+            call(batch)
+            return time.perf_counter() - start
+
+        return once
+
+    timers = {kind: timer(kind) for kind in calls}
+    quick = {kind: once for kind, once in timers.items() if is_quick_enough(once, arrays[kind])}
+    for kind in timers.keys() - quick.keys():
+        left_out[f"{kind}: {len(inputs)} images would take too long with {threads} threads"] = None
+    taken: dict[Kind, list[float]] = {kind: [] for kind in quick}
+    for _ in range(ROUNDS):
+        for kind, once in quick.items():
+            taken[kind] += repeat(once, seconds / ROUNDS)
+    return [Timing(kind, summary("cpu", threads, str(kind), len(inputs), taken[kind])) for kind, times in taken.items()]

@@ -1,0 +1,94 @@
+"""Finished students as files for use elsewhere; `export` is the way in."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdx.errors import UserError, unknown
+
+FOLDER = "exports"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported and verified file beside the student of its run.
+
+    Errors in percent; `logit_difference` is the largest between the logits of file and student over the test set;
+    multiplications are for one image. `teacher_bytes` are the teacher's dense bytes, None where there was no teacher.
+    """
+
+    path: Path
+    format: str
+    values: str
+    bytes: int
+    teacher_bytes: float | None
+    student_bytes: int
+    test_error_percent: float
+    student_test_error_percent: float
+    logit_difference: float
+    parameters: int
+    student_parameters: int
+    multiplications: int
+    student_multiplications: int
+    nonzero_multiplications: int
+    student_nonzero_multiplications: int
+
+
+def export(run: Path, format: str, values: str = "fp32", out: Path | None = None) -> Exported:
+    """Write the student of the finished `run` as `format` to `out`, by default into the run's folder `exports`.
+
+    The file is read again and compared with the student on the whole test set before it gets its name. Raises
+    UserError for what the user can mend, NotTheSame where the file does not do what the student does.
+    """
+    # Here, so that the names above do not import torch.
+    from kdx.export.csr import VALUES, Values
+    from kdx.export.formats import FORMATS
+    from kdx.export.student import finished_student
+    from kdx.export.verification import Verified, verify
+    from kdx.files import write_atomically
+    from kdx.measure.footprint import parameter_count
+    from kdx.measure.multiplications import multiplications, nonzero_multiplications
+    from kdx.report.finished import number
+
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    known: dict[str, Values] = {each: each for each in VALUES}
+    if values not in known:
+        raise unknown("values", values, known)
+    stored = known[values]
+    if stored != "fp32" and format != "csr":
+        raise UserError(f"values: '{values}' is not allowed with format={format}, only with csr; allowed: fp32")
+    if out is not None and out.is_dir():
+        raise UserError(f"out: '{out}' is a folder; allowed: a file")
+    student, how = finished_student(run), FORMATS[format]
+    network = how.network(student, stored)
+    suffix = "" if values == "fp32" else f"-{values}"
+    path = out or run / FOLDER / f"student{suffix}.{how.ending}"
+    verified: list[Verified] = []
+
+    def write(temporary: Path) -> None:
+        how.write(temporary, network, student, stored)
+        verified.append(verify(how.read(temporary), network, student.network, student.data.test))
+
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise UserError(f"out: '{path}' cannot be written: {error.strerror}; allowed: a file") from error
+    (proof,) = verified
+    shape = student.data.image_shape
+    return Exported(
+        path=path,
+        format=format,
+        values=values,
+        bytes=path.stat().st_size,
+        teacher_bytes=number(student.figures, "teacher_dense_bytes"),
+        student_bytes=(run / "student.safetensors").stat().st_size,
+        test_error_percent=proof.test_error_percent,
+        student_test_error_percent=proof.student_test_error_percent,
+        logit_difference=proof.logit_difference,
+        parameters=parameter_count(network),
+        student_parameters=parameter_count(student.network),
+        multiplications=multiplications(network, shape),
+        student_multiplications=multiplications(student.network, shape),
+        nonzero_multiplications=nonzero_multiplications(network, shape),
+        student_nonzero_multiplications=nonzero_multiplications(student.network, shape),
+    )

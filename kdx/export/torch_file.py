@@ -1,0 +1,57 @@
+"""A plain network as a file of torch.export for any batch size, without any pickle in it."""
+
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from kdx.errors import UserError
+from kdx.files import write_atomically
+
+
+def save_program(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Write `network`: float32 images (batch, C, H, W) to logits (batch, classes), atomically."""
+    # Two images, because torch takes a dimension of 1 for a constant.
+    example = (torch.zeros(2, *image_shape),)
+    program = torch.export.export(network, example, dynamic_shapes=({0: Dim.DYNAMIC},))
+    # Example inputs are the one thing that torch would pickle.
+    program.example_inputs = None  # type: ignore[assignment]
+
+    def write(temporary: Path) -> None:
+        # By an open file, because torch insists on the ending of a name.
+        with temporary.open("wb") as file:
+            torch.export.save(program, file)
+
+    write_atomically(path, write)
+
+
+def load_program(path: Path) -> ExportedProgram:
+    """Read what `save_program` wrote; UserError where it is absent, damaged, or has a pickle in it.
+
+    torch.export.load alone reads pickles and does not see changed numbers.
+    """
+    try:
+        with ZipFile(path) as archive:
+            changed = archive.testzip()
+            pickled = [entry.filename for entry in archive.infolist() if _may_be_pickle(archive, entry.filename)]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: there is no such file; allowed: a file written by kdx export RUN format=torch"
+        ) from None
+    except (BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged: {error}; export it again") from None
+    if changed is not None:
+        raise UserError(f"{path} is damaged: {changed} does not match its checksum; export it again")
+    if pickled:
+        raise UserError(f"{path}: {pickled[0]} holds a pickle, which is not read; allowed: a file without")
+    with path.open("rb") as file:
+        return torch.export.load(file)
+
+
+def _may_be_pickle(archive: ZipFile, name: str) -> bool:
+    if name.endswith("config.json"):
+        return b'"use_pickle": true' in archive.read(name).replace(b'":true', b'": true')
+    # Example inputs and, in other archives, whatever torch.save wrote.
+    return name.endswith((".pt", ".pkl")) and archive.getinfo(name).file_size > 0

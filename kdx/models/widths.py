@@ -1,0 +1,85 @@
+"""Layers with fewer neurons or channels than they were built with, and networks that take their widths from a file."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+# What has one weight per neuron or channel.
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+class UsedInputs(nn.Module):
+    """Picks the inputs at `indices`, int32 (used,): flattened images (batch, inputs) to (batch, used)."""
+
+    indices: Tensor
+
+    def __init__(self, indices: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("indices", indices.to(torch.int32))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, inputs) to (batch, used)."""
+        return inputs.index_select(1, self.indices)
+
+
+def keep_outputs(layer: nn.Module, kept: Tensor) -> None:
+    """Leave `layer` the outputs of the mask `kept` (out,) only, in place: an ungrouped weight layer or a batch norm."""
+    for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        # The number of batches that batch norm has seen belongs to no neuron.
+        if value.dim():
+            _replace(layer, name, value.detach()[kept])
+    _declare_widths(layer)
+
+
+def keep_inputs(layer: nn.Linear | nn.Conv2d, kept: Tensor) -> None:
+    """Leave the ungrouped `layer` the inputs of the mask `kept` (in,) only, in place."""
+    _replace(layer, "weight", layer.weight.detach()[:, kept])
+    _declare_widths(layer)
+
+
+def with_used_inputs(network: nn.Sequential, before: str, indices: Tensor) -> nn.Sequential:
+    """The same layers with a `used_inputs` in front of the layer `before`."""
+    layers = nn.Sequential()
+    for name, layer in network.named_children():
+        if name == before:
+            layers.add_module("used_inputs", UsedInputs(indices))
+        layers.add_module(name, layer)
+    return layers.train(network.training)
+
+
+def widened_as(network: Network, tensors: Mapping[str, Tensor]) -> Network:
+    """`network` with the widths that its layers have in `tensors`, changed in place; the values are left undefined.
+
+    A layer without a bias gets one where there is one. Names that the network has not are left to the caller.
+    """
+    for prefix, layer in network.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | Norm | UsedInputs):
+            own = dict([*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)])
+            for name in [*own, "bias"]:
+                found = tensors.get(f"{prefix}.{name}")
+                if found is not None and (name not in own or found.shape != own[name].shape):
+                    _replace(layer, name, torch.empty_like(found, device=_device(network)))
+            _declare_widths(layer)
+    return network
+
+
+def _replace(layer: nn.Module, name: str, value: Tensor) -> None:
+    is_buffer = name in layer._buffers
+    setattr(layer, name, value if is_buffer else nn.Parameter(value))
+
+
+def _declare_widths(layer: nn.Module) -> None:
+    """What a layer says of its widths, from its weights: torch checks and prints it."""
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.Conv2d):
+        layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
+    elif isinstance(layer, Norm):
+        layer.num_features = len(layer.weight)
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

@@ -1,0 +1,160 @@
+"""Exports and timings of a real, short run on scikit-learn's digits, through the real command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from short_runs import folder_of
+
+from kdx.bench import Thresholded, bench
+from kdx.cli import main
+from kdx.deploy import load
+from kdx.errors import UserError
+from kdx.export import export
+from kdx.export.student import finished_student, load_shrunk
+from kdx.export.verification import NotTheSame
+from kdx.report.bench import print_bench
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=1", "teacher.trainer.epochs=1"),
+    *("device.latency_seconds=0", "device.threads=1", "method=prune", "method.sparsity=0.9"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with nine zeros in ten weights."""
+    base = tmp_path_factory.mktemp("exported")
+    words = [sys.executable, "-m", "kdx", "train", *TINY, f"outputs={base}"]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return folder_of(result, base)
+
+
+@pytest.mark.parametrize("words", ["shrink", "csr", "csr values=int8", "csr values=fp16", "onnx", "torch"])
+def test_every_format(run: Path, words: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["export", str(run), *f"format={words}".split()]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    path = Path(lines[-1])
+    assert path.parent == run / "exports"
+    assert path.is_file()
+    assert max(map(len, lines[:-1])) <= 80
+    for name in ("test error %", "largest logit difference", "parameters", "multiplications", "file"):
+        assert any(line.startswith(name) for line in lines)
+
+
+def test_the_python_interface(run: Path, tmp_path: Path):
+    exported = export(run, "csr", values="int8", out=tmp_path / "small")
+    assert exported.path == tmp_path / "small"
+    assert exported.bytes == (tmp_path / "small").stat().st_size < exported.student_bytes
+    assert exported.parameters <= exported.student_parameters
+    assert load(tmp_path / "small").image_shape == (1, 28, 28)
+    student = finished_student(run)
+    assert exported.student_test_error_percent == student.figures["test_error_percent"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "small"], "nothing else is left"
+    export(run, "shrink", out=tmp_path / "shrunk")
+    assert load_shrunk(tmp_path / "shrunk").fc1.weight.count_nonzero() > 0
+
+
+def test_what_is_not_the_same_gets_no_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kdx.export.verification.TOLERANCE", -1.0)
+    with pytest.raises(NotTheSame):
+        export(run, "csr", out=tmp_path / "wrong")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("", "export: no run is given; allowed: the folders or ids of finished runs"),
+        ("format=csr", "export: no run is given; allowed: the folders or ids of finished runs"),
+        ("RUN", "format: no value is given; allowed: csr, onnx, shrink, torch"),
+        ("RUN format=cvs", "format: 'cvs' is not known; did you mean 'csr'? allowed: csr, onnx, shrink, torch"),
+        ("RUN format=csr values=int4", "values: 'int4' is not known; did you mean 'int8'? allowed: fp16, fp32, int8"),
+        ("RUN format=onnx values=int8", "values: 'int8' is not allowed with format=onnx, only with csr; allowed: fp32"),
+        ("RUN fromat=csr", "key: 'fromat' is not known; did you mean 'format'? allowed: format, out, values"),
+        ("RUN format=csr format=onnx", "format: 'onnx' is a second value beside 'csr'; allowed: one"),
+        ("RUN RUN format=csr", "export: 'RUN' is a second run; allowed: one"),
+        ("RUN format=csr out=.", "out: '.' is a folder; allowed: a file"),
+        ("RUN format=csr --quiet", "option: '--quiet' is not known; allowed: --help, -h"),
+        ("no format=csr", "run: 'no' is not known; allowed: the folder of a finished run (outputs/runs holds none)"),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    run: Path,
+    words: str,
+    line: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDX_OUTPUTS", raising=False)
+    assert main(["export", *words.replace("RUN", str(run)).split()]) == 2
+    assert capsys.readouterr() == ("", f"kdx: {line.replace('RUN', str(run))}\n")
+
+
+def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kdx.deploy.choice.SECONDS", 0.0)
+    monkeypatch.setattr("kdx.bench._cores", lambda: 1)
+    monkeypatch.setattr("kdx.bench.BATCHES", (1, 3))
+    measured = bench(run, seconds=0.001)
+    print_bench(measured)
+    names = {(timing.kind.name, timing.kind.runtime, timing.latency.batch) for timing in measured.timings}
+    kinds = {("teacher", "torch")} | {(form, "torch") for form in ("dense", "masked", "shrunk")}
+    kinds |= {(form, "kdx.deploy") for form in ("dense", "CSR", "auto")}
+    kinds |= {(form, "onnxruntime") for form in ("dense", "shrunk")}
+    assert names == {(*kind, batch) for kind in kinds for batch in (1, 3)}
+    assert all(t.latency.p10_ms <= t.latency.median_ms <= t.latency.p90_ms for t in measured.timings)
+    out = capsys.readouterr().out
+    assert "Batch 3, 1 CPU thread" in out
+    assert "CSR wins from %" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_mistake_in_bench(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", str(run), "seconds=0"]) == 2
+    assert capsys.readouterr().err == "kdx: seconds: '0' is not allowed; allowed: a number above 0 and below 3600\n"
+
+
+def test_the_commands_from_a_shell(kdx, run: Path):
+    """The whole way once: no warning of a library reaches the screen."""
+    result = kdx("export", str(run), "format=onnx")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert kdx("export", "--help").stdout.startswith("usage: kdx export RUN format=FORMAT")
+    assert kdx("bench", "--help").stdout.startswith("usage: kdx bench RUN ...")
+
+
+def test_masking_in_every_forward_changes_nothing(run: Path):
+    student = finished_student(run)
+    images, _ = next(student.data.test.batches(10))
+    layer = student.network.fc1
+    assert (layer.weight == 0).any()
+    assert (Thresholded(layer)(images.flatten(1)) == layer(images.flatten(1))).all()
+
+
+def test_a_configuration_of_another_version_is_refused(run: Path, tmp_path: Path):
+    for file in run.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (run / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("threads: 1", "threads: one"))
+    with pytest.raises(UserError, match=r"written by another version of kdx: device\.threads: 'one' is not allowed"):
+        finished_student(tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        finished_student(tmp_path)
+
+
+def test_the_student_of_another_network_is_refused(run: Path, tmp_path: Path):
+    for file in run.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (run / "config.yaml").read_text()
+    assert text.count("  hidden:\n  - 8\n") == 2
+    (tmp_path / "config.yaml").write_text(text.replace("  hidden:\n  - 8\n", "  hidden:\n  - 8\n  - 8\n"))
+    with pytest.raises(UserError, match=r"made for another network: 'fc3\.weight' is absent there"):
+        finished_student(tmp_path)
