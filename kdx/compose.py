@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -58,7 +58,7 @@ def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(one_line(error)) from None
     # Some values can be resolved only where the job runs.
-    return {str(key): value for key, value in OmegaConf.to_container(launcher, resolve=False).items()}
+    return dict(cast(dict[str, Any], OmegaConf.to_container(launcher, resolve=False)))
 
 
 def defaults(overrides: Sequence[str]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     table.finished_run = lambda word, outputs: outputs / word  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "kdx.experiment", story)
     monkeypatch.setitem(sys.modules, "kdx.report.table", table)
+    monkeypatch.setattr("kdx.report.summary.groups_of", lambda runs: [])
     monkeypatch.delenv("KDX_OUTPUTS", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -112,13 +113,13 @@ def test_a_sweep_goes_on_after_a_failure(capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_sweep_that_succeeds(capsys: pytest.CaptureFixture[str]):
-    assert main(["train", "--multirun", "seed=0,7", "hydra.sweep.dir=swept"]) == 0
-    assert capsys.readouterr().out == "comparison of 2\nswept\n"
+    assert main(["train", "--multirun", "seed=0,7", "sweep.name=swept"]) == 0
+    assert capsys.readouterr().out == "comparison of 2\noutputs/sweeps/swept\n"
 
 
 def test_a_sweep_in_a_used_folder_counts_its_own_jobs(capsys: pytest.CaptureFixture[str]):
-    main(["train", "-m", "seed=0,7,8", "hydra.sweep.dir=swept"])
-    main(["train", "-m", "seed=0,7", "hydra.sweep.dir=swept"])
+    main(["train", "-m", "seed=0,7,8", "sweep.name=swept"])
+    main(["train", "-m", "seed=0,7", "sweep.name=swept"])
     assert capsys.readouterr().out.splitlines()[-2] == "comparison of 2"
 
 
