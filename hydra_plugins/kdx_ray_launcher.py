@@ -3,6 +3,7 @@
 It stands in for hydra-ray-launcher, which needs cloudpickle < 3, where joblib needs a newer one.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,10 +50,10 @@ class RayLauncher(Launcher):
         """Run the jobs and wait for all of them, whatever becomes of each."""
         import ray
 
+        # A new local instance, if there is no running cluster, needs no dashboard.
+        options: dict[str, Any] = {} if self.address else {"include_dashboard": False}
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        # The address is for a running cluster; without one Ray needs no dashboard here.
-        local = {} if self.address else {"include_dashboard": False}
-        ray.init(self.address, logging_level="warning", runtime_env={"env_vars": environment}, **local)
+        ray.init(self.address, logging_level=logging.WARNING, runtime_env={"env_vars": environment}, **options)
         try:
             cpus, gpus = share(ray.cluster_resources(), len(job_overrides), self.cpus, self.gpus)
             # A job that is run again finds its checkpoint, but whoever killed it (memory) would do so again.
@@ -87,10 +88,11 @@ def share(cluster: Mapping[str, float], jobs: int, cpus: int | None, gpus: float
 
 def _result(running: Any) -> JobReturn:
     import ray
+    from ray.exceptions import RayError
 
     try:
         return ray.get(running)
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         failed = JobReturn(status=JobStatus.FAILED)
         failed.return_value = error
         return failed

@@ -18,7 +18,7 @@ Compress image classifiers by knowledge distillation and variational sparsificat
 
 commands:
   train [KEY=VALUE ...]   train a student and print its table (kdx train --help: all choices and keys)
-  train -m KEY=A,B ...    the same for several values, and one table that compares them
+  train -m KEY=A,B ...    the same for several values, and one summary over the seeds
   table RUN ...           the tables of finished runs again, by folder or run id
 
 options:
