@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import joblib
-import torch
 from filelock import FileLock, Timeout
 
 from kdx.compose import Job, launcher_settings
@@ -38,8 +36,10 @@ def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
 
     The built-in launcher runs one job at a time and gives it everything; Ray and Slurm share out themselves.
     """
+    from joblib import cpu_count
+
     launcher = launcher_settings(overrides)
-    cores, gpus = joblib.cpu_count(), _gpus(jobs)
+    cores, gpus = cpu_count(), _gpus(jobs)
     match str(launcher["_target_"]).rpartition(".")[2]:
         case "JoblibLauncher":
             at_once, words = _joblib_at_once(launcher["n_jobs"], len(jobs), gpus or cores, cores)
@@ -66,6 +66,8 @@ def _joblib_at_once(n_jobs: int, jobs: int, default: int, cores: int) -> tuple[i
 
 def _gpus(jobs: Sequence[Job]) -> int:
     """How many GPUs the jobs may use."""
+    import torch
+
     return torch.cuda.device_count() if any(_may_use_gpu(job.config.device.kind) for job in jobs) else 0
 
 
@@ -79,6 +81,8 @@ def own_gpu(folder: Path, job: int, kind: str) -> Iterator[int | None]:
 
     Which ones are taken is known from locks in `folder`, which the processes of the sweep share.
     """
+    import torch
+
     count = torch.cuda.device_count() if _may_use_gpu(kind) else 0
     if count < 2:
         yield None

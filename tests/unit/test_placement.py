@@ -8,8 +8,8 @@ import joblib
 import pytest
 import torch
 from filelock import FileLock
-from hydra_plugins.kdx_ray_launcher import share
 
+from hydra_plugins.kdx_ray_launcher import share
 from kdx import placement
 from kdx.compose import expand
 from kdx.errors import UserError
