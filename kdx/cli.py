@@ -18,7 +18,7 @@ Compress image classifiers by knowledge distillation and variational sparsificat
 
 commands:
   train [KEY=VALUE ...]   train a student and print its table (kdx train --help: all choices and keys)
-  train -m KEY=A,B ...    the same for several values, and one table that compares them
+  train -m KEY=A,B ...    the same for several values, and one summary over the seeds
   table RUN ...           the tables of finished runs again, by folder or run id
   reproduce TABLE ...     a paper's table beside the published numbers (kdx reproduce --list)
   export RUN format=F     a student as a file: shrink, csr, onnx or torch (kdx export --help)
@@ -224,17 +224,26 @@ def _single(overrides: list[str]) -> int:
 
 
 def _sweep(overrides: list[str]) -> int:
+    from kdx.report.summary import groups_of, print_summary, write_failures, write_summary
     from kdx.report.table import print_comparison
     from kdx.sweep import sweep
 
     folder, records = sweep(overrides)
     finished = [Path(record.run) for record in records if record.run]
+    groups = groups_of(finished)
+    write_summary(folder / "summary.csv", groups)
+    failed = [record for record in records if record.error]
+    write_failures(
+        folder / "failed.csv",
+        [{"job": one.number, "overrides": " ".join(one.overrides), "reason": one.error} for one in failed],
+    )
     if finished:
         print_comparison(finished)
+        print_summary(groups)
     print(folder)
-    failed = [record for record in records if record.error]
     for record in failed:
-        print(f"kdx: job {record.number} ({' '.join(record.overrides)}) failed: {record.error}", file=sys.stderr)
+        ended = "failed" if record.started else "skipped"
+        print(f"kdx: job {record.number} ({' '.join(record.overrides)}) {ended}: {record.error}", file=sys.stderr)
     return FAILED if failed else DONE
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -28,15 +29,36 @@ def single(overrides: Sequence[str]) -> Config:
         return to_config(_composed(_parsed(overrides, sweep=False)))
 
 
-def expand(overrides: Sequence[str]) -> list[Config]:
-    """The configurations of all jobs of a sweep, in the order in which Hydra's own sweeper runs them."""
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep: the overrides as the user would type them, and the configuration that they make."""
+
+    overrides: list[str]
+    config: Config
+
+
+def expand(overrides: Sequence[str]) -> list[Job]:
+    """All jobs of a sweep, in the order in which Hydra's own sweeper runs them."""
     with _hydra():
         parsed = _parsed(overrides, sweep=True)
         try:
             (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         except HydraException as error:
             raise UserError(one_line(error)) from None
-        return [to_config(_composed(_parsed(job, sweep=True))) for job in jobs]
+        return [Job(_without_hydra(job), to_config(_composed(_parsed(job, sweep=True)))) for job in jobs]
+
+
+def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Hydra's settings of the launcher that a sweep with these overrides uses."""
+    with _hydra():
+        own = [override for override in _parsed(overrides, sweep=True) if override.is_hydra_override()]
+        words = [override.input_line or "" for override in own]
+        try:
+            launcher = compose(CONFIG_NAME, words, return_hydra_config=True).hydra.launcher
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(one_line(error)) from None
+    # Some values can be resolved only where the job runs.
+    return dict(cast(dict[str, Any], OmegaConf.to_container(launcher, resolve=False)))
 
 
 def defaults(overrides: Sequence[str]) -> dict[str, Any]:
@@ -76,6 +98,10 @@ def typed_words(words: Iterable[str]) -> list[str]:
     return [_renamed(word, names) for word in words]
 
 
+def _without_hydra(words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.partition("=")[0].split(".")[0].split("/")[0] != "hydra"]
+
+
 def _renamed(word: str, names: Mapping[str, str]) -> str:
     key, equals, value = word.partition("=")
     return f"{names.get(key, key)}{equals}{value}"
@@ -110,6 +136,8 @@ def _check_form(override: Override, groups: dict[str, Group], *, sweep: bool) ->
         if not sweep:
             raise UserError(f"{text}: Hydra's own settings act on sweeps only; add -m or leave it out")
         return
+    if key.partition(".")[0] == "sweep" and not sweep:
+        raise UserError(f"{text}: this acts on sweeps only; add -m or leave it out")
     if override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None:
         raise UserError(
             f"{text}: keys cannot be added, removed or moved; allowed: KEY=VALUE with a key of this list: "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -102,6 +103,13 @@ class DeviceSettings(Settings):
     latency_seconds: Annotated[float, Field(ge=0)]
 
 
+class SweepSettings(Settings):
+    """What holds for all jobs of a sweep together; no part of the experiment's identity."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")] | None
+    fail_fast: bool
+
+
 def _named(method: dict[str, Any]) -> dict[str, Any]:
     name, parts = method.get("name"), method.get("parts")
     if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
@@ -127,6 +135,7 @@ class Config(Settings):
     seed: Seed
     force: bool
     outputs: Annotated[str, StringConstraints(min_length=1)]
+    sweep: SweepSettings
 
     @property
     def teachers(self) -> dict[str, Teacher]:
@@ -202,11 +211,19 @@ def teacher_id(config: Config) -> str:
     return _digest({"teacher": identity["teacher"], "dataset": identity["dataset"], "format": FORMAT})
 
 
+def sweep_id(configs: Iterable[Config]) -> str:
+    """The same for a sweep: equal where the runs are, however they are written, ordered or launched."""
+    return _digest({"runs": sorted({run_id(config) for config in configs})})
+
+
 def _identity(config: Config) -> dict[str, Any]:
     """The configuration without what cannot change a result, and with files of weights replaced by their content."""
     content = config.model_dump(
         mode="json",
-        exclude={"device": True, "outputs": True, "force": True, "dataset": {"root": True, "download": True}},
+        exclude={
+            **dict.fromkeys(("device", "outputs", "force", "sweep"), True),
+            "dataset": {"root": True, "download": True},
+        },
     )
     # A run of one teacher is what it was before there could be more.
     for key in ("teacher2", "teacher3"):

@@ -1,11 +1,11 @@
 """Statistics over seeds."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from statistics import mean, stdev
 from typing import Literal
 
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
@@ -15,13 +15,17 @@ Answer = Literal["holds", "fails", "undecided"]
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Sample mean, standard deviation (n - 1) and half the width of the 95 % interval of the mean (Student's t).
+class Estimate:
+    """Sample mean, standard deviation (n - 1) and 95 % interval of the mean (Student's t) of independent values.
 
-    With one value there is neither deviation nor interval.
+    With one value there is neither deviation nor interval. Raises ValueError without a value or with NaN.
     """
 
     values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or not all(map(isfinite, self.values)):
+            raise ValueError(f"an estimate needs finite values; these are {list(self.values)}")
 
     @property
     def n(self) -> int:
@@ -40,10 +44,20 @@ class Summary:
 
     @property
     def half_width(self) -> float | None:
-        """t(0.975, n - 1) sd / sqrt(n); None for one value."""
+        """t(0.975, n - 1) sd / sqrt(n), half the width of the interval; None for one value."""
         if self.sd is None:
             return None
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.sd / sqrt(self.n)
+        return float(special.stdtrit(self.n - 1, (1 + CONFIDENCE) / 2)) * self.sd / sqrt(self.n)
+
+    @property
+    def low(self) -> float | None:
+        """The lower end of the interval; None for one value."""
+        return None if self.half_width is None else self.mean - self.half_width
+
+    @property
+    def high(self) -> float | None:
+        """The upper end of the interval; None for one value."""
+        return None if self.half_width is None else self.mean + self.half_width
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class TTest:
     p: float | None
 
 
-def welch(a: Summary, b: Summary) -> TTest:
+def welch(a: Estimate, b: Estimate) -> TTest:
     """Welch's t test of equal means (unequal variances), with the Welch-Satterthwaite degrees of freedom."""
     if a.sd is None or b.sd is None or a.sd == b.sd == 0:
         return TTest(None, None, None)
@@ -64,7 +78,7 @@ def welch(a: Summary, b: Summary) -> TTest:
     return _two_sided((a.mean - b.mean) / sqrt(of_a + of_b), df)
 
 
-def against(a: Summary, number: float) -> TTest:
+def against(a: Estimate, number: float) -> TTest:
     """Student's t test that the mean is `number`."""
     if not a.sd:
         return TTest(None, None, None)
@@ -72,7 +86,7 @@ def against(a: Summary, number: float) -> TTest:
 
 
 def _two_sided(t: float, df: float) -> TTest:
-    return TTest(t, df, 2 * float(stats.t.sf(abs(t), df)))
+    return TTest(t, df, 2 * float(special.stdtr(df, -abs(t))))
 
 
 def answer(difference: float, relation: Relation, test: TTest) -> Answer:

@@ -1,12 +1,11 @@
-"""Sweeps: every job is checked first, then Hydra runs them, and each leaves a record of how it ended."""
+"""Sweeps: every job is checked first, then Hydra's launcher runs them, and each leaves a record of how it ended."""
 
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import hydra
@@ -15,12 +14,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.compose import CONFIG_NAME, HYDRA_VERSION, check_method, expand, hydra_words, to_config, typed_words
+from kdx.compose import CONFIG_NAME, HYDRA_VERSION, Job, check_method, expand, hydra_words, to_config, typed_words
+from kdx.config import Config, sweep_id
 from kdx.errors import UserError, one_line
-from kdx.failure import describe, recorded
+from kdx.explain import shown
+from kdx.failure import RunFailed, describe, recorded
 from kdx.files import write_json
 from kdx.groups import conf_folder
-from kdx.runs import run_folder
+from kdx.placement import check_launcher, own_gpu, shares
+from kdx.runs import RunFolder, run_folder
 
 RECORD = "job.json"
 
@@ -33,51 +35,107 @@ class JobRecord:
     overrides: list[str]
     run: str | None
     error: str | None
+    started: bool = True
 
 
 def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
-    """Run all jobs of a sweep; its folder and the records, in the order of the jobs."""
-    configs = expand(overrides)
-    for config in configs:
-        check_method(config)
-        run_folder(config)  # finds out whether the teacher's checkpoint is there
-    given = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("hydra.sweep.dir=")]
-    folder = (
-        Path(given[-1])
-        if given
-        else Path(configs[0].outputs, "sweeps", f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
-    )
-    # A folder that an earlier sweep used: its records are not ours.
-    for path in folder.rglob(RECORD):
-        path.unlink()
-    where = [] if given else [f"hydra.sweep.dir={_quoted(str(folder.absolute()))}"]
-    main = hydra.main(version_base=HYDRA_VERSION, config_path=str(conf_folder()), config_name=CONFIG_NAME)
-    with _command_line(["kdx", "--multirun", *hydra_words(overrides), *where]):
-        try:
-            main(run_job)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(one_line(error)) from None
-    records = [JobRecord(**json.loads(path.read_bytes())) for path in folder.rglob(RECORD)]
-    return folder, sorted(records, key=lambda record: record.number)
+    """Run all jobs of a sweep; its folder and the records, in the order of the jobs.
+
+    The same sweep has the same folder; its finished runs are skipped and its interrupted ones continued. Raises
+    UserError, before the first job starts, when any of them is not valid or the launcher is not installed.
+    """
+    check_launcher(overrides)
+    jobs = expand(overrides)
+    for job in jobs:
+        check_method(job.config)
+        run_folder(job.config)  # finds out whether the teacher's checkpoint is there
+    folder = _folder(overrides, jobs)
+    words = [*shares(overrides, jobs), *overrides, f"hydra.sweep.dir={_quoted(str(folder.path.absolute()))}"]
+    with folder.lock():
+        # Those of an earlier time are not ours.
+        for path in folder.path.rglob(RECORD):
+            path.unlink()
+        broken = _launched(words, folder)
+        records = {record.number: record for record in _records(folder.path)}
+    # A launcher may break, and a job's process may be killed.
+    unknown = f"it left no record: {broken or 'its process was killed'}"
+    return folder.path, [
+        replace(records.get(number, JobRecord(number, [], None, unknown)), overrides=job.overrides)
+        for number, job in enumerate(jobs)
+    ]
 
 
 def run_job(composed: DictConfig) -> dict[str, object]:
     """One job, in whatever process Hydra's launcher starts it: a failure is recorded and the others go on."""
-    from kdx.experiment import run
-
     job = HydraConfig.get()
-    number, words = int(job.job.num), typed_words(map(str, job.overrides.task))
-    print(f"job {number}: {' '.join(words)}", file=sys.stderr, flush=True)
+    number, folder = int(job.job.num), Path(job.sweep.dir)
+    words = typed_words(map(str, job.overrides.task))
     config = to_config(composed)
-    try:
-        with recorded(run_folder(config).log_file):
-            done, error = str(run(config)), None
-    except Exception as failure:
-        done, error = None, describe(failure)
-        print(f"kdx: job {number}: {error}", file=sys.stderr, flush=True)
-    record = asdict(JobRecord(number, words, done, error))
+    run, error = None, _hindrance(config, folder)
+    started = error is None
+    if started:
+        print(f"job {number}: {' '.join(words)}", file=sys.stderr, flush=True)
+        try:
+            run = str(_run(config, folder, number))
+        except Exception as failure:
+            error = describe(failure)
+            print(f"kdx: job {number}: {error}", file=sys.stderr, flush=True)
+    record = asdict(JobRecord(number, words, run, error, started))
     write_json(Path(job.runtime.output_dir, RECORD), record)
     return record
+
+
+def _run(config: Config, folder: Path, number: int) -> Path:
+    from kdx.experiment import run
+
+    with recorded(run_folder(config).log_file), own_gpu(folder, number, config.device.kind):
+        return run(config)
+
+
+def _hindrance(config: Config, folder: Path) -> str | None:
+    """Why a job must not start, if anything: with fail_fast another one that failed."""
+    # The processes of a launcher share nothing but the folder.
+    records = _records(folder) if config.sweep.fail_fast else []
+    failed = [record.number for record in records if record.error and record.started]
+    return f"not started, since job {failed[0]} failed (sweep.fail_fast=true)" if failed else None
+
+
+def _records(folder: Path) -> list[JobRecord]:
+    records = [JobRecord(**json.loads(path.read_bytes())) for path in folder.rglob(RECORD)]
+    return sorted(records, key=lambda record: record.number)
+
+
+def _folder(overrides: Sequence[str], jobs: Sequence[Job]) -> RunFolder:
+    for word in overrides:
+        if word.startswith("hydra.sweep.dir="):
+            raise UserError(f"{word}: the folder of a sweep is outputs/sweeps/<name>; allowed: sweep.name=NAME")
+    first = jobs[0].config
+    for job in jobs:
+        for key, value, other in (
+            ("outputs", first.outputs, job.config.outputs),
+            ("sweep.name", first.sweep.name, job.config.sweep.name),
+            ("sweep.fail_fast", first.sweep.fail_fast, job.config.sweep.fail_fast),
+        ):
+            if value != other:
+                raise UserError(
+                    f"{key}: {shown(value)} and {shown(other)} in one sweep; allowed: one value for all jobs"
+                )
+    return RunFolder(Path(first.outputs, "sweeps", first.sweep.name or sweep_id([job.config for job in jobs])))
+
+
+def _launched(words: Sequence[str], folder: RunFolder) -> str | None:
+    """Let Hydra run the jobs; why its launcher broke, if it did."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    main = hydra.main(version_base=HYDRA_VERSION, config_path=str(conf_folder()), config_name=CONFIG_NAME)
+    with _command_line(["kdx", "--multirun", *hydra_words(words)]):
+        try:
+            with recorded(folder.log_file):
+                main(run_job)()
+        except RunFailed as failure:
+            if isinstance(failure.__cause__, HydraException | OmegaConfBaseException):
+                raise UserError(one_line(failure.__cause__)) from None
+            return describe(failure)
+    return None
 
 
 def _quoted(value: str) -> str:

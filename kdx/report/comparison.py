@@ -1,6 +1,6 @@
 """One row per run, with the settings in which the runs differ."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +8,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from kdx.report import layout
+from kdx.report.differences import MISSING, differing_keys, setting_text, shortest_names
 from kdx.report.finished import Figures, number, read_figures, read_settings
 from kdx.report.verdict import warnings_of
 
 ID_SHOWN = 8
 SETTINGS_SHOWN = 4
-# Settings that cannot change a result, and those that have a column of their own.
-HIDDEN_GROUPS = ("device.", "hydra.")
-# Where there is a further teacher, its name tells it.
-HIDDEN = frozenset({"outputs", "force", "dataset.root", "dataset.download", "teacher2", "teacher3"})
-HIDDEN_ENDINGS = ("checkpoint_seconds",)
-SHOWN = frozenset({"seed", "trainer.epochs", "method.name", "student.name"})
-# What a group's name implies (the widths of a network, the parts of a method) is not told again beside the name.
-IMPLIED = {
-    "dataset.": "dataset.name",
-    "teacher.": "teacher.name",
-    "teacher2.": "teacher2.name",
-    "teacher3.": "teacher3.name",
-    "student.": "student.name",
-    "method.parts": "method.name",
-}
-
-Settings = dict[str, Any]
 Field = tuple[Column, Callable[[int], str | Text]]
-_MISSING = object()
 
 
 def print_comparison(runs: Sequence[Path]) -> None:
@@ -39,9 +22,9 @@ def print_comparison(runs: Sequence[Path]) -> None:
     figures = [read_figures(run) for run in runs]
     settings = [read_settings(run) for run in runs]
     screen = layout.console()
-    differing = _differing(settings)
-    labels = _shortest(differing, {key for run in settings for key in run})
-    columns = [_setting_field(labels[key], [run.get(key, _MISSING) for run in settings]) for key in differing]
+    differing = differing_keys(settings)
+    labels = shortest_names(differing, {key for run in settings for key in run})
+    columns = [_setting_field(labels[key], [run.get(key, MISSING) for run in settings]) for key in differing]
     common, identity = _identity(figures)
     run, method = _name_fields(figures)
     results = _result_fields(figures)
@@ -114,7 +97,7 @@ def _result_fields(figures: Sequence[Figures]) -> list[Field]:
 
 
 def _setting_field(label: str, values: Sequence[Any]) -> Field:
-    return _field(layout.words(label), [_setting(value) for value in values])
+    return _field(layout.words(label), [setting_text(value) for value in values])
 
 
 def _field(column: Column, cells: Sequence[str | Text]) -> Field:
@@ -127,55 +110,3 @@ def _table(fields: Sequence[Field], rows: int) -> Table:
     for row in range(rows):
         content.add_row(*(cell(row) for _, cell in fields))
     return content
-
-
-def _setting(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:.12g}"
-        case list():
-            return ",".join(map(_setting, value)) or "[]"
-        case _:
-            return layout.ABSENT if value is _MISSING else str(value)
-
-
-def _differing(settings: Sequence[Settings]) -> list[str]:
-    """Dotted keys whose values differ between the runs: method and trainer first, then what every run has."""
-    keys = list(dict.fromkeys(key for run in settings for key in run))
-    found = [key for key in keys if _tells_apart(key, settings)]
-    return sorted(
-        found, key=lambda key: (not key.startswith(("method.", "trainer.")), not all(key in run for run in settings))
-    )
-
-
-def _tells_apart(key: str, settings: Sequence[Settings]) -> bool:
-    if key in HIDDEN | SHOWN or key.startswith(HIDDEN_GROUPS) or key.endswith(HIDDEN_ENDINGS):
-        return False
-    if len({_setting(run.get(key, _MISSING)) for run in settings}) == 1:
-        return False
-    name = next((name for prefix, name in IMPLIED.items() if key.startswith(prefix) and key != name), None)
-    if name is None:
-        return True
-    by_name: dict[str, str] = {}
-    return any(
-        by_name.setdefault(_setting(run.get(name)), value) != value
-        for run in settings
-        for value in [_setting(run.get(key, _MISSING))]
-    )
-
-
-def _shortest(keys: Iterable[str], among: Iterable[str]) -> dict[str, str]:
-    """The shortest ending of every dotted key that names no other key."""
-    among = list(among)
-    labels = {}
-    for key in keys:
-        parts = key.split(".")
-        endings = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
-        labels[key] = next(
-            (ending for ending in endings if sum(f".{other}".endswith(f".{ending}") for other in among) == 1), key
-        )
-    return labels

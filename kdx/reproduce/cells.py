@@ -7,7 +7,7 @@ from typing import Literal
 
 from kdx.reproduce.jobs import Done
 from kdx.reproduce.tables import Claim, Column, PaperTable
-from kdx.statistics import Answer, Summary, TTest, against, answer, welch
+from kdx.statistics import Answer, Estimate, TTest, against, answer, welch
 
 Verdict = Literal["better", "equal", "worse", "differs", "one seed", ""]
 
@@ -21,7 +21,7 @@ class Cell:
 
     row: str
     column: str
-    ours: Summary | None
+    ours: Estimate | None
     published: str | None
     verdict: Verdict
     runs: tuple[str, ...]
@@ -39,8 +39,8 @@ class Checked:
 
     claim: Claim
     answer: Answer
-    ours: Summary | None
-    than: Summary | float | None
+    ours: Estimate | None
+    than: Estimate | float | None
     test: TTest
 
 
@@ -59,13 +59,13 @@ def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cel
     behind = [each for each in done if each.job.row == row]
     found = [(each, each.figures[column]) for each in behind if each.figures.get(column) is not None]
     printed = table.printed(row, column)
-    ours = Summary(tuple(float(value) for _, value in found)) if found else None
+    ours = Estimate(tuple(float(value) for _, value in found)) if found else None
     runs = tuple(each.job.run for each, _ in found if each.job.run)
     complete = all(each.status == "finished" for each in behind)
     return Cell(row, column, ours, printed, verdict_of(ours, printed, table.columns[column]), runs, complete)
 
 
-def verdict_of(ours: Summary | None, printed: str | None, column: Column) -> Verdict:
+def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Verdict:
     """How ours compares with the published number, which counts as equal within the interval or its own rounding.
 
     With one seed there is no interval: better or worse is not said, unless the column has no direction.
@@ -89,12 +89,12 @@ def _rounding(printed: str) -> float:
     return 0.5 * 10.0**exponent
 
 
-def _checked(claim: Claim, ours: dict[tuple[str, str], Summary | None]) -> Checked:
+def _checked(claim: Claim, ours: dict[tuple[str, str], Estimate | None]) -> Checked:
     first = ours[claim.row, claim.column]
     than = ours[claim.than, claim.column] if isinstance(claim.than, str) else claim.than
     if first is None or than is None:
         return Checked(claim, "undecided", first, than, TTest(None, None, None))
-    if isinstance(than, Summary):
+    if isinstance(than, Estimate):
         # A teacher is one network: the runs are compared with its number.
         test = welch(first, than) if than.n > 1 else against(first, than.mean)
         difference = first.mean - than.mean

@@ -10,7 +10,7 @@ from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.tables import PaperTable
 from kdx.reproduce.text import latex, markdown
-from kdx.statistics import Summary
+from kdx.statistics import Estimate
 
 
 def write_table(
@@ -98,7 +98,7 @@ def _claim(checked: Checked) -> dict[str, Any]:
         **checked.claim.model_dump(),
         "answer": checked.answer,
         "ours": checked.ours and checked.ours.mean,
-        "against": than.mean if isinstance(than, Summary) else than,
+        "against": than.mean if isinstance(than, Estimate) else than,
         "t": checked.test.t,
         "df": checked.test.df,
         "p": checked.test.p,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.tables import PaperTable
-from kdx.statistics import Summary, TTest
+from kdx.statistics import Estimate, TTest
 
 ABSENT = "–"
 TEX = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"})
@@ -50,7 +50,7 @@ def cell_text(cell: Cell) -> str:
     """Such as `1.58 ± 0.05 [1.88, -0.30 better]`; `missing` where a run is still to come."""
     if cell.ours is None:
         return (ABSENT if cell.complete else "missing") + (f" [{cell.published}]" if cell.published else "")
-    ours = summary_text(cell.ours)
+    ours = estimate_text(cell.ours)
     if cell.published is None or cell.difference is None:
         return ours
     return f"{ours} [{cell.published}, {cell.difference:+.{_decimals(cell.ours.mean)}f} {cell.verdict}]".replace(
@@ -58,11 +58,11 @@ def cell_text(cell: Cell) -> str:
     )
 
 
-def summary_text(summary: Summary) -> str:
+def estimate_text(estimate: Estimate) -> str:
     """The mean, with half of its interval where there is one."""
-    decimals = _decimals(summary.mean)
-    mean = f"{summary.mean:,.{decimals}f}"
-    return mean if summary.half_width is None else f"{mean} ± {summary.half_width:,.{decimals}f}"
+    decimals = _decimals(estimate.mean)
+    mean = f"{estimate.mean:,.{decimals}f}"
+    return mean if estimate.half_width is None else f"{mean} ± {estimate.half_width:,.{decimals}f}"
 
 
 def t_test_text(test: TTest) -> str:
@@ -88,10 +88,10 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def _claim_line(checked: Checked) -> str:
-    ours = summary_text(checked.ours) if checked.ours else "missing"
+    ours = estimate_text(checked.ours) if checked.ours else "missing"
     match checked.than:
-        case Summary():
-            than = summary_text(checked.than)
+        case Estimate():
+            than = estimate_text(checked.than)
         case None:
             than = "missing"
         case number:
@@ -107,5 +107,5 @@ def _tex(text: str) -> str:
     return text.translate(TEX).replace("±", "$\\pm$").replace("–", "--")
 
 
-def _tex_ours(ours: Summary | None) -> str:
-    return "--" if ours is None else _tex(summary_text(ours))
+def _tex_ours(ours: Estimate | None) -> str:
+    return "--" if ours is None else _tex(estimate_text(ours))

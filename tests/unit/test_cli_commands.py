@@ -11,6 +11,7 @@ import pytest
 from kdx.cli import main
 from kdx.config import Config
 from kdx.errors import Interrupted, UserError
+from kdx.files import write_json
 from kdx.runs import run_folder
 
 FAILURES = {
@@ -40,6 +41,7 @@ def experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     table.finished_run = lambda word, outputs: outputs / word  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "kdx.experiment", story)
     monkeypatch.setitem(sys.modules, "kdx.report.table", table)
+    monkeypatch.setattr("kdx.report.summary.groups_of", lambda runs: [])
     monkeypatch.delenv("KDX_OUTPUTS", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -112,14 +114,57 @@ def test_a_sweep_goes_on_after_a_failure(capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_sweep_that_succeeds(capsys: pytest.CaptureFixture[str]):
-    assert main(["train", "--multirun", "seed=0,7", "hydra.sweep.dir=swept"]) == 0
-    assert capsys.readouterr().out == "comparison of 2\nswept\n"
+    assert main(["train", "--multirun", "seed=0,7", "sweep.name=swept"]) == 0
+    assert capsys.readouterr().out == "comparison of 2\noutputs/sweeps/swept\n"
 
 
 def test_a_sweep_in_a_used_folder_counts_its_own_jobs(capsys: pytest.CaptureFixture[str]):
-    main(["train", "-m", "seed=0,7,8", "hydra.sweep.dir=swept"])
-    main(["train", "-m", "seed=0,7", "hydra.sweep.dir=swept"])
+    main(["train", "-m", "seed=0,7,8", "sweep.name=swept"])
+    main(["train", "-m", "seed=0,7", "sweep.name=swept"])
     assert capsys.readouterr().out.splitlines()[-2] == "comparison of 2"
+
+
+def test_the_same_jobs_have_the_same_folder(capsys: pytest.CaptureFixture[str]):
+    for words in (
+        ["seed=0,7", "trainer.lr=0.01"],
+        ["trainer.lr=1e-2", "seed=7,0", "device.threads=1", "force=true", "sweep.fail_fast=true"],
+        ["seed=0,7,8", "trainer.lr=0.01"],
+    ):
+        main(["train", "-m", *words])
+    first, same, other = capsys.readouterr().out.splitlines()[1::2]
+    assert first == same != other
+
+
+def test_a_job_that_leaves_no_record_has_failed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def unless_it_is_the_second(path: Path, content: dict) -> None:
+        if content["number"] == 1:
+            raise MemoryError("killed")
+        write_json(path, content)
+
+    monkeypatch.setattr("kdx.sweep.write_json", unless_it_is_the_second)
+    assert main(["train", "-m", "seed=0,7,8"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("comparison of 2\n")
+    assert "kdx: job 1 (seed=7) failed: it left no record: MemoryError: killed; the traceback is in" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("sweep.name=a/b",), "sweep.name: 'a/b' is not allowed; "),
+        (("sweep.name=a,b",), "sweep.name: 'a' and 'b' in one sweep; allowed: one value for all jobs"),
+        (("outputs=a,b",), "outputs: 'a' and 'b' in one sweep; allowed: one value for all jobs"),
+        (("hydra.sweep.dir=x",), "hydra.sweep.dir=x: the folder of a sweep is outputs/sweeps/<name>; "),
+    ],
+)
+def test_what_holds_for_a_whole_sweep(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "-m", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"kdx: {message}")
+
+
+def test_a_run_is_no_sweep(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "sweep.fail_fast=true"]) == 2
+    assert capsys.readouterr().err == "kdx: sweep.fail_fast=true: this acts on sweeps only; add -m or leave it out\n"
 
 
 def test_an_interruption_ends_the_sweep(capsys: pytest.CaptureFixture[str]):

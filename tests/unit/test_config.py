@@ -57,7 +57,7 @@ def test_a_data_set_chooses_teacher_and_student_and_the_user_has_the_last_word(d
 
 
 def test_a_sweep_over_data_sets_gives_each_its_networks():
-    found = [config.student.name for config in expand(["dataset=mnist,cifar10,digits,svhn"])]
+    found = [job.config.student.name for job in expand(["dataset=mnist,cifar10,digits,svhn"])]
     assert found == ["lenet-300-100", "lenet5-caffe", "lenet-300-100", "lenet5-caffe"]
 
 
@@ -164,7 +164,7 @@ def test_the_ids_of_the_first_networks_stay_what_they_were():
 
 
 def test_sweeps_expand_in_order():
-    configs = expand(["method=vanilla,kd", "seed=range(0,3)", "trainer.epochs=2"])
+    configs = [job.config for job in expand(["method=vanilla,kd", "seed=range(0,3)", "trainer.epochs=2"])]
     found = [(config.method["name"], config.seed, config.trainer.epochs) for config in configs]
     assert found == [(method, seed, 2) for method in ("vanilla", "kd") for seed in range(3)]
     assert len(expand([])) == 1

@@ -15,7 +15,7 @@ from kdx.reproduce.jobs import Done, Job, Order, jobs_of
 from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
 from kdx.reproduce.text import latex, markdown
-from kdx.statistics import Summary
+from kdx.statistics import Estimate
 
 ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
 
@@ -44,7 +44,7 @@ def column(better: Any = "lower") -> Column:
     ],
 )
 def test_verdicts(values: tuple[float, ...] | None, printed: str | None, better: Any, expected: str):
-    assert verdict_of(values and Summary(values), printed, column(better)) == expected
+    assert verdict_of(values and Estimate(values), printed, column(better)) == expected
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_cells_gather_the_seeds(table: PaperTable, done: list[Done]):
         ("Le-L-ST-VBD", "R_s"),
     ]
     first = cells[0]
-    assert first.ours == Summary((1.6, 1.7, 1.8))
+    assert first.ours == Estimate((1.6, 1.7, 1.8))
     assert first.difference == pytest.approx(1.7 - 1.94)
     assert first.verdict == "equal"
     assert len(set(first.runs)) == 3

@@ -74,7 +74,7 @@ def test_the_user_types_teacher2():
 
 
 def test_a_sweep_over_teachers():
-    found = [list(config.teachers) for config in expand([*BASE, "teacher2=none,nin", "teacher3=none,vgg19"])]
+    found = [list(job.config.teachers) for job in expand([*BASE, "teacher2=none,nin", "teacher3=none,vgg19"])]
     first, second, third = "teacher", "teacher2", "teacher3"
     assert found == [[first], [first, third], [first, second], [first, second, third]]
 

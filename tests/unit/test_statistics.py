@@ -1,30 +1,49 @@
 """Statistics over seeds, by hand, against scipy and against the numbers that a paper prints."""
 
+import math
+import random
+
 import pytest
 from scipy import stats
 
 from kdx.reproduce.published import read_published
-from kdx.statistics import Summary, TTest, against, answer, welch
+from kdx.statistics import Estimate, TTest, against, answer, welch
 
-A, B = Summary((1.5, 1.7, 1.9, 1.4)), Summary((2.0, 2.4, 1.9))
+A, B = Estimate((1.5, 1.7, 1.9, 1.4)), Estimate((2.0, 2.4, 1.9))
 
 
 def test_mean_deviation_and_interval_by_hand():
     # Mean 3, squares 1 + 0 + 1, so sd 1; t(0.975, 2) = 4.302653.
-    three = Summary((2.0, 3.0, 4.0))
+    three = Estimate((2.0, 3.0, 4.0))
     assert (three.n, three.mean, three.sd) == (3, 3.0, 1.0)
     assert three.half_width == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
 
 
 def test_one_value_has_neither_deviation_nor_interval():
-    one = Summary((2.5,))
+    one = Estimate((2.5,))
     assert (one.mean, one.sd, one.half_width) == (2.5, None, None)
     assert welch(one, A) == against(one, 1.0) == TTest(None, None, None)
 
 
+@pytest.mark.parametrize("n", [2, 5, 30])
+def test_the_interval_is_scipys(n: int):
+    draw = random.Random(n)
+    values = tuple(draw.gauss(1.3, 0.2) for _ in range(n))
+    found = Estimate(values)
+    low, high = stats.t.interval(0.95, n - 1, loc=found.mean, scale=stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert found.sd == pytest.approx(stats.tstd(values))
+
+
+@pytest.mark.parametrize("values", [(), (1.0, math.nan), (math.inf,)])
+def test_what_cannot_be_estimated(values: tuple[float, ...]):
+    with pytest.raises(ValueError, match="finite values"):
+        Estimate(values)
+
+
 def test_equal_values_allow_no_test():
-    assert welch(Summary((1.0, 1.0)), Summary((2.0, 2.0))) == TTest(None, None, None)
-    assert against(Summary((1.0, 1.0)), 2.0) == TTest(None, None, None)
+    assert welch(Estimate((1.0, 1.0)), Estimate((2.0, 2.0))) == TTest(None, None, None)
+    assert against(Estimate((1.0, 1.0)), 2.0) == TTest(None, None, None)
 
 
 def test_welch_is_scipys():
@@ -35,9 +54,9 @@ def test_welch_is_scipys():
     assert (against(A, 1.2).t, against(A, 1.2).p) == pytest.approx((low, high), rel=1e-12)
 
 
-def accuracies(model: str) -> Summary:
+def accuracies(model: str) -> Estimate:
     lines = read_published("kddp_table5")
-    return Summary(
+    return Estimate(
         tuple(float(line["value"]) for line in lines if line["model"] == model and line["run_or_stat"].isdecimal())
     )
 

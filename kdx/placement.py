@@ -1,0 +1,103 @@
+"""Where the jobs of a sweep run: which launcher, how many at once, with how many cores, on which GPU."""
+
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kdx.compose import Job, launcher_settings
+from kdx.errors import UserError
+
+# The modules that a launcher needs, and the extra that brings them.
+_NEEDS = {
+    "ray": ("ray", "ray"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+}
+
+
+def check_launcher(overrides: Sequence[str]) -> None:
+    """Raise UserError, which names the extra, where the launcher that is asked for is not installed."""
+    for word in overrides:
+        key, _, launcher = word.partition("=")
+        module, extra = _NEEDS.get(launcher, ("", "")) if key == "hydra/launcher" else ("", "")
+        if module and find_spec(module) is None:
+            raise UserError(
+                f"hydra/launcher: '{launcher}' is not installed; it comes with the extra '{extra}':"
+                f" pip install 'kdx[{extra}]', or in a checkout scripts/install {extra}"
+            )
+
+
+def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
+    """The overrides that give each process of this launcher its share of the machine; what the user says stands.
+
+    The built-in launcher runs one job at a time and gives it everything; Ray and Slurm share out themselves.
+    """
+    from joblib import cpu_count
+
+    launcher = launcher_settings(overrides)
+    cores, gpus = cpu_count(), _gpus(jobs)
+    match str(launcher["_target_"]).rpartition(".")[2]:
+        case "JoblibLauncher":
+            at_once, words = _joblib_at_once(launcher["n_jobs"], len(jobs), gpus or cores, cores)
+        case "LocalLauncher":
+            # It starts all jobs at once, and hides the GPUs that are not asked for.
+            at_once, words = len(jobs), []
+            if gpus and launcher["gpus_per_node"] is None:
+                words = [f"hydra.launcher.gpus_per_node={gpus}"]
+        case _:
+            return []
+    threads = launcher.get("cpus_per_task") or max(1, cores // at_once)
+    if all(job.config.device.threads is None for job in jobs):
+        words.append(f"device.threads={threads}")
+    return words
+
+
+def _joblib_at_once(n_jobs: int, jobs: int, default: int, cores: int) -> tuple[int, list[str]]:
+    # joblib's -1 is its default, which would put as many jobs as there are cores on one GPU.
+    if n_jobs == -1:
+        at_once = min(jobs, default)
+        return at_once, [f"hydra.launcher.n_jobs={at_once}"]
+    return max(1, min(jobs, n_jobs if n_jobs > 0 else cores + 1 + n_jobs)), []
+
+
+def _gpus(jobs: Sequence[Job]) -> int:
+    """How many GPUs the jobs may use."""
+    import torch
+
+    return torch.cuda.device_count() if any(_may_use_gpu(job.config.device.kind) for job in jobs) else 0
+
+
+def _may_use_gpu(kind: str) -> bool:
+    return kind in ("auto", "cuda")
+
+
+@contextmanager
+def own_gpu(folder: Path, job: int, kind: str) -> Iterator[int | None]:
+    """Choose one of several GPUs for this process: a free one, else a shared one; None where there is no choice.
+
+    Which ones are taken is known from locks in `folder`, which the processes of the sweep share.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if _may_use_gpu(kind) else 0
+    if count < 2:
+        yield None
+        return
+    for index in range(count):
+        lock = FileLock(folder / f".gpu-{platform.node()}-{index}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            torch.cuda.set_device(index)
+            yield index
+        finally:
+            lock.release()
+        return
+    torch.cuda.set_device(job % count)
+    yield job % count

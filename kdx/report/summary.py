@@ -1,0 +1,152 @@
+"""The result of a sweep: every experiment once, with the mean and the 95 % interval over its seeds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from kdx.files import write_csv
+from kdx.report import layout
+from kdx.report.differences import MISSING, Settings, differing_keys, is_hidden, setting_text, shortest_names
+from kdx.report.finished import Figures, number, read_figures, read_settings
+from kdx.statistics import Estimate
+
+SEED = "seed"
+TEACHER_SEEDS = frozenset({"teacher.seed", "teacher2.seed", "teacher3.seed"})
+NAMES = ("dataset", "teacher", "student", "method", "epochs")
+FIGURES = (
+    *("test_error_percent", "val_error_percent", "R_s", "R_c", "sparsity_percent"),
+    *("memory_compression", "latency_ms", "train_seconds"),
+)
+PARTS = ("mean", "sd", "ci95_low", "ci95_high")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one experiment, which differ in nothing but their seed."""
+
+    settings: Settings
+    figures: list[Figures]
+
+    def estimate(self, key: str) -> Estimate | None:
+        """The estimate of a figure, or None when a run does not have it: the others alone would be a selection."""
+        values = [number(one, key) for one in self.figures]
+        found = [value for value in values if value is not None]
+        return Estimate(tuple(found)) if len(found) == len(values) else None
+
+
+def groups_of(runs: Iterable[Path]) -> list[Group]:
+    """The finished runs by experiment, in the order given and each run once; UserError when a file is damaged.
+
+    The teacher's seed may vary along with `seed`, as in teacher.seed=${seed}; where one seed meets several of the
+    teacher's, these are experiments of their own.
+    """
+    groups: list[Group] = []
+    distinct = dict.fromkeys(runs)
+    for wide in _split(
+        [(read_settings(run), read_figures(run)) for run in distinct], frozenset({SEED, *TEACHER_SEEDS})
+    ):
+        seeds = [settings[SEED] for settings, _ in wide]
+        together = len(set(seeds)) == len(seeds)
+        varying = frozenset({SEED}) | (TEACHER_SEEDS if together else frozenset())
+        for members in _split(wide, varying):
+            settings = {key: value for key, value in members[0][0].items() if key not in varying}
+            groups.append(Group(settings, [figures for _, figures in members]))
+    return groups
+
+
+def _split(runs: Sequence[tuple[Settings, Figures]], varying: frozenset[str]) -> list[list[tuple[Settings, Figures]]]:
+    """The runs that agree in all settings that matter but `varying`."""
+    found: dict[tuple[tuple[str, str], ...], list[tuple[Settings, Figures]]] = {}
+    for settings, figures in runs:
+        key = tuple(
+            (name, setting_text(value))
+            for name, value in sorted(settings.items())
+            if name not in varying and not is_hidden(name)
+        )
+        found.setdefault(key, []).append((settings, figures))
+    return list(found.values())
+
+
+def print_summary(groups: Sequence[Group]) -> None:
+    """Print mean, standard deviation and interval of each experiment, where any was run with more than one seed."""
+    if all(len(group.figures) == 1 for group in groups):
+        return
+    settings = [group.settings for group in groups]
+    keys = differing_keys(settings)
+    labels = shortest_names(keys, {key for one in settings for key in one})
+    screen = layout.console()
+    shown = len(keys)
+    while shown and not layout.fits(screen, _table(groups, keys[:shown], labels)):
+        shown -= 1
+    layout.show(screen, _table(groups, keys[:shown], labels), "Mean ± standard deviation, 95 % interval of the mean")
+    if keys[shown:]:
+        screen.print(f"... also different: {', '.join(labels[key] for key in keys[shown:])}")
+
+
+def _table(groups: Sequence[Group], keys: Sequence[str], labels: Mapping[str, str]) -> Table:
+    # Where data sets and teachers differ, their settings say so.
+    names = ["method", *(name for name in ("student", "epochs") if len({_name(group, name) for group in groups}) > 1)]
+    content = layout.table(
+        *map(layout.words, (*names, *(labels[key] for key in keys))),
+        *map(layout.numbers, ("seeds", "test err %", "val err %", "R_s")),
+    )
+    for group in groups:
+        content.add_row(
+            *(_name(group, name) for name in names),
+            *(setting_text(group.settings.get(key, MISSING)) for key in keys),
+            str(len(group.figures)),
+            *(_text(group.estimate(key)) for key in ("test_error_percent", "val_error_percent", "R_s")),
+        )
+    return content
+
+
+def _text(of: Estimate | None) -> str:
+    if of is None:
+        return layout.ABSENT
+    if of.sd is None:
+        return f"{of.mean:.2f}"
+    return f"{of.mean:.2f} ± {of.sd:.2f}\n[{of.low:.2f}, {of.high:.2f}]"
+
+
+def write_summary(path: Path, groups: Sequence[Group]) -> None:
+    """Write one row per experiment: what it is, the settings that differ, its runs, and the estimate of each figure."""
+    keys = differing_keys([group.settings for group in groups])
+    differing = [key for key in keys if key not in ("dataset.name", "teacher.name")]
+    estimates = [f"{key}_{part}" for key in FIGURES for part in PARTS]
+    rows = [
+        {name: _name(group, name) for name in NAMES}
+        | {key: setting_text(group.settings.get(key, MISSING)) for key in differing}
+        | {"n": len(group.figures)}
+        | {"seeds": _joined(group, "seed"), "runs": _joined(group, "run_id")}
+        | dict(_cells(group))
+        for group in groups
+    ]
+    write_csv(path, [*NAMES, *differing, "n", "seeds", *estimates, "runs"], rows)
+
+
+def _cells(group: Group) -> Iterable[tuple[str, float | None]]:
+    for key in FIGURES:
+        of = group.estimate(key)
+        for part, attribute in zip(PARTS, ("mean", "sd", "low", "high"), strict=True):
+            yield f"{key}_{part}", None if of is None else getattr(of, attribute)
+
+
+def _name(group: Group, key: str) -> str:
+    """What the runs of a group have in common, or both ends where early stopping makes it differ."""
+    values = sorted({one[key] for one in group.figures if one.get(key) is not None})
+    return "-".join(map(str, dict.fromkeys([values[0], values[-1]]))) if values else layout.ABSENT
+
+
+def _joined(group: Group, key: str) -> str:
+    return " ".join(str(one.get(key)) for one in group.figures)
+
+
+def write_failures(path: Path, failures: Sequence[Mapping[str, Any]]) -> None:
+    """Write one row per job without a run (job, overrides, reason), or remove the file where there is none."""
+    if failures:
+        write_csv(path, ["job", "overrides", "reason"], failures)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""Whole sweeps through the real command line, on scikit-learn's digits, under every launcher."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from short_runs import folder_of, outcome, table
+
+TINY = (
+    *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=1", "teacher.trainer.epochs=1"),
+    *("device.latency_seconds=0", "device.threads=1"),
+)
+PAIR = ("train", "-m", *TINY, "method=kd", "seed=0,1")
+
+
+def finished(base: Path) -> dict[str, tuple]:
+    """What each run left, by its id."""
+    return {path.parent.name: outcome(path.parent) for path in base.glob("runs/*/*/*/*/metrics.json")}
+
+
+@pytest.fixture(scope="module")
+def built_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of the pair under Hydra's own launcher."""
+    return tmp_path_factory.mktemp("built-in") / "outputs"
+
+
+@pytest.fixture
+def expected(kdx, built_in: Path) -> dict[str, tuple]:
+    if not built_in.exists():
+        folder_of(kdx(*PAIR, f"outputs={built_in}"), built_in)
+    return finished(built_in)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "joblib",
+        "submitit_local",
+        pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="the extra 'ray' is missing")),
+    ],
+)
+def test_every_launcher_gives_the_same_runs(kdx, tmp_path: Path, expected: dict[str, tuple], launcher: str) -> None:
+    # Ray leaves a token in the home folder.
+    result = kdx(*PAIR, f"hydra/launcher={launcher}", RAY_USAGE_STATS_ENABLED="0", HOME=str(tmp_path))
+    folder = folder_of(result, tmp_path)
+    assert len(expected) == 2
+    assert finished(tmp_path / "outputs") == expected
+    records = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*/job.json"))]
+    assert [(record["number"], record["error"]) for record in records] == [(0, None), (1, None)]
+    assert "95 % interval" in result.stdout
+
+
+def test_the_same_command_resumes_and_a_failed_job_stops_nobody(kdx, tmp_path: Path) -> None:
+    # A learning rate at which the loss overflows.
+    words = ("train", "-m", *TINY, "method=vanilla", "trainer.lr=1e30,1e-3", "seed=0,1")
+    first = kdx(*words)
+    assert first.returncode == 1
+    folder = tmp_path / first.stdout.splitlines()[-1]
+    assert folder.parent == tmp_path / "outputs" / "sweeps"
+    summary = (folder / "summary.csv").read_bytes()
+    (row,) = table(folder / "summary.csv")
+    assert (row["n"], row["seeds"]) == ("2", "0 1")
+    assert float(row["test_error_percent_ci95_low"]) < float(row["test_error_percent_mean"])
+    failed = table(folder / "failed.csv")
+    assert [row["job"] for row in failed] == ["0", "1"]
+    assert all("no longer finite" in row["reason"] for row in failed)
+    assert first.stderr.splitlines()[-1].startswith("kdx: job 1 (")
+
+    again = kdx(*words)
+    assert (again.returncode, again.stdout) == (1, first.stdout)
+    assert again.stderr.count("finished before, skipped") == 2
+    assert (folder / "summary.csv").read_bytes() == summary
+
+    fast = kdx(*words, "sweep.fail_fast=true")
+    assert fast.returncode == 1
+    assert fast.stdout == f"{first.stdout.splitlines()[-1]}\n"
+    reasons = [row["reason"] for row in table(folder / "failed.csv")]
+    assert "no longer finite" in reasons[0]
+    assert reasons[1:] == ["not started, since job 0 failed (sweep.fail_fast=true)"] * 3

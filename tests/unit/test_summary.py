@@ -1,0 +1,88 @@
+"""Which runs are one experiment, and what is said of it."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdx.report.summary import groups_of, print_summary, write_failures, write_summary
+
+
+def run(folder: Path, error: float, *, T: float = 4, seed: int = 0, teacher_seed: int = 0, **figures: object) -> Path:
+    path = folder / f"{T}-{seed}-{teacher_seed}"
+    path.mkdir()
+    config = {
+        "dataset": {"name": "digits"}, "student": {"name": "lenet-300-100"}, "trainer": {"lr": 0.1},
+        "teacher": {"name": "nin", "seed": teacher_seed}, "method": {"name": "kd", "T": T}, "seed": seed,
+        "device": {"threads": seed}, "sweep": {"name": str(seed), "fail_fast": False},
+    }  # fmt: skip
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    content = {
+        "run_id": path.name, "dataset": "digits", "method": "kd", "student": "lenet-300-100", "teacher": "nin",
+        "seed": seed, "epochs": 3, "test_error_percent": error, "val_error_percent": 2 * error, "R_s": 5.0,
+    } | figures  # fmt: skip
+    (path / "metrics.json").write_text(json.dumps(content))
+    return path
+
+
+def test_seeds_are_pooled_and_settings_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = [run(tmp_path, T + seed, T=T, seed=seed) for T in (2, 8) for seed in (0, 1, 2)]
+    # A job that says the same as another one is no further measurement.
+    groups = groups_of([*runs, runs[0]])
+    assert [(group.settings["method.T"], len(group.figures)) for group in groups] == [(2, 3), (8, 3)]
+    write_summary(tmp_path / "summary.csv", groups)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["method.T"], first["n"], first["seeds"]) == ("2", "3", "0 1 2")
+    assert "trainer.lr" not in first
+    assert float(first["test_error_percent_mean"]) == 3
+    assert float(first["test_error_percent_sd"]) == 1
+    assert float(second["test_error_percent_ci95_low"]) == pytest.approx(9 - 2.484138, abs=1e-6)
+    assert float(second["val_error_percent_mean"]) == 18
+    assert float(second["R_s_ci95_high"]) == 5
+    # These runs have no latency.
+    assert second["latency_ms_mean"] == ""
+    print_summary(groups)
+    out = capsys.readouterr().out
+    assert "9.00 ± 1.00" in out
+    assert "[6.52, 11.48]" in out
+
+
+def test_one_seed_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    groups = groups_of([run(tmp_path, 1, T=2), run(tmp_path, 2, T=8)])
+    print_summary(groups)
+    assert capsys.readouterr().out == ""
+    write_summary(tmp_path / "summary.csv", groups)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        first, _ = csv.DictReader(file)
+    assert (first["n"], first["test_error_percent_mean"]) == ("1", "1.0")
+    assert (first["test_error_percent_sd"], first["test_error_percent_ci95_low"]) == ("", "")
+
+
+def test_a_figure_that_one_run_lacks_is_not_told_of_the_others(tmp_path: Path):
+    (group,) = groups_of([run(tmp_path, 1), run(tmp_path, 2, seed=1, R_s=None)])
+    assert group.estimate("R_s") is None
+    assert group.estimate("test_error_percent") is not None
+
+
+def test_the_teachers_seed_may_go_along_but_is_no_seed_of_the_student(tmp_path: Path):
+    along = [run(tmp_path, seed, seed=seed, teacher_seed=seed) for seed in (0, 1, 2)]
+    assert [len(group.figures) for group in groups_of(along)] == [3]
+    crossed = [*along[:2], run(tmp_path, 3, seed=0, teacher_seed=1), run(tmp_path, 3, seed=1, teacher_seed=0)]
+    groups = groups_of(crossed)
+    assert [(group.settings["teacher.seed"], len(group.figures)) for group in groups] == [(0, 2), (1, 2)]
+
+
+def test_failures_have_a_file_as_long_as_there_are_any(tmp_path: Path):
+    path = tmp_path / "failed.csv"
+    write_failures(path, [{"job": 3, "overrides": "seed=1", "reason": "no, broken"}])
+    assert path.read_text() == 'job,overrides,reason\n3,seed=1,"no, broken"\n'
+    write_failures(path, [])
+    assert not path.exists()
+
+
+def test_a_sweep_without_any_run_has_an_empty_summary(tmp_path: Path):
+    write_summary(tmp_path / "summary.csv", groups_of([]))
+    assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1
