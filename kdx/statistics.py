@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import isfinite, sqrt
-from statistics import mean, stdev
+from statistics import fmean, stdev
 from typing import Literal
 
 from scipy import special
@@ -35,7 +35,7 @@ class Estimate:
     @property
     def mean(self) -> float:
         """The sample mean."""
-        return mean(self.values)
+        return fmean(self.values)
 
     @property
     def sd(self) -> float | None:

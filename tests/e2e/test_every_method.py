@@ -69,5 +69,6 @@ def test_same_seed_same_result(swept: list[Path]) -> None:
 
 
 def test_one_teacher_and_one_store_serve_every_method(swept: list[Path]) -> None:
-    assert len(list(swept[0].glob("teachers/*/metrics.json"))) == 1
+    # paper/bc sees other images, so the teacher that it is compared with is another.
+    assert len(list(swept[0].glob("teachers/*/metrics.json"))) == 2
     assert len(list(swept[0].glob("logits/*/manifest.json"))) == 1

@@ -9,10 +9,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from hydra_plugins.kdx_ray_launcher import share
 from kdx import placement
 from kdx.compose import expand
 from kdx.errors import UserError
+from kdx.launchers.ray import share
 from kdx.placement import check_launcher, own_gpu, shares
 
 
@@ -97,4 +97,4 @@ def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mo
     monkeypatch.setattr(placement, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"^hydra/launcher: '{launcher}' is not installed; .*kdx\[{extra}\]"):
         check_launcher(["seed=0,1", f"hydra/launcher={launcher}"])
-    assert importlib.util.find_spec("hydra_plugins.kdx_ray_launcher")
+    assert importlib.util.find_spec("hydra_plugins.kdx_launchers")

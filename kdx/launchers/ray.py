@@ -6,11 +6,9 @@ It stands in for hydra-ray-launcher, which needs cloudpickle < 3, where joblib n
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
@@ -22,20 +20,7 @@ from omegaconf import DictConfig, open_dict
 _ENVIRONMENT = ("KDX_DATA", "KDX_OUTPUTS", "PYTHONPATH")
 
 
-@dataclass
-class RayLauncherSettings:
-    """The address is that of `ray.init`: null finds a running cluster ($RAY_ADDRESS), or starts Ray on this machine."""
-
-    _target_: str = "hydra_plugins.kdx_ray_launcher.RayLauncher"
-    address: str | None = None
-    cpus_per_job: int | None = None
-    gpus_per_job: float | None = None
-
-
-ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayLauncherSettings, provider="kdx")
-
-
-class RayLauncher(Launcher):
+class RayTasks(Launcher):
     """Runs every job as one Ray task; a job whose process dies fails alone."""
 
     def __init__(self, address: str | None, cpus_per_job: int | None, gpus_per_job: float | None) -> None:

@@ -1,0 +1,1 @@
+"""Hydra launchers of our own; `hydra_plugins/` makes them known to Hydra."""
