@@ -2,7 +2,8 @@
 
 import csv
 import logging
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,16 @@ class Job:
         return teacher_folder(self.config) if self.of == "teacher" else run_folder(self.config)
 
     @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.of == "network" or self.folder.finished
+
+    @property
+    def changes_network(self) -> bool:
+        """Whether the student may end as another network, whose size is known at the end only."""
+        return self.config.method.get("procedure", "once") != "once"
+
+    @property
     def run(self) -> str:
         """The run's id; empty where nothing is trained."""
         return "" if self.of == "network" else self.folder.path.name
@@ -82,12 +93,16 @@ def jobs_of(table: PaperTable, order: Order) -> list[Job]:
 
 def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     """Run what is not finished, one after another; a job that fails is recorded and the others go on."""
+    # Here, because it imports torch.
+    from kdx.reproduce.network import network_figures
+
+    # The seeds of a row share their network.
+    networks = {job.row: network_figures(job.config) for job in jobs if job.of != "teacher" and job.seed == 0}
     results = []
     for number, job in enumerate(jobs, 1):
-        finished = job.of == "network" or job.folder.finished
-        if order.train and not finished:
-            log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, " ".join(job.words))
-        results.append(_done(job, order.train and not finished))
+        if order.train and not job.finished:
+            log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
+        results.append(_done(job, order.train and not job.finished, networks.get(job.row, {})))
     return results
 
 
@@ -109,13 +124,12 @@ def _without_repeats(words: Sequence[str]) -> tuple[str, ...]:
     return tuple({word.partition("=")[0]: word for word in words}.values())
 
 
-def _done(job: Job, train: bool) -> Done:
-    # Here, because it imports torch.
-    from kdx.reproduce.network import network_figures
+def _done(job: Job, train: bool, network: Mapping[str, Any]) -> Done:
+    from kdx.reproduce.network import with_derived
 
-    known = {} if job.of == "teacher" else network_figures(job.config)
     if job.of == "network":
-        return Done(job, "finished", "", known)
+        return Done(job, "finished", "", with_derived(network))
+    known = {} if job.changes_network else with_derived(network)
     if train:
         try:
             with recorded(job.folder.log_file):
@@ -124,10 +138,11 @@ def _done(job: Job, train: bool) -> Done:
             raise
         except Exception as failure:
             return Done(job, "failed", describe(failure), known)
-    if not job.folder.finished:
+    if not job.finished:
         return Done(job, "missing", "not run", known)
-    # Measured figures come last: what a method removed is no longer there.
-    return Done(job, "finished", "", known | job.folder.metrics() | _by_layer(job.folder.path))
+    statistics = {key: value for key, value in network.items() if key == "moving_statistics"}
+    measured = job.folder.metrics() | _by_layer(job.folder.path)
+    return Done(job, "finished", "", with_derived(statistics | measured))
 
 
 def _train(job: Job) -> None:

@@ -1,50 +1,56 @@
 """The figures of a row that need no training: they follow from the networks."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import nn
 
 from kdx.config import IMAGE_SHAPES, Config
-from kdx.measure.footprint import parameter_count, parameter_ratio, weight_matrices
+from kdx.measure.footprint import parameter_count, parameter_ratio
 from kdx.measure.multiplications import multiplications
 from kdx.models import build_model
 from kdx.models.settings import RefinedSettings
 
-Figures = dict[str, float | int | None]
+Figures = dict[str, Any]
 CLASSES = 10
 
 
 def network_figures(config: Config) -> Figures:
-    """Parameters and multiplications of the student, alone and beside the teacher's; none for a chain's student.
+    """Parameters and multiplications of the student before training, beside the teacher's; none for a chain's student.
 
-    `keras_parameters` counts the moving statistics of batch normalisation too, four numbers per channel in all.
-    `fc1_parameters` are those of the student's first fully connected layer, `fc1_percent` their share as Keras counts.
+    `moving_statistics` are those of batch normalisation, `fc1_parameters` those of the first fully connected layer.
     """
     if isinstance(config.student, RefinedSettings):
         return {}
     shape = IMAGE_SHAPES[config.dataset.name]
-    student = build_model(config.student, shape, CLASSES, config.seed)
-    teacher = build_model(config.teacher.network(), shape, CLASSES, config.seed)
-    own, its = multiplications(student, shape), multiplications(teacher, shape)
-    keras, fc1 = keras_parameters(student), _fc1_parameters(student)
+    # Shapes are enough: no memory is filled and nothing is drawn.
+    with torch.device("meta"):
+        student = build_model(config.student, shape, CLASSES, config.seed)
+        teacher = build_model(config.teacher.network(), shape, CLASSES, config.seed)
+    layers = {name.rpartition(".")[2]: layer for name, layer in student.named_modules()}
+    norms = [layer for layer in student.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     return {
         "parameters": parameter_count(student),
-        "keras_parameters": keras,
-        "fc1_parameters": fc1,
-        "fc1_percent": None if fc1 is None else 100 * fc1 / keras,
-        "weights": sum(weight.numel() for weight in weight_matrices(student).values()),
+        "moving_statistics": sum(2 * layer.num_features for layer in norms),
+        "fc1_parameters": parameter_count(layers["fc1"]) if "fc1" in layers else None,
         "R_c": parameter_ratio(teacher, student),
-        "multiplications": own,
-        "teacher_multiplications": its,
-        "multiplications_ratio": its / own,
+        "multiplications": multiplications(student, shape),
+        "teacher_multiplications": multiplications(teacher, shape),
     }
 
 
-def keras_parameters(network: nn.Module) -> int:
-    """Trained parameters and moving statistics."""
-    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
-    return parameter_count(network) + sum(2 * layer.num_features for layer in norms)
+def with_derived(figures: Mapping[str, Any]) -> Figures:
+    """The figures, and those that follow from them.
 
-
-def _fc1_parameters(network: nn.Module) -> int | None:
-    layers = {name.rpartition(".")[2]: layer for name, layer in network.named_modules()}
-    fc1 = layers.get("fc1")
-    return parameter_count(fc1) if isinstance(fc1, nn.Linear) else None
+    Keras counts moving statistics as parameters; `fc1_percent` is a share of these, `multiplications_ratio` how many
+    times as many the teacher needs.
+    """
+    derived: Figures = {}
+    if {"parameters", "moving_statistics"} <= figures.keys():
+        derived["keras_parameters"] = figures["parameters"] + figures["moving_statistics"]
+    if figures.get("fc1_parameters") is not None and derived:
+        derived["fc1_percent"] = 100 * figures["fc1_parameters"] / derived["keras_parameters"]
+    if figures.get("teacher_multiplications"):
+        derived["multiplications_ratio"] = figures["teacher_multiplications"] / figures["multiplications"]
+    return {**figures, **derived}

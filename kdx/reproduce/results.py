@@ -1,5 +1,6 @@
 """The files of a reproduced table: runs.csv, table.csv, table.md, table.tex and provenance.json."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
         "epochs": figures.get("epochs"),
         **{column: figures.get(column) for column in table.columns},
         "train_seconds": figures.get("train_seconds"),
-        "command": " ".join(["kdx train", *done.job.words]),
+        "command": f"kdx train {shlex.join(done.job.words)}",
     }
 
 

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +51,24 @@ def history(folder: Path) -> list[dict]:
 
 def outcome(folder: Path) -> tuple[dict, list[dict], bytes]:
     return timeless(metrics(folder)), history(folder), (folder / "student.safetensors").read_bytes()
+
+
+def started(base: Path, *words: str, until: Callable[[], object]) -> subprocess.Popen[str]:
+    """`kdx WORDS` in a process of its own that works in `base`, as soon as `until` is true."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kdx", *words],
+        cwd=base,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not until():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
 
 
 def folder_of(result: subprocess.CompletedProcess[str], base: Path) -> Path:

@@ -1,14 +1,10 @@
 """Chains of runs through the real command line, on scikit-learn's digits."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from short_runs import CONTRACT, ROOT, folder_of, history, metrics, outcome, table, timeless
+from short_runs import CONTRACT, folder_of, history, metrics, outcome, started, table, timeless
 
 SHORT = (
     *("dataset=digits", "teacher.hidden=[16]", "teacher.trainer.epochs=2", "trainer.epochs=2"),
@@ -102,19 +98,7 @@ def test_an_ancestral_chain_shares_its_first_generation_and_can_be_compared(kdx,
 def test_a_chain_that_is_killed_goes_on_at_its_generation(kdx, tmp_path: Path) -> None:
     words = (*CHAIN, "trainer.epochs=40")
     whole = folder_of(kdx(*words, "outputs=whole"), tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdx", *words, "outputs=outputs"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not runs(tmp_path):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = started(tmp_path, *words, "outputs=outputs", until=lambda: runs(tmp_path))
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     finished = runs(tmp_path)

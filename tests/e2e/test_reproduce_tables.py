@@ -1,5 +1,6 @@
 """Every table of the papers through the real command line, on a handful of scikit-learn's digits."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_table_is_continued_and_can_be_written_without_training(kdx, tmp_path:
     assert "sigma 0.5, seed 0: not run" in (folder / "table.md").read_text()
     # One of its runs, typed by hand, is found.
     chosen = next(run for run in runs if run["row"] == "sigma 0.5")
-    assert kdx(*chosen["command"].split()[1:]).returncode == 0
+    assert kdx(*shlex.split(chosen["command"])[1:]).returncode == 0
     assert kdx(*words, "train=false").returncode == 0
     after = {run["row"]: run for run in table(folder / "runs.csv")}
     assert after["sigma 0.5"]["status"] == "finished"

@@ -1,14 +1,10 @@
 """Whole runs through the real command line, on scikit-learn's digits."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from short_runs import ROOT, SHORT, folder_of, history, metrics, outcome
+from short_runs import SHORT, folder_of, history, metrics, outcome, started
 
 
 def test_two_teachers_have_a_folder_and_a_store_each(kdx, tmp_path: Path) -> None:
@@ -56,19 +52,8 @@ def test_finished_runs_are_skipped_and_forced_ones_repeated(kdx, tmp_path: Path)
 
 def stopped(base: Path, words: tuple[str, ...], number: signal.Signals, checkpoint: str) -> None:
     """Start a run with its outputs in `stopped`, and send it a signal as soon as it has written that checkpoint."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kdx", "train", *words, "outputs=stopped"],
-        cwd=base,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list(base.glob(f"stopped/runs/*/*/*/*/{checkpoint}.safetensors")):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    written = f"stopped/runs/*/*/*/*/{checkpoint}.safetensors"
+    process = started(base, "train", *words, "outputs=stopped", until=lambda: list(base.glob(written)))
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), said

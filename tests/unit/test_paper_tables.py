@@ -6,7 +6,9 @@ import yaml
 from kdx.config import run_id
 from kdx.errors import UserError
 from kdx.groups import conf_folder
-from kdx.reproduce.jobs import BUDGETS, Order, jobs_of
+from kdx.reproduce.cells import cells_of
+from kdx.reproduce.jobs import BUDGETS, Order, jobs_of, run_all
+from kdx.reproduce.network import with_derived
 from kdx.reproduce.published import Published, converted, read_published, select
 from kdx.reproduce.tables import load_table, named, table_names
 
@@ -107,3 +109,32 @@ def test_a_claim_about_an_absent_row_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("kdx.reproduce.tables.conf_folder", lambda: tmp_path)
     with pytest.raises(UserError, match=r"claim 'ST-VBD is sparser than ST-SVD' speaks of \['nobody'\]"):
         load_table("x/table")
+
+
+@pytest.mark.parametrize(("name", "fc1", "keras"), [("SN_50", 28_850, 85_104), ("SN_100", 57_700, 114_454)])
+def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
+    order = Order(rows=name, seeds=3, budget="paper", overrides=(), train=False)
+    table = load_table("kddp/table1").only(name)
+    (done,) = run_all(jobs_of(table, order), order)
+    assert (done.figures["fc1_parameters"], done.figures["keras_parameters"]) == (fc1, keras)
+    assert done.figures["fc1_percent"] == pytest.approx(100 * fc1 / keras)
+    # 512 of Keras' are the moving statistics of four batch normalisations (SPEC 3).
+    assert done.figures["parameters"] == keras - 512
+    assert {cell.verdict for cell in cells_of(table, [done]) if cell.published} == {"equal"}
+
+
+def test_a_size_that_training_changes_is_not_told_beforehand(tmp_path):
+    words = (f"outputs={tmp_path}",)
+    order = Order(rows="*SN 50", seeds=1, budget="paper", overrides=words, train=False)
+    table = load_table("kddp/table2").only("*SN 50")
+    done = {each.job.row: each for each in run_all(jobs_of(table, order), order)}
+    assert {each.status for each in done.values()} == {"missing"}
+    assert done["Vanilla SN 50"].figures["keras_parameters"] == 85_104
+    # Some of its neurons will be gone.
+    assert "parameters" not in done["KDDP SN 50"].figures
+
+
+def test_what_is_derived_follows_the_measured_network():
+    """A student of which neurons were removed: Table 2 prints 82,169 for 45 of 50 neurons (SPEC 3)."""
+    figures = with_derived({"parameters": 85_104 - 512 - 5 * 587, "moving_statistics": 512})
+    assert figures["keras_parameters"] == 82_169
