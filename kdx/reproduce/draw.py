@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter
 
-from kdx.files import write_atomically
+from kdx.report.drawing import COLOURS, HEIGHT, MARKERS, PUBLISHED, STYLE, WIDTH, canvas_of, save
 from kdx.reproduce.cells import Cell
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.pictures import Bars, Lines, Weights
@@ -18,29 +17,6 @@ from kdx.reproduce.published import Published, select
 from kdx.reproduce.tables import PaperTable
 from kdx.tensors import load_tensors
 
-# Inches: the column of a two-column paper, in the size at which it is printed.
-WIDTH, HEIGHT = 3.5, 2.6
-STYLE: dict[Any, Any] = {
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "legend.fontsize": 6.5,
-    "figure.titlesize": 7.5,
-    "figure.labelsize": 7.5,
-    "figure.dpi": 100,
-    "savefig.dpi": 300,
-    # The same figures give the same file.
-    "svg.hashsalt": "kdx",
-}
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c6d31")
-MARKERS = "osD^vP*X"
-PUBLISHED = "#777777"
 # Odd, so that exact zeros have the bin in the middle to themselves and their closest neighbours.
 BINS = 101
 
@@ -66,21 +42,6 @@ def picture(table: PaperTable, order: Order, done: Sequence[Done], cells: Sequen
         # Nobody shall take such a picture for a result.
         canvas.suptitle(f"budget={order.budget}: not a result", color="#b00020")
     return canvas
-
-
-def save(canvas: Canvas, stem: Path) -> None:
-    """Write `stem`.svg and .png atomically, without dates."""
-    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        write_atomically(
-            stem.with_suffix(f".{suffix}"),
-            lambda path, suffix=suffix, metadata=metadata: canvas.savefig(path, format=suffix, metadata=metadata),
-        )
-
-
-def canvas_of(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
-    """A figure with panels, all of them in one list."""
-    canvas = Canvas(layout="constrained", **options)
-    return canvas, list(canvas.subplots(rows, columns, squeeze=False).flat)
 
 
 def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
