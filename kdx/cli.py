@@ -55,7 +55,8 @@ _BENCH_HELP = """\
 usage: kdx bench RUN ... [seconds=S]
 
 Time the students of finished runs and their teachers: dense, masked, CSR, shrunk and as ONNX, for batches of 1, 32
-and 1024 images, on one CPU thread and on all. RUN is a run's folder, or the beginning of its id.
+and 1024 images, on one CPU thread and on all; the times go to bench.csv in the run's folder, the machine to bench.json.
+RUN is a run's folder, or the beginning of its id.
 
 seconds    for each runtime and batch, 0.5 by default"""
 
@@ -170,11 +171,13 @@ def bench(words: list[str]) -> int:
     from kdx.report.finished import finished_run
 
     runs = [finished_run(word, _outputs()) for word in words]
-    from kdx.bench import bench
+    from kdx.bench import bench, write_bench
     from kdx.report.bench import print_bench
 
     for run in runs:
-        print_bench(bench(run, seconds))
+        measured = bench(run, seconds)
+        write_bench(measured)
+        print_bench(measured)
     return DONE
 
 

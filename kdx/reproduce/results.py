@@ -75,6 +75,9 @@ def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: S
         "overrides": list(order.overrides),
         "machine": describe_machine(),
         "train_seconds": sum(each.figures.get("train_seconds") or 0.0 for each in done),
+        # Results are read without the table's declaration, which may change after them.
+        "columns": {key: column.title for key, column in table.columns.items()},
+        "notes": table.notes,
         "runs": [_run(each) for each in done],
         "claims": [_claim(each) for each in claims],
     }
