@@ -23,6 +23,7 @@ commands:
   reproduce TABLE ...     a paper's table beside the published numbers (kdx reproduce --list)
   export RUN format=F     a student as a file: shrink, csr, onnx or torch (kdx export --help)
   bench RUN ...           how fast students are, in every runtime (kdx bench --help)
+  report [OUTPUTS]        all results as one HTML page (kdx report --help)
 
 options:
   -h, --help              this text
@@ -59,6 +60,14 @@ and 1024 images, on one CPU thread and on all; the times go to bench.csv in the 
 RUN is a run's folder, or the beginning of its id.
 
 seconds    for each runtime and batch, 0.5 by default"""
+
+_REPORT_HELP = """\
+usage: kdx report [OUTPUTS] [file=PATH]
+
+Write every reproduced table and figure, every sweep and every finished run of the folder OUTPUTS (by default
+$KDX_OUTPUTS, else outputs) as one HTML page, which needs no other file and no network.
+
+file       the page; OUTPUTS/report.html by default"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -181,6 +190,17 @@ def bench(words: list[str]) -> int:
     return DONE
 
 
+def report(words: list[str]) -> int:
+    """`kdx report`: all results as one HTML page."""
+    if {"-h", "--help"} & set(words):
+        print(_REPORT_HELP)
+        return DONE
+    from kdx.report.page.command import report
+
+    print(report(words))
+    return DONE
+
+
 def _outputs() -> Path:
     return Path(os.environ.get("KDX_OUTPUTS", "outputs"))
 
@@ -192,6 +212,7 @@ def _dispatch(words: list[str]) -> int:
         "reproduce": reproduce,
         "export": export,
         "bench": bench,
+        "report": report,
     }
     if not words:
         raise UserError(f"no command is given; allowed: {', '.join(commands)} (kdx --help)")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdx.report.records import Record, read_rows
+from kdx.report.records import Record, read_rows, reading
 
 TABLE, PLACE = "bench.csv", "bench.json"
 
@@ -42,10 +42,12 @@ class Inference:
 
 
 def read_inference(run: Path) -> Inference | None:
-    """What `kdx bench` measured of the run in the folder `run`, or None; ValueError or OSError when damaged."""
+    """What `kdx bench` measured of the run in the folder `run`, or None; Damaged where a file does not fit."""
     if not (run / TABLE).exists():
         return None
-    machine = json.loads((run / PLACE).read_bytes())
-    if not isinstance(machine, dict):
-        raise ValueError(f"{PLACE} is not a JSON object")
+    place = run / PLACE
+    with reading(place):
+        machine = json.loads(place.read_bytes())
+        if not isinstance(machine, dict):
+            raise ValueError("it is not a JSON object")
     return Inference(read_rows(run / TABLE, Timed), machine)

@@ -1,6 +1,8 @@
-"""Files of results as validated records; whatever does not fit is a ValueError or an OSError, for `reason` to tell."""
+"""Files of results as validated records; a file that does not fit raises Damaged."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,8 +10,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdx.errors import one_line
 
-# What reading a damaged file may raise: UserError, pydantic's, JSON's and Unicode's errors are ValueErrors.
-UNREADABLE = (OSError, ValueError, csv.Error)
+
+class Damaged(ValueError):
+    """A file that is absent, cut off or not what it should be; the message says why, without its path."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(why)
+        self.path = path
 
 
 class Record(BaseModel):
@@ -21,28 +28,46 @@ class Record(BaseModel):
 R = TypeVar("R", bound=BaseModel)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with the file within into Damaged."""
+    try:
+        yield
+    except Damaged:
+        raise
+    # UserError, pydantic's, JSON's and Unicode's errors are ValueErrors.
+    except (OSError, ValueError, csv.Error) as error:
+        raise Damaged(path, _why(error)) from error
+
+
 def read_record(path: Path, kind: type[R]) -> R:
     """The content of a JSON file."""
-    return kind.model_validate_json(path.read_bytes())
+    with reading(path):
+        return kind.model_validate_json(path.read_bytes())
 
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:
     """The lines of a CSV file; an empty cell has its field's default."""
-    return [kind.model_validate({key: text for key, text in line.items() if text != ""}) for line in read_lines(path)]
+    with reading(path):
+        return [
+            kind.model_validate({key: text for key, text in line.items() if text != ""}) for line in read_lines(path)
+        ]
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file as texts, each with as many cells as the header."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file, strict=True))
-    for number, line in enumerate(lines, 1):
-        if None in line or None in line.values():
-            raise ValueError(f"line {number} below the header has not as many cells as it")
-    return lines
+    with reading(path), path.open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file, strict=True)
+        if not table.fieldnames:
+            raise ValueError("it has no header")
+        lines = list(table)
+        for number, line in enumerate(lines, 1):
+            if None in line or None in line.values():
+                raise ValueError(f"line {number} below the header has not as many cells as it")
+        return lines
 
 
-def reason(error: BaseException) -> str:
-    """Why a file cannot be read, in one line without its path."""
+def _why(error: BaseException) -> str:
     match error:
         case OSError(strerror=str(text)):
             return text

@@ -1,0 +1,52 @@
+"""The page in numbers: what there is, where it was measured, what the claims came to."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdx.report.page.found import Found
+from kdx.report.page.papers import Figure, Table
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Counts over the whole page; claims and cells only of what was made with the papers' budgets."""
+
+    runs: Counter[str]
+    unfinished: int
+    budgets: Counter[str]
+    machines: Counter[str]
+    claims: Counter[str]
+    cells: Counter[str]
+
+
+def overview_of(found: Found) -> Overview:
+    """Count what was found."""
+    sources: list[Table | Figure] = [*found.tables, *found.figures]
+    results = [source for source in sources if source.is_result]
+    places = [source.provenance.machine for source in sources]
+    places += [run.inference.machine for run in found.runs.values() if run.inference]
+    return Overview(
+        runs=Counter(run.status for run in found.runs.values() if run.id),
+        unfinished=len(found.unfinished),
+        budgets=Counter(source.provenance.budget for source in sources),
+        machines=Counter(machine_text(place) for place in places if place),
+        claims=answers(results),
+        cells=Counter(
+            cell.verdict for source in results if isinstance(source, Table) for cell in source.cells if cell.verdict
+        ),
+    )
+
+
+def answers(sources: Iterable[Table | Figure]) -> Counter[str]:
+    """How many claims hold, fail and are undecided."""
+    return Counter(claim.answer for source in sources for claim in source.provenance.claims)
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """A machine in words, without what changes from day to day."""
+    cores = machine.get("cores")
+    parts = [machine.get("cpu"), cores and f"{cores} cores", machine.get("gpu")]
+    versions = [f"{name} {machine[name]}" for name in ("torch", "kdx") if machine.get(name)]
+    return ", ".join(map(str, filter(None, [*parts, *versions]))) or "not recorded"
