@@ -1,7 +1,7 @@
 """Files of results as validated records; a file that does not fit raises Damaged."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -48,18 +48,23 @@ def read_record(path: Path, kind: type[R]) -> R:
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:
     """The lines of a CSV file; an empty cell has its field's default."""
+    required = [key for key, field in kind.model_fields.items() if field.is_required()]
     with reading(path):
         return [
-            kind.model_validate({key: text for key, text in line.items() if text != ""}) for line in read_lines(path)
+            kind.model_validate({key: text for key, text in line.items() if text != ""})
+            for line in read_lines(path, required)
         ]
 
 
-def read_lines(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file as texts, each with as many cells as the header."""
+def read_lines(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
+    """The lines of a CSV file with the `required` columns as texts, each with as many cells as the header."""
     with reading(path), path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file, strict=True)
         if not table.fieldnames:
             raise ValueError("it has no header")
+        missing = set(required).difference(table.fieldnames)
+        if missing:
+            raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
         lines = list(table)
         for number, line in enumerate(lines, 1):
             if None in line or None in line.values():

@@ -89,6 +89,7 @@ def _run(done: Done) -> dict[str, Any]:
     return {
         "row": done.job.row,
         "seed": done.job.seed,
+        "of": done.job.of,
         "run": done.job.run,
         "status": done.status,
         **{key: done.figures.get(key) for key in own},

@@ -56,6 +56,7 @@ def page_of(found: Found, date: datetime) -> str:
         overview=overview_of(found),
         pictures=pictures(found.runs.values()),
         run_columns=RUN_COLUMNS,
+        titles={key: title for key, title, _ in RUN_COLUMNS},
         answers=answers,
         cell_link=cell_link,
         late=late,
@@ -80,7 +81,7 @@ def cell_link(found: Found, table: Table, cell: Cell) -> str:
     if cell.runs:
         return f"run-{cell.runs.split()[0]}"
     (use,) = (use for use in found.uses[table.name] if use.row == cell.row)
-    return next(iter(use.seeds.values()))
+    return use.runs[0][1]
 
 
 def late(found: Found, source: Source) -> int:

@@ -34,6 +34,9 @@ class Configured(Record):
 
     row: str = ""
     seed: int | None = None
+    of: Literal["student", "teacher", "network"] = "student"
+    run: str = ""
+    status: str = ""
     configuration: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -25,11 +25,11 @@ PLACES = {"runs": "runs/*/*/*/[!.]*", "teachers": "teachers/[!.]*"}
 
 @dataclass(frozen=True)
 class Use:
-    """A row of a table or figure that a run belongs to, and the runs of that row by seed, as anchors."""
+    """A row of a table or figure that a run belongs to, and the seed and anchor of each run of that row."""
 
     source: Source
     row: str
-    seeds: dict[int | None, str]
+    runs: tuple[tuple[int | None, str], ...]
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,14 @@ def catalogue(folders: Iterable[Run], sources: Iterable[Source]) -> tuple[dict[s
     runs = {run.anchor: run for run in folders}
     uses: dict[str, list[Use]] = {}
     for source in sources:
-        rows: dict[str, dict[int | None, str]] = {}
+        rows: dict[str, list[tuple[int | None, str]]] = {}
         for index, job in enumerate(source.jobs):
             told = _told(source, index, job)
-            rows.setdefault(job.row, {})[job.seed] = told.anchor
+            rows.setdefault(job.row, []).append((job.seed, told.anchor))
             runs[told.anchor] = _joined(runs[told.anchor], told) if told.anchor in runs else told
-        uses[source.name] = [Use(source, row, seeds) for row, seeds in rows.items()]
+        uses[source.name] = [Use(source, row, tuple(members)) for row, members in rows.items()]
         for use in uses[source.name]:
-            for anchor in use.seeds.values():
+            for _, anchor in use.runs:
                 runs[anchor] = replace(runs[anchor], uses=(*runs[anchor].uses, use))
     return runs, uses
 
@@ -138,7 +138,9 @@ def catalogue(folders: Iterable[Run], sources: Iterable[Source]) -> tuple[dict[s
 def _told(source: Source, index: int, job: Job) -> Run:
     """The run as a table or figure tells of it."""
     more = source.configured.get((job.row, job.seed), Configured())
-    figures = {**(more.model_extra or {}), **(job.model_extra or {})}
+    # A teacher has a seed of its own, in its settings.
+    seed = {"seed": job.seed} if more.of == "student" else {}
+    figures = {**seed, **(job.model_extra or {}), **(more.model_extra or {})}
     settings = more.configuration
     return Run(
         # A network that needs no training has no run.
@@ -146,11 +148,8 @@ def _told(source: Source, index: int, job: Job) -> Run:
         job.run,
         job.status,
         job.reason,
-        figures={
-            key: value(one) if isinstance(one, str) else one
-            for key, one in figures.items()
-            if key not in ("run", "status")
-        },
+        is_teacher=more.of == "teacher",
+        figures={key: value(one) if isinstance(one, str) else one for key, one in figures.items()},
         settings=settings,
         text=yaml.dump(settings, Dumper=DUMPER, sort_keys=False, allow_unicode=True) if settings else "",
         command=job.command,
@@ -163,7 +162,7 @@ def _joined(known: Run, told: Run) -> Run:
         known,
         status=finished.status,
         reason=finished.reason,
-        figures={**told.figures, **known.figures},
+        figures={**known.figures, **{key: one for key, one in told.figures.items() if key not in known.figures}},
         settings=known.settings or told.settings,
         text=known.text or told.text,
         command=known.command or told.command,

@@ -7,7 +7,8 @@ from kdx.report.records import Record, read_lines, read_rows, reading
 from kdx.report.summary import FIGURES, PARTS
 
 SUMMARY, FAILED = "summary.csv", "failed.csv"
-NUMBERS = tuple(f"{key}_{part}" for key in FIGURES for part in PARTS)
+# The columns beside those that say which experiment it is.
+OTHERS = ("n", "seeds", "runs", *(f"{key}_{part}" for key in FIGURES for part in PARTS))
 
 
 class Failure(Record):
@@ -55,19 +56,13 @@ def read_sweep(folder: Path) -> Sweep:
     """Read a sweep that has a summary; Damaged where a file does not fit."""
     path, failed = folder / SUMMARY, folder / FAILED
     with reading(path):
-        lines = read_lines(path)
-        # Where every job failed there is no line.
-        missing = {"n", "seeds", "runs", *NUMBERS} - lines[0].keys() if lines else None
-        if missing:
-            raise ValueError(f"it lacks the columns {', '.join(sorted(missing))}")
-        experiments = [_experiment(line) for line in lines]
+        experiments = [_experiment(line) for line in read_lines(path, OTHERS)]
     return Sweep(folder.name, experiments, read_rows(failed, Failure) if failed.exists() else [])
 
 
 def _experiment(line: dict[str, str]) -> Experiment:
-    rest = {"n", "seeds", "runs", *NUMBERS}
     return Experiment(
-        {key: text for key, text in line.items() if key not in rest},
+        {key: text for key, text in line.items() if key not in OTHERS},
         int(line["n"]),
         line["seeds"].split(),
         line["runs"].split(),

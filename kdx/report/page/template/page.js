@@ -37,7 +37,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
 const dialog = document.querySelector("dialog");
 const stage = dialog.querySelector(".stage");
 const runs = new Map([...document.querySelectorAll("article.run")].map((run) => [run.id, run]));
-for (const run of runs.values()) run.remove();
+for (const run of runs.values()) {
+  run.remove();
+  // Else the browser would scroll to it, inside the dialog.
+  run.removeAttribute("id");
+}
 document.querySelector(".store").remove();
 
 function showRun() {
