@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from typing import Any
 import pytest
 
 from kdx.cli import main
+from kdx.compose import single
+from kdx.config import run_id
 from kdx.files import write_csv, write_json, write_text
 from kdx.report.inference import COLUMNS
 from kdx.report.page.found import read_outputs
 from kdx.report.page.page import figure_text, with_minus
+from kdx.report.page.typed import command_of
 from kdx.report.summary import groups_of, write_failures, write_summary
 from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import Done, Order, jobs_of
@@ -364,6 +368,45 @@ def test_torch_is_not_imported(outputs: Path):
     words = [sys.executable, "-c", program, str(outputs)]
     result = subprocess.run(words, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "method=kd method.T=2.5 seed=3",
+        "dataset=digits student=mlp-500-50 method=paper/st-vbd dataset.train_size=200",
+        "teacher=lenet5-caffe teacher.hidden=[40,30] student.hidden=[8] method=noisy teacher2=nin teacher2.seed=4",
+        "dataset=cifar10 student=nin student.layers=[C5@96,MP3,C3@96] teacher=resnet56-v2 method=kddp",
+        "method=ikd student=refined trainer.patience=3 device.threads=1",
+    ],
+)
+def test_the_command_of_a_run_is_found_again(words: str, tmp_path: Path):
+    config = single([*words.split(), f"outputs={tmp_path}"])
+    command = command_of(config.model_dump(mode="json"), run_id(config))
+    program, train, *typed = shlex.split(command)
+    assert (program, train) == ("kdx", "train")
+    assert run_id(single(typed)) == run_id(config)
+    assert command_of(config.model_dump(mode="json"), "000000000000") == ""
+
+
+def test_settings_that_no_command_makes(tmp_path: Path):
+    content = single(["method=kd"]).model_dump(mode="json")
+    wrong = {**content, "method": {"name": "of another day"}}, {**content, "student": {"family": "mlp"}}, {}
+    assert [command_of(settings, "000000000000") for settings in wrong] == ["", "", ""]
+
+
+def test_a_run_alone_has_its_command_too(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.rmtree(outputs / "paper")
+    run = next(outputs.glob("runs/*/*/*/*"))
+    text, _ = page(outputs, capsys)
+    article = text.split(f'<article class="run" id="run-{run.name}"')[1].split("</article>")[0]
+    words = shlex.split(Seen(article.split('<pre class="wrap">')[1].split("</pre>")[0]).text)
+    assert run_id(single(words[2:])) == run.name
+    run.rename(run.with_name("000000000000"))
+    text, _ = page(outputs, capsys)
+    article = text.split('<article class="run" id="run-000000000000"')[1].split("</article>")[0]
+    assert "kdx train" not in article
+    assert "No command of kdx" in article
 
 
 @pytest.mark.parametrize(

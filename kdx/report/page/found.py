@@ -1,7 +1,7 @@
 """What an outputs folder holds; a damaged file is named, and only what needs it is left out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -68,4 +68,15 @@ def read_outputs(outputs: Path) -> Found:
     found.unfinished += unfinished
     runs = [run for folder in finished for run in found.read(read_run, folder, outputs)]
     found.runs, found.uses = catalogue(runs, [*found.tables, *found.figures])
+    _add_commands(found)
     return found
+
+
+def _add_commands(found: Found) -> None:
+    """Give the runs that no table or figure has the commands that make them."""
+    alone = [run for run in found.runs.values() if not (run.command or run.is_teacher)]
+    if alone:
+        # Here, because composing takes a second that tables need not wait for.
+        from kdx.report.page.typed import command_of
+
+        found.runs |= {run.anchor: replace(run, command=command_of(run.settings, run.id)) for run in alone}
