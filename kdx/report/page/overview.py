@@ -47,6 +47,6 @@ def answers(sources: Iterable[Table | Figure]) -> Counter[str]:
 def machine_text(machine: Mapping[str, Any]) -> str:
     """A machine in words, without what changes from day to day."""
     cores = machine.get("cores")
-    parts = [machine.get("cpu"), cores and f"{cores} cores", machine.get("gpu")]
+    parts = [machine.get("cpu"), cores and f"{cores} cores"]
     versions = [f"{name} {machine[name]}" for name in ("torch", "kdx") if machine.get(name)]
     return ", ".join(map(str, filter(None, [*parts, *versions]))) or "not recorded"

@@ -110,6 +110,12 @@ class Source:
         return {(one.row, one.seed): one for one in self.provenance.runs}
 
     @property
+    def devices(self) -> list[str]:
+        """The devices that trained the runs."""
+        told = ((one.model_extra or {}).get("device") for one in self.provenance.runs)
+        return sorted({str(device) for device in told if device})
+
+    @property
     def finished(self) -> int:
         """How many of the runs are finished."""
         return sum(job.status == "finished" for job in self.jobs)
