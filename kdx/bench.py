@@ -27,10 +27,14 @@ from kdx.export.csr import save_csr
 from kdx.export.onnx_file import INPUT, OUTPUT, load_onnx, save_onnx
 from kdx.export.shrink import shrink
 from kdx.export.student import Student, finished_student
+from kdx.files import write_csv, write_json
 from kdx.layers import substitute
+from kdx.machine import describe_machine
 from kdx.measure.latency import Latency, cpu_threads, is_quick_enough, repeat, summary
 from kdx.methods.variational import log_alpha
 from kdx.models import build_model
+from kdx.report.inference import COLUMNS, PLACE, TABLE
+from kdx.weights import save_weights
 
 BATCHES = (1, 32, 1024)
 ROUNDS = 5
@@ -64,10 +68,11 @@ class Kind:
 
 
 DENSE = {runtime: Kind(STUDENT, "dense", runtime) for runtime in RUNTIMES}
-TEACHER_DENSE = Kind(TEACHER, "dense", TORCH)
-MASKED, SHRUNK = Kind(STUDENT, "masked", TORCH), Kind(STUDENT, "shrunk", TORCH)
+# With kdx.deploy, whose point are zeros, nobody would run a teacher.
+TEACHERS = {runtime: Kind(TEACHER, "dense", runtime) for runtime in (TORCH, ONNX)}
+SHRUNK = {runtime: Kind(STUDENT, "shrunk", runtime) for runtime in (TORCH, ONNX)}
+MASKED = Kind(STUDENT, "masked", TORCH)
 CSR, AUTO = Kind(STUDENT, "CSR", DEPLOY), Kind(STUDENT, "auto", DEPLOY)
-SHRUNK_ONNX = Kind(STUDENT, "shrunk", ONNX)
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,17 @@ class Timing:
 class Bench:
     """The timings of a run, and by batch how each matrix of the shrunk student is multiplied faster on one thread.
 
-    `left_out` says in a line each what could not be timed.
+    `file_bytes` is the size of the file that a kind is loaded from, where it has one; `left_out` says in a line each
+    what could not be timed, `place` on which machine all this was.
     """
 
     run: Path
     title: str
     timings: list[Timing]
     choices: dict[int, list[kdx.deploy.Choice]]
+    file_bytes: dict[Kind, int]
     left_out: list[str]
+    place: dict[str, Any]
 
 
 class Thresholded(nn.Module):
@@ -134,49 +142,72 @@ def bench(run: Path, seconds: float) -> Bench:
                 for batch in BATCHES:
                     inputs = images[:batch]
                     calls = dict(fixed)
-                    if files.csr is not None:
-                        measured = kdx.deploy.choices(files.csr, inputs.numpy())
+                    if CSR in files.deploy:
+                        measured = kdx.deploy.choices(files.deploy[CSR], inputs.numpy())
                         choices.setdefault(batch, measured)
-                        calls[AUTO] = kdx.deploy.fastest(files.csr, measured)
+                        calls[AUTO] = kdx.deploy.fastest(files.deploy[CSR], measured)
                     timings += _timed(calls, inputs, threads, seconds, left_out)
+        sizes = {kind: path.stat().st_size for kind, path in files.paths.items()}
     title = f"{student.figures['method']} on {student.figures['dataset']}"
-    return Bench(run, title, timings, choices, list(left_out))
+    return Bench(run, title, timings, choices, sizes, list(left_out), describe_machine() | {"seconds": seconds})
+
+
+def write_bench(bench: Bench) -> None:
+    """Write the timings to `bench.csv` in the run's folder, in microseconds, and the machine to `bench.json`."""
+    rows = [
+        {
+            "network": kind.network,
+            "form": kind.form,
+            "runtime": kind.runtime,
+            "batch": row.batch,
+            "threads": row.threads,
+            "median_us": 1000 * row.median_ms,
+            "p10_us": 1000 * row.p10_ms,
+            "p90_us": 1000 * row.p90_ms,
+            "repetitions": row.repetitions,
+            "file_bytes": bench.file_bytes.get(kind),
+        }
+        for kind, row in ((timing.kind, timing.latency) for timing in bench.timings)
+    ]
+    # The table last: where it is, its machine is known.
+    write_json(bench.run / PLACE, bench.place)
+    write_csv(bench.run / TABLE, COLUMNS, rows)
 
 
 class _Files:
-    """The networks of a run in every form, in memory or as files of a temporary folder."""
+    """The networks of a run in every form, as files of a temporary folder (`paths`) and in memory."""
 
     def __init__(self, folder: Path, student: Student, left_out: dict[str, None]) -> None:
         shape = student.data.image_shape
-        self.dense = deepcopy(student.network)
-        self.shrunk = shrink(student.network, inputs=False)
-        self.masked = deepcopy(student.network)
-        substitute(self.masked, lambda layer: Thresholded(layer) if isinstance(layer, nn.Linear | nn.Conv2d) else None)
-        # Its time depends on its shape alone, so any weights serve.
-        self.teacher = build_model(student.config.teacher, shape, student.data.classes, seed=0).eval()
-        self.onnx = {DENSE[ONNX]: folder / "dense.onnx", SHRUNK_ONNX: folder / "shrunk.onnx"}
-        save_onnx(self.onnx[DENSE[ONNX]], self.dense, shape)
-        save_onnx(self.onnx[SHRUNK_ONNX], self.shrunk, shape)
-        self.csr = self.plain = None
+        # A teacher's time and the size of its file depend on its shape alone, so any weights serve.
+        teacher = build_model(student.config.teacher, shape, student.data.classes, seed=0).eval()
+        shrunk, masked = shrink(student.network, inputs=False), deepcopy(student.network)
+        substitute(masked, lambda layer: Thresholded(layer) if isinstance(layer, nn.Linear | nn.Conv2d) else None)
+        self.torch: dict[Kind, Call] = {}
+        self.deploy: dict[Kind, kdx.deploy.Network] = {}
+        self.paths: dict[Kind, Path] = {}
+        for kinds, network in ((TEACHERS, teacher), (DENSE, deepcopy(student.network)), (SHRUNK, shrunk)):
+            name = f"{kinds[TORCH].network}-{kinds[TORCH].form}"
+            self.torch[kinds[TORCH]] = network
+            self.paths |= {kinds[TORCH]: folder / f"{name}.safetensors", kinds[ONNX]: folder / f"{name}.onnx"}
+            save_weights(self.paths[kinds[TORCH]], network)
+            save_onnx(self.paths[kinds[ONNX]], network, shape)
+        self.torch[MASKED] = masked
         try:
-            for name, network in (("csr", self.shrunk), ("plain", student.network)):
-                save_csr(folder / name, network, shape, "fp32")
-            self.csr, plain = kdx.deploy.load(folder / "csr"), kdx.deploy.load(folder / "plain")
-            self.plain = plain.with_runtimes({matrix.name: "dense" for matrix in plain.matrices()})
+            for kind, network in ((CSR, shrunk), (DENSE[DEPLOY], student.network)):
+                path = folder / f"{kind.form}.csr"
+                save_csr(path, network, shape, "fp32")
+                self.deploy[kind], self.paths[kind] = kdx.deploy.load(path), path
+            plain = self.deploy[DENSE[DEPLOY]]
+            self.deploy[DENSE[DEPLOY]] = plain.with_runtimes({matrix.name: "dense" for matrix in plain.matrices()})
+            self.paths[AUTO] = self.paths[CSR]
         except UserError as error:
             left_out[f"{DEPLOY}: {error}"] = None
 
     def networks(self, threads: int) -> dict[Kind, Call]:
         """Everything but the choice that depends on the batch."""
-        calls: dict[Kind, Call] = {
-            TEACHER_DENSE: self.teacher,
-            DENSE[TORCH]: self.dense,
-            MASKED: self.masked,
-            SHRUNK: self.shrunk,
-        }
-        if self.csr is not None and self.plain is not None:
-            calls |= {DENSE[DEPLOY]: self.plain, CSR: self.csr}
-        return calls | {kind: _session(path, threads) for kind, path in self.onnx.items()}
+        sessions = {kind: _session(path, threads) for kind, path in self.paths.items() if kind.runtime == ONNX}
+        return {**self.torch, **self.deploy, **sessions}
 
 
 def _session(path: Path, threads: int) -> Call:

@@ -24,6 +24,7 @@ commands:
   plot DATASET            error over sparsity, of all runs and the published networks (kdx plot --help)
   export RUN format=F     a student as a file: shrink, csr, onnx or torch (kdx export --help)
   bench RUN ...           how fast students are, in every runtime (kdx bench --help)
+  report [OUTPUTS]        all results as one HTML page (kdx report --help)
 
 options:
   -h, --help              this text
@@ -66,9 +67,18 @@ _BENCH_HELP = """\
 usage: kdx bench RUN ... [seconds=S]
 
 Time the students of finished runs and their teachers: dense, masked, CSR, shrunk and as ONNX, for batches of 1, 32
-and 1024 images, on one CPU thread and on all. RUN is a run's folder, or the beginning of its id.
+and 1024 images, on one CPU thread and on all; the times go to bench.csv in the run's folder, the machine to bench.json.
+RUN is a run's folder, or the beginning of its id.
 
 seconds    for each runtime and batch, 0.5 by default"""
+
+_REPORT_HELP = """\
+usage: kdx report [OUTPUTS] [file=PATH]
+
+Write every reproduced table and figure, every sweep and every finished run of the folder OUTPUTS (by default
+$KDX_OUTPUTS, else outputs) as one HTML page, which needs no other file and no network.
+
+file       the page; OUTPUTS/report.html by default"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -201,11 +211,24 @@ def bench(words: list[str]) -> int:
     from kdx.report.finished import finished_run
 
     runs = [finished_run(word, _outputs()) for word in words]
-    from kdx.bench import bench
+    from kdx.bench import bench, write_bench
     from kdx.report.bench import print_bench
 
     for run in runs:
-        print_bench(bench(run, seconds))
+        measured = bench(run, seconds)
+        write_bench(measured)
+        print_bench(measured)
+    return DONE
+
+
+def report(words: list[str]) -> int:
+    """`kdx report`: all results as one HTML page."""
+    if {"-h", "--help"} & set(words):
+        print(_REPORT_HELP)
+        return DONE
+    from kdx.report.page.command import report
+
+    print(report(words))
     return DONE
 
 
@@ -221,6 +244,7 @@ def _dispatch(words: list[str]) -> int:
         "plot": plot,
         "export": export,
         "bench": bench,
+        "report": report,
     }
     if not words:
         raise UserError(f"no command is given; allowed: {', '.join(commands)} (kdx --help)")

@@ -14,8 +14,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from kdx.errors import UserError, unknown
 from kdx.files import write_csv
-from kdx.report.drawing import COLOURS, MARKERS, PUBLISHED, STYLE, WIDTH, canvas_of, save
+from kdx.report.drawing import MARKERS, STYLE, WIDTH, canvas_of, save
 from kdx.report.finished import METRICS
+from kdx.report.palette import COLOURS, GREY
 from kdx.report.summary import Group, groups_of
 from kdx.reproduce.tables import load_table, table_names
 from kdx.statistics import Estimate
@@ -118,7 +119,7 @@ def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
             markerfacecolor=styles[point.method][1],
         )
     for letter, point in zip(LETTERS, theirs, strict=False):
-        axes.annotate(letter, (point.x.mean, point.y.mean), color=PUBLISHED, ha="center", va="center", weight="bold")
+        axes.annotate(letter, (point.x.mean, point.y.mean), color=GREY, ha="center", va="center", weight="bold")
     axes.update_datalim([(point.x.mean, point.y.mean) for point in theirs])
     axes.autoscale_view()
     if x in RATIOS:
@@ -131,7 +132,7 @@ def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
     entries = [_entry(method, "o", *styles[method]) for method in methods]
     entries += [_entry(student, markers[student], INK, INK) for student in students]
     entries += [
-        _entry(f"{letter}: {point.student} ({point.source})", "", PUBLISHED, PUBLISHED)
+        _entry(f"{letter}: {point.student} ({point.source})", "", GREY, GREY)
         for letter, point in zip(LETTERS, theirs, strict=False)
     ]
     canvas.legend(handles=entries, loc="outside right upper", ncols=1 + (len(entries) > 24), fontsize=5.5)

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
-from kdx.bench import DENSE, DEPLOY, TEACHER_DENSE, Bench, Timing
+from kdx.bench import DENSE, DEPLOY, TEACHERS, TORCH, Bench, Timing
 from kdx.deploy import Choice
 from kdx.report import layout
 from kdx.report.table import SLOWER, against
@@ -22,6 +22,7 @@ def print_bench(bench: Bench) -> None:
         _print_choices(screen, choices, batch)
     screen.print("dense: zeros included; masked: they are found in every forward, as VS times it.")
     screen.print("shrunk, CSR, auto: without useless neurons; auto: each matrix the faster way.")
+    screen.print("The teacher is that of the same runtime, for kdx.deploy that of torch.")
     screen.print("scipy always multiplies CSR on one thread.")
     for line in bench.left_out:
         layout.warn(screen, f"not timed: {line}")
@@ -39,14 +40,15 @@ def _print_timings(screen: Console, timings: list[Timing], threads: int, batch: 
     for timing in timings:
         kind, row = timing.kind, timing.latency
         dense = DENSE[kind.runtime]
-        is_student = kind != TEACHER_DENSE
+        teacher = TEACHERS.get(kind.runtime, TEACHERS[TORCH])
+        is_student = kind != teacher
         content.add_row(
             kind.name,
             kind.runtime,
             layout.milliseconds(row.median_ms),
             f"{layout.milliseconds(row.p10_ms)} - {layout.milliseconds(row.p90_ms)}",
             against(medians.get(dense), row.median_ms) if is_student and kind != dense else "",
-            against(medians.get(TEACHER_DENSE), row.median_ms) if is_student else "",
+            against(medians.get(teacher), row.median_ms) if is_student else "",
         )
     plural = "" if threads == 1 else "s"
     layout.show(screen, content, f"Batch {layout.count(batch)}, {threads} CPU thread{plural}")

@@ -27,10 +27,7 @@ STYLE: dict[Any, Any] = {
     # The same figures give the same file.
     "svg.hashsalt": "kdx",
 }
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c6d31")
 MARKERS = "osD^vP*X"
-PUBLISHED = "#777777"
 
 
 def save(canvas: Canvas, stem: Path) -> list[Path]:

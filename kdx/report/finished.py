@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def read_settings(run: Path) -> dict[str, Any]:
         raise _damaged(path, "it is not YAML") from None
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no settings")
-    return _flat(content, "")
+    return flat(content)
 
 
 def read_table(path: Path, texts: frozenset[str], numbers: frozenset[str]) -> list[dict[str, Any]]:
@@ -92,11 +93,12 @@ def read_table(path: Path, texts: frozenset[str], numbers: frozenset[str]) -> li
         raise _damaged(path, f"expected the columns {', '.join(sorted(texts | numbers))}") from None
 
 
-def _flat(content: dict[Any, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Groups within groups by dotted key; lists are values."""
+    found: dict[str, Any] = {}
     for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _folder(given: str) -> Path | None:

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullFormatter
 
-from kdx.report.drawing import COLOURS, HEIGHT, MARKERS, PUBLISHED, STYLE, WIDTH, canvas_of, save
+from kdx.report.drawing import HEIGHT, MARKERS, STYLE, WIDTH, canvas_of, save
+from kdx.report.palette import COLOURS, GREY
 from kdx.reproduce.cells import Cell
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.pictures import Bars, Lines, Weights
@@ -100,9 +101,9 @@ def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:
         if panel in bars.levels:
             printed = select(table.published, Published(), {"quantity": bars.levels[panel]})
             assert printed is not None, "a level that is declared is printed"
-            axes.axvline(float(printed), color=PUBLISHED, linestyle="--", linewidth=0.8)
+            axes.axvline(float(printed), color=GREY, linestyle="--", linewidth=0.8)
             axes.annotate(
-                f"paper's best {printed} ", (float(printed), -0.6), color=PUBLISHED, fontsize=6, ha="right", va="center"
+                f"paper's best {printed} ", (float(printed), -0.6), color=GREY, fontsize=6, ha="right", va="center"
             )
         axes.set_yticks(range(len(labels)), [label.removeprefix(f"{panel}, ") for label in labels])
         axes.invert_yaxis()
@@ -132,7 +133,7 @@ def _row_of_bars(axes: Axes, cells: Sequence[Cell], number: int, of: int, table:
         text = f" {mean:.3g}x" if cell.ours else " missing"
         axes.annotate(text, (mean + error, place), va="center", fontsize=6)
         if cell.published is not None:
-            axes.plot(float(cell.published), place, "D", color=PUBLISHED, markersize=3)
+            axes.plot(float(cell.published), place, "D", color=GREY, markersize=3)
 
 
 def _weights(done: Sequence[Done]) -> Canvas:

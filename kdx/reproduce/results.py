@@ -23,15 +23,13 @@ def write_table(
     claims: Sequence[Checked],
 ) -> None:
     """Write all files of the table into `folder`; every run is in runs.csv, none is left out."""
-    _write_rows(folder / "runs.csv", [_run_row(table, each) for each in done])
-    _write_rows(folder / "table.csv", [_cell_row(cell) for cell in cells])
+    of_runs = ("row", "seed", "run", "status", "reason", "epochs", *table.columns, "train_seconds", "command")
+    write_csv(folder / "runs.csv", of_runs, [_run_row(table, each) for each in done])
+    rows = [_cell_row(cell) for cell in cells]
+    write_csv(folder / "table.csv", list(rows[0]), rows)
     write_text(folder / "table.md", markdown(table, order, done, cells, claims))
     write_text(folder / "table.tex", latex(table, order, cells))
     write_json(folder / "provenance.json", _provenance(table, order, done, claims))
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_csv(path, list(rows[0]), rows)
 
 
 def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
@@ -75,6 +73,9 @@ def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: S
         "overrides": list(order.overrides),
         "machine": describe_machine(),
         "train_seconds": sum({each.job.run: each.figures.get("train_seconds") or 0.0 for each in done}.values()),
+        # Results are read without the table's declaration, which may change after them.
+        "columns": {key: column.title for key, column in table.columns.items()},
+        "notes": table.notes,
         "runs": [_run(each) for each in done],
         "claims": [_claim(each) for each in claims],
     }
@@ -86,6 +87,7 @@ def _run(done: Done) -> dict[str, Any]:
     return {
         "row": done.job.row,
         "seed": done.job.seed,
+        "of": done.job.of,
         "run": done.job.run,
         "status": done.status,
         **{key: done.figures.get(key) for key in own},

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from kdx.report import numerals
 from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.tables import PaperTable
@@ -53,27 +54,18 @@ def cell_text(cell: Cell) -> str:
     ours = estimate_text(cell.ours)
     if cell.published is None or cell.difference is None:
         return ours
-    return f"{ours} [{cell.published}, {cell.difference:+.{_decimals(cell.ours.mean)}f} {cell.verdict}]".replace(
-        " ]", "]"
-    )
+    difference = numerals.signed(cell.difference, numerals.decimals(cell.ours.mean))
+    return f"{ours} [{cell.published}, {difference} {cell.verdict}]".replace(" ]", "]")
 
 
 def estimate_text(estimate: Estimate) -> str:
     """The mean, with half of its interval where there is one."""
-    decimals = _decimals(estimate.mean)
-    mean = f"{estimate.mean:,.{decimals}f}"
-    return mean if estimate.half_width is None else f"{mean} ± {estimate.half_width:,.{decimals}f}"
+    return numerals.with_interval(estimate.mean, estimate.half_width)
 
 
 def t_test_text(test: TTest) -> str:
     """Such as `t = 9.46, df 16.7, p = 4.1e-08`."""
-    if test.t is None or test.df is None or test.p is None:
-        return "not possible"
-    return f"t = {test.t:.2f}, df {test.df:.1f}, p = {test.p:.3g}"
-
-
-def _decimals(value: float) -> int:
-    return 0 if value >= 1000 else 1 if value >= 100 else 2
+    return numerals.t_test(test.t, test.df, test.p)
 
 
 def _warning(order: Order) -> list[str]:

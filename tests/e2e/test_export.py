@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from short_runs import folder_of
 
-from kdx.bench import Thresholded, bench
+from kdx.bench import Thresholded, bench, write_bench
 from kdx.cli import main
 from kdx.deploy import load
 from kdx.errors import UserError
@@ -15,6 +15,7 @@ from kdx.export import export
 from kdx.export.student import finished_student, load_shrunk
 from kdx.export.verification import NotTheSame
 from kdx.report.bench import print_bench
+from kdx.report.inference import read_inference
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -104,7 +105,9 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     measured = bench(run, seconds=0.001)
     print_bench(measured)
     names = {(timing.kind.name, timing.kind.runtime, timing.latency.batch) for timing in measured.timings}
-    kinds = {("teacher", "torch")} | {(form, "torch") for form in ("dense", "masked", "shrunk")}
+    kinds = {("teacher", "torch"), ("teacher", "onnxruntime")} | {
+        (form, "torch") for form in ("dense", "masked", "shrunk")
+    }
     kinds |= {(form, "kdx.deploy") for form in ("dense", "CSR", "auto")}
     kinds |= {(form, "onnxruntime") for form in ("dense", "shrunk")}
     assert names == {(*kind, batch) for kind in kinds for batch in (1, 3)}
@@ -113,6 +116,28 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "Batch 3, 1 CPU thread" in out
     assert "CSR wins from %" in out
     assert max(map(len, out.splitlines())) <= 80
+
+    write_bench(measured)
+    written = read_inference(run)
+    assert written is not None
+    assert {"cpu", "cores", "torch", "date", "load_average", "seconds"} <= written.machine.keys()
+    assert len(written.timings) == len(measured.timings)
+    first, row = measured.timings[0], written.timings[0]
+    assert (row.name, row.runtime, row.threads) == (first.kind.name, first.kind.runtime, 1)
+    assert row.median_us == pytest.approx(1000 * first.latency.median_ms)
+    sizes = {(row.name, row.runtime): row.file_bytes for row in written.timings}
+    # The file of the run holds what the timed one holds.
+    assert sizes["dense", "torch"] == (run / "student.safetensors").stat().st_size
+    assert sizes["masked", "torch"] is None
+    assert sizes["auto", "kdx.deploy"] == sizes["CSR", "kdx.deploy"]
+    small, large = (sizes[name, "onnxruntime"] for name in ("shrunk", "dense"))
+    assert small is not None
+    assert large is not None
+    assert small < large
+
+
+def test_a_run_without_timings_has_none(tmp_path: Path):
+    assert read_inference(tmp_path) is None
 
 
 def test_a_mistake_in_bench(run: Path, capsys: pytest.CaptureFixture[str]):

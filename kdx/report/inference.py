@@ -1,0 +1,53 @@
+"""The files that `kdx bench` leaves in a run's folder, read again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdx.report.records import Record, read_rows, reading
+
+TABLE, PLACE = "bench.csv", "bench.json"
+
+
+class Timed(Record):
+    """One network in one form and runtime: microseconds for one batch, and the bytes of its file where it has one."""
+
+    network: str
+    form: str
+    runtime: str
+    batch: int
+    threads: int
+    median_us: float
+    p10_us: float
+    p90_us: float
+    repetitions: int
+    file_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The student's form, or the teacher."""
+        return self.network if self.network == "teacher" else self.form
+
+
+COLUMNS = tuple(Timed.model_fields)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """The timings of a run and the machine on which they were taken."""
+
+    timings: list[Timed]
+    machine: dict[str, Any]
+
+
+def read_inference(run: Path) -> Inference | None:
+    """What `kdx bench` measured of the run in the folder `run`, or None; Damaged where a file does not fit."""
+    if not (run / TABLE).exists():
+        return None
+    place = run / PLACE
+    with reading(place):
+        machine = json.loads(place.read_bytes())
+        if not isinstance(machine, dict):
+            raise ValueError("it is not a JSON object")
+    return Inference(read_rows(run / TABLE, Timed), machine)

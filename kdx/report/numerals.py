@@ -1,0 +1,26 @@
+"""How figures and tests are written, on every page alike."""
+
+
+def decimals(value: float) -> int:
+    """Two decimals, fewer for large numbers."""
+    return 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
+
+
+def with_interval(mean: float, half_width: float | None) -> str:
+    """Such as `1.58 ± 0.05`; the mean alone where there is no interval."""
+    places = decimals(mean)
+    text = f"{mean:,.{places}f}"
+    return text if half_width is None else f"{text} ± {half_width:,.{places}f}"
+
+
+def signed(difference: float, places: int) -> str:
+    """Such as `-0.30`; a difference that so many places would show as zero has one digit instead, such as -0.0002."""
+    text = f"{difference:+,.{places}f}"
+    return text if difference == 0 or float(text.replace(",", "")) else f"{difference:+.1g}"
+
+
+def t_test(t: float | None, df: float | None, p: float | None) -> str:
+    """Such as `t = 9.46, df 16.7, p = 4.1e-08`."""
+    if t is None or df is None or p is None:
+        return "not possible"
+    return f"t = {t:.2f}, df {df:.1f}, p = {p:.3g}"

@@ -1,0 +1,1 @@
+"""`kdx report`: everything that an outputs folder holds as one HTML page."""

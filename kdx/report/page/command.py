@@ -1,0 +1,46 @@
+"""`kdx report`: one HTML page of everything that an outputs folder holds."""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kdx.errors import UserError
+from kdx.files import write_text
+from kdx.report.page.found import Found, read_outputs
+from kdx.report.page.page import page_of
+from kdx.words import words_and_settings
+
+DAMAGES_SHOWN = 3
+
+
+def report(words: Sequence[str]) -> Path:
+    """Write the page that `words` order and give its path; UserError for wrong words and for a folder without results.
+
+    Damaged files are left out and named, in the page and in one line on stderr.
+    """
+    folders, settings = words_and_settings(words, ("file",))
+    if len(folders) > 1:
+        raise UserError(f"report: '{folders[1]}' is a second folder; allowed: one")
+    outputs = Path(folders[0] if folders else os.environ.get("KDX_OUTPUTS", "outputs"))
+    path = Path(settings.get("file") or outputs / "report.html")
+    if path.is_dir():
+        raise UserError(f"file: '{path}' is a folder; allowed: a file")
+    found = read_outputs(outputs)
+    if found.is_empty:
+        what = "holds no results" if outputs.is_dir() else "is not a folder"
+        raise UserError(
+            f"report: '{outputs}' {what}; allowed: a folder with results, which kdx train, kdx train -m and"
+            " kdx reproduce make"
+        )
+    if found.damages:
+        print(_warning(found), file=sys.stderr)
+    write_text(path, page_of(found, datetime.now(UTC)))
+    return path
+
+
+def _warning(found: Found) -> str:
+    named = [str(damage.path) for damage in found.damages]
+    more = f" and {len(named) - DAMAGES_SHOWN} more" if len(named) > DAMAGES_SHOWN else ""
+    return f"kdx: damaged files are left out, the page says why: {', '.join(named[:DAMAGES_SHOWN])}{more}"

@@ -1,0 +1,49 @@
+"""The page in numbers: what there is, where it was measured, what the claims came to."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdx.report.page.found import Found
+from kdx.report.page.papers import Table
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Counts over the whole page; claims and cells only of what was made with the papers' budgets."""
+
+    runs: Counter[str]
+    unfinished: int
+    budgets: Counter[str]
+    machines: Counter[str]
+    claims: Counter[str]
+    cells: Counter[str]
+
+
+def overview_of(found: Found) -> Overview:
+    """Count what was found."""
+    results = [table for table in found.tables if table.is_result]
+    places = [table.provenance.machine for table in found.tables]
+    places += [run.inference.machine for run in found.runs.values() if run.inference]
+    return Overview(
+        runs=Counter(run.status for run in found.runs.values() if run.id),
+        unfinished=len(found.unfinished),
+        budgets=Counter(table.provenance.budget for table in found.tables),
+        machines=Counter(machine_text(place) for place in places if place),
+        claims=answers(results),
+        cells=Counter(cell.verdict for table in results for cell in table.cells if cell.verdict),
+    )
+
+
+def answers(tables: Iterable[Table]) -> Counter[str]:
+    """How many claims hold, fail and are undecided."""
+    return Counter(claim.answer for table in tables for claim in table.provenance.claims)
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """A machine in words, without what changes from day to day."""
+    cores = machine.get("cores")
+    parts = [machine.get("cpu"), cores and f"{cores} cores"]
+    versions = [f"{name} {machine[name]}" for name in ("torch", "kdx") if machine.get(name)]
+    return ", ".join(map(str, filter(None, [*parts, *versions]))) or "not recorded"

@@ -1,0 +1,114 @@
+"""The page: what was found, through the template beside this file."""
+
+import base64
+import hashlib
+import re
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import kdx
+from kdx.report import layout, numerals
+from kdx.report.page.found import Found
+from kdx.report.page.overview import answers, machine_text, overview_of
+from kdx.report.page.papers import Cell, Table
+from kdx.report.page.tradeoff import pictures
+from kdx.report.palette import COLOURS
+
+MINUS = "−"
+ABSENT = "–"
+
+# The columns of the list of runs: key of metrics.json, title, how it is written.
+RUN_COLUMNS = (
+    ("test_error_percent", "test error %", layout.percent),
+    ("val_error_percent", "validation error %", layout.percent),
+    ("sparsity_percent", "sparsity %", layout.percent),
+    ("R_s", "R_s", layout.ratio),
+    ("R_c", "R_c", layout.ratio),
+    ("memory_compression", "memory compression", layout.ratio),
+    ("latency_ms", "latency ms", layout.milliseconds),
+    ("train_seconds", "training", layout.duration),
+)
+
+
+def page_of(found: Found, date: datetime) -> str:
+    """The whole page as HTML; it names no other file and no address."""
+    loader = PackageLoader("kdx.report.page", "template")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "anchor": anchor,
+        "data_uri": data_uri,
+        "duration": layout.duration,
+        "figure": figure_text,
+        "href": lambda name: f"#{quote(name)}",
+        "machine": machine_text,
+        "minus": with_minus,
+        "size": layout.size,
+    }
+    style, script = (loader.get_source(environment, name)[0] for name in ("style.css", "page.js"))
+    return environment.get_template("page.html").render(
+        found=found,
+        overview=overview_of(found),
+        pictures=pictures(found.runs.values()),
+        run_columns=RUN_COLUMNS,
+        titles={key: title for key, title, _ in RUN_COLUMNS},
+        answers=answers,
+        cell_link=cell_link,
+        late=late,
+        numerals=numerals,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        absent=ABSENT,
+        colours=COLOURS,
+        date=date,
+        version=kdx.__version__,
+    )
+
+
+def anchor(name: str) -> str:
+    """The name of a table, figure or sweep as part of an address within the page."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+
+
+def cell_link(found: Found, table: Table, cell: Cell) -> str | None:
+    """The anchor of the first run behind a number, or of the first that it waits for; None where no run is ours."""
+    if cell.runs:
+        return f"run-{cell.runs.split()[0]}"
+    return next((use.runs[0][1] for use in found.uses[table.name] if use.row == cell.row), None)
+
+
+def late(found: Found, source: Table) -> int:
+    """How many runs that a table or figure lacks have finished since it was written."""
+    anchors = {f"run-{job.run}" for job in source.jobs if job.run and job.status != "finished"}
+    return sum(found.runs[name].status == "finished" for name in anchors)
+
+
+def figure_text(value: Any) -> str:
+    """A figure of a run as it is shown: six significant digits, whole numbers with separators."""
+    match value:
+        case None | "":
+            return ABSENT
+        case bool():
+            return str(value).lower()
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.6g}"
+        case _:
+            return str(value)
+
+
+def with_minus(text: str) -> str:
+    """Negative numbers with a minus as wide as the plus."""
+    return re.sub(r"(?<![\w.-])-(?=[\d.])", MINUS, text)
+
+
+def data_uri(svg: bytes) -> str:
+    """A picture within the page; as an image it can run nothing and load nothing."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"

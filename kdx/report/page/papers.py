@@ -1,0 +1,176 @@
+"""Reproduced tables and figures, which are tables with a picture, read from their files alone."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from kdx.report.records import Damaged, Record, read_record, read_rows, reading
+from kdx.reproduce.tables import Of
+
+PROVENANCE, TABLE, RUNS, FIGURE = "provenance.json", "table.csv", "runs.csv", "figure.svg"
+PAPER_BUDGET = "paper"
+
+
+class Job(Record):
+    """A line of runs.csv: one run, finished or not, and the figures that its table shows as `model_extra`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    row: str = ""
+    seed: int | None = None
+    run: str = ""
+    status: Literal["finished", "failed", "missing", ""] = ""
+    reason: str = ""
+    command: str = ""
+
+
+class Configured(Record):
+    """What provenance.json adds to a run: where it ran (as `model_extra`) and its configuration."""
+
+    model_config = ConfigDict(extra="allow")
+
+    row: str = ""
+    seed: int | None = None
+    of: Of = "student"
+    run: str = ""
+    status: str = ""
+    configuration: dict[str, Any] = Field(default_factory=dict)
+
+
+class Claim(Record):
+    """A claim of the paper with the answer of the runs and the test behind it."""
+
+    text: str
+    answer: Literal["holds", "fails", "undecided"]
+    ours: float | None = None
+    against: float | None = None
+    t: float | None = None
+    df: float | None = None
+    p: float | None = None
+
+
+class Provenance(Record):
+    """Where a table or figure comes from."""
+
+    title: str
+    budget: str
+    seeds: Any = None
+    rows: str = "*"
+    overrides: list[str] = Field(default_factory=list)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    train_seconds: float | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    runs: list[Configured] = Field(default_factory=list)
+    claims: list[Claim] = Field(default_factory=list)
+
+
+class Cell(Record):
+    """A line of table.csv: a figure of a row over its seeds beside the published number."""
+
+    row: str
+    column: str
+    n: int
+    mean: float | None = None
+    sd: float | None = None
+    interval95: float | None = None
+    published: str = ""
+    difference: float | None = None
+    verdict: Literal["better", "equal", "worse", "differs", "one seed", ""] = ""
+    runs: str = ""
+    # Whether every run of the row finished, so that a figure which is absent does not exist.
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A reproduced table or, with a picture as SVG, figure; `name` is its folder below outputs/paper."""
+
+    name: str
+    folder: Path
+    provenance: Provenance
+    jobs: list[Job]
+    cells: list[Cell]
+    svg: bytes | None
+
+    @property
+    def command(self) -> str:
+        """The name that `kdx reproduce` knows it by."""
+        return self.name.removesuffix(f"-{self.provenance.budget}")
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it was made with the paper's budget, so that its numbers can be compared with the published ones."""
+        return self.provenance.budget == PAPER_BUDGET
+
+    @cached_property
+    def configured(self) -> dict[tuple[str, int | None], Configured]:
+        """The provenance of each run by row and seed."""
+        return {(one.row, one.seed): one for one in self.provenance.runs}
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices that trained the runs."""
+        told = ((one.model_extra or {}).get("device") for one in self.provenance.runs)
+        return sorted({str(device) for device in told if device})
+
+    @property
+    def finished(self) -> int:
+        """How many of the runs are finished."""
+        return sum(job.status == "finished" for job in self.jobs)
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The title of each column; its key where the file is older than titles."""
+        keys = dict.fromkeys(cell.column for cell in self.cells)
+        return {key: self.provenance.columns.get(key, key) for key in keys}
+
+    @cached_property
+    def rows(self) -> dict[str, list[Cell]]:
+        """The cells of each row, in the order of the columns."""
+        rows: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            rows.setdefault(cell.row, []).append(cell)
+        return rows
+
+
+def value(text: str) -> int | float | str:
+    """A cell of a CSV file as a number where it is one."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def is_table(folder: Path) -> bool:
+    """Whether the folder holds a table or figure, perhaps a damaged one."""
+    return (folder / TABLE).exists()
+
+
+def read_table(name: str, folder: Path) -> Table:
+    """Read a table; Damaged where a file is absent or does not fit."""
+    path = folder / TABLE
+    provenance, jobs = read_record(folder / PROVENANCE, Provenance), read_rows(folder / RUNS, Job)
+    open_rows = {job.row for job in jobs if job.status != "finished"}
+    cells = [cell.model_copy(update={"complete": cell.row not in open_rows}) for cell in read_rows(path, Cell)]
+    table = Table(name, folder, provenance, jobs, cells, _picture(folder / FIGURE))
+    if {len(row) for row in table.rows.values()} != {len(table.columns)}:
+        raise Damaged(path, "it has not a cell for each row and column")
+    # The runs that a paper printed are no runs of ours.
+    if {cell.row for cell in cells if cell.runs} - {job.row for job in jobs}:
+        raise Damaged(folder / RUNS, f"it has other rows than {TABLE}")
+    return table
+
+
+def _picture(path: Path) -> bytes | None:
+    if not path.exists():
+        return None
+    with reading(path):
+        svg = path.read_bytes()
+        if not svg.rstrip().endswith(b"</svg>"):
+            raise ValueError("it does not end as an SVG does")
+    return svg

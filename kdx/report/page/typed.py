@@ -1,0 +1,84 @@
+"""The words of `kdx train` that make a run, found again from its configuration."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from kdx.compose import single
+from kdx.config import Config, run_id
+from kdx.errors import UserError
+from kdx.explain import settings_from
+from kdx.groups import load_groups
+from kdx.report.differences import is_hidden
+from kdx.report.finished import flat
+
+GROUPS = ("dataset", "teacher", "student", "method")
+FURTHER = ("teacher2", "teacher3")
+# What Hydra reads as a text without quotes.
+PLAIN = re.compile(r"[\w./@+-]+")
+Settings = Mapping[str, Any]
+
+
+def command_of(settings: Settings, run: str) -> str:
+    """The command that makes the run with these settings; empty where none makes a run of this very id.
+
+    A generation of a chain has none, nor has a run of another version of kdx whose settings meant something else.
+    """
+    names = {key: str(settings[key].get("name")) for key in (*GROUPS, *FURTHER) if isinstance(settings.get(key), dict)}
+    if any(name not in _choices()[key] for key, name in names.items()):
+        return ""
+    words = [f"{key}={name}" for key, name in names.items()]
+    try:
+        base = _composed(tuple(words))
+        given = {key: value for key, value in flat(settings).items() if not _is_free(key)}
+        differing = {key: value for key, value in given.items() if key not in base or base[key] != value}
+        known = {key: value for key, value in differing.items() if key in base}
+        changed = settings_from(Config, _nested({**base, **known}))
+        if known.keys() != differing.keys() or run_id(changed) != run:
+            return ""
+    except UserError:
+        return ""
+    return shlex.join(["kdx", "train", *words, *(f"{key}={_typed(value)}" for key, value in known.items())])
+
+
+@cache
+def _choices() -> dict[str, frozenset[str]]:
+    return {name: frozenset(group.choices) for name, group in load_groups().items()}
+
+
+@cache
+def _composed(words: tuple[str, ...]) -> dict[str, Any]:
+    return flat(single(words).model_dump(mode="json"))
+
+
+def _is_free(key: str) -> bool:
+    """Whether the setting changes no result, so that a command need not give it; further teachers can."""
+    return is_hidden(key) and key not in FURTHER
+
+
+def _nested(settings: Settings) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *groups, last = key.split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return nested
+
+
+def _typed(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list():
+            return f"[{','.join(map(_typed, value))}]"
+        case str() if not PLAIN.fullmatch(value):
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            return f"'{escaped}'"
+        case _:
+            return str(value)

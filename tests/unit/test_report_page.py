@@ -1,0 +1,223 @@
+"""`kdx report`: what is read from an outputs folder, and what the page says of it."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_tree import Seen, outputs_in, page
+
+from kdx.files import write_csv, write_json
+from kdx.report.inference import COLUMNS
+from kdx.report.page.found import read_outputs
+from kdx.report.page.page import figure_text, with_minus
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return outputs_in(tmp_path)
+
+
+def test_every_link_leads_somewhere_and_nothing_is_loaded(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, err = page(outputs, capsys)
+    assert err == ""
+    seen = Seen(text)
+    assert len(set(seen.ids)) == len(seen.ids)
+    assert {link.removeprefix("#") for link in seen.links} <= set(seen.ids)
+    assert seen.loads
+    assert all(load.startswith("data:") for load in seen.loads)
+    assert "://" not in text
+    # Each of the nine runs once, though two tables, a figure and a sweep have them.
+    assert sum(name.startswith("run-") for name in seen.ids) == 9
+    assert {"paper-vs-table1", "paper-vs-table1-smoke", "paper-vs-figure1", "sweep-my-sweep"} <= set(seen.ids)
+
+
+def test_a_cell_says_ours_the_published_number_and_the_verdict(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    section = text.split('id="paper-vs-table1"')[1].split("</section>")[0]
+    first = json.loads((outputs / "paper/vs/table1/provenance.json").read_text())["runs"][0]["run"]
+    cells = re.findall(r"<td class=.number.*?</td>", section, re.DOTALL)
+    assert f'href="#run-{first}"' in cells[0]
+    assert "1.70 ± 0.25" in cells[0]
+    said = Seen(cells[0]).text.split()
+    assert said[-3:] == ["1.94", "−0.24", "equal"]
+    # 12.43 is printed; one seed says neither better nor worse.
+    assert Seen(cells[3]).text.split() == ["1,027", "12.43", "+1,015", "one", "seed"]
+    assert 'data-value="1027.4"' in cells[3]
+    # Nothing of the hostile row has run, and its cells lead to what would have to.
+    assert "missing" in cells[4]
+    assert re.search(r'href="#run-\w{12}"', cells[4])
+    assert "test error %" in section
+    assert "A note." in section
+    assert "the loss is not finite" in section
+    assert "4 of 9 runs finished, 3 seeds a row" in section
+
+
+def test_claims_and_counts(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    found = read_outputs(outputs)
+    assert [len(table.provenance.claims) for table in found.tables] == [2, 0, 2, 2]
+    overview = " ".join(Seen(text.split('id="overview"')[1].split("</section>")[0]).text.split())
+    # The smoke table's are not counted.
+    assert "claims of the papers 2 hold 0 fail 2 undecided" in overview
+    assert "finished runs 4 missing runs 4 failed runs 1" in overview
+    assert text.count('<span class="verdict undecided">undecided</span>') == 4
+    assert "t = " in text or "not possible" in text
+
+
+def test_another_budget_is_marked(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    smoke = text.split('id="paper-vs-table1-smoke"')[1].split("</section>")[0]
+    paper = text.split('id="paper-vs-table1"')[1].split("</section>")[0]
+    assert "budget=smoke: these numbers are not results." in Seen(smoke).text
+    assert "not results" not in paper
+
+
+def test_everything_is_escaped(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+    assert Seen(text).scripts == 1
+
+
+def test_a_run_has_its_command_configuration_and_figures(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    runs = json.loads((outputs / "paper/vs/table1/provenance.json").read_text())["runs"]
+    articles = {part.split('"')[0]: part for part in text.split('<article class="run" id="')[1:]}
+    for number, run in enumerate(runs):
+        said = Seen(articles[f"run-{run['run']}"]).text
+        assert f"seed={run['seed']}" in said.split("Command")[1]
+        assert "kdx train dataset=mnist" in said
+        assert "name: mlp-1200-1200" in said.split("Configuration")[1]
+        assert ("its folder is not here" in said) == (number > 1)
+    assert "1.6" in Seen(articles[f"run-{runs[0]['run']}"]).text
+    # The other seeds of its row are one step away.
+    links = Seen(articles[f"run-{runs[0]['run']}"]).links
+    assert {f"#run-{run['run']}" for run in runs[:3]} <= set(links)
+
+
+def test_the_figure_and_its_numbers(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    section = text.split('id="paper-vs-figure1"')[1].split("</section>")[0]
+    assert 'src="data:image/svg+xml;base64,' in section
+    assert "1.70 ± 0.25" in section
+    assert "A figure" in section
+    assert 'src="data:' not in text.split('id="paper-vs-table1"')[1].split("</section>")[0]
+
+
+def test_the_runs_that_a_paper_printed_have_no_link(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    section = text.split('id="paper-kddp-table5"')[1].split("</section>")[0]
+    assert "17.97 ± 0.19" in section
+    assert "t = −9.46, df 16.7, p = 4." in section
+    assert Seen(section).links == []
+
+
+def test_a_sweep_and_its_failures(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    section = text.split('id="sweep-my-sweep"')[1].split("</section>")[0]
+    assert "1.65 ± 0.64" in section
+    assert "it broke" in section
+
+
+def test_a_run_that_finished_after_its_table(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    assert "since this was written" not in text
+    missing = json.loads((outputs / "paper/vs/table1/provenance.json").read_text())["runs"][5]
+    finished = next(outputs.glob("runs/*/*/*/*"))
+    later = finished.parent / missing["run"]
+    shutil.copytree(finished, later)
+    figures = json.loads((later / "metrics.json").read_text())
+    write_json(later / "metrics.json", {**figures, "run_id": missing["run"]})
+    text, _ = page(outputs, capsys)
+    assert "1 of the missing runs has finished since this was written" in Seen(text).text
+    assert "kdx reproduce vs/table1 train=false" in text
+
+
+def test_without_the_run_folders(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    """Committed results have none."""
+    shutil.rmtree(outputs / "runs")
+    text, err = page(outputs, capsys)
+    assert err == ""
+    seen = Seen(text)
+    assert sum(name.startswith("run-") for name in seen.ids) == 9
+    assert {link.removeprefix("#") for link in seen.links} <= set(seen.ids)
+
+
+def test_a_table_of_an_earlier_version_has_its_keys_as_titles(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    path = outputs / "paper/vs/table1/provenance.json"
+    content = json.loads(path.read_text())
+    for key in ("columns", "notes", "rows"):
+        del content[key]
+    write_json(path, content)
+    text, err = page(outputs, capsys)
+    assert err == ""
+    assert "test_error_percent" in text.split('id="paper-vs-table1"')[1].split("</thead>")[0]
+
+
+def bench_rows() -> Iterator[dict[str, Any]]:
+    for network, form, runtime in (
+        ("teacher", "dense", "torch"),
+        ("teacher", "dense", "onnxruntime"),
+        ("student", "dense", "torch"),
+        ("student", "masked", "torch"),
+        ("student", "CSR", "kdx.deploy"),
+        ("student", "shrunk", "onnxruntime"),
+    ):
+        times = {"median_us": 30.5, "p10_us": 29.0, "p90_us": 35.0, "repetitions": 9}
+        size = None if form == "masked" else 4321
+        yield {
+            "network": network,
+            "form": form,
+            "runtime": runtime,
+            "batch": 1,
+            "threads": 1,
+            **times,
+            "file_bytes": size,
+        }
+
+
+def test_timings_are_a_table_and_a_picture(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    text, _ = page(outputs, capsys)
+    assert 'id="inference"' not in text
+    run = next(outputs.glob("runs/*/*/*/*"))
+    write_csv(run / "bench.csv", COLUMNS, bench_rows())
+    write_json(
+        run / "bench.json", {"cpu": "a processor", "cores": 2, "date": "2026-01-02T03:04:05", "load_average": 0.25}
+    )
+    text, err = page(outputs, capsys)
+    assert err == ""
+    section = text.split('id="inference"')[1].split("</section>")[0]
+    assert "a processor, 2 cores" in section
+    assert "data:image/svg+xml" in section
+    article = text.split(f'<article class="run" id="run-{run.name}"')[1].split("</article>")[0]
+    assert "load 0.25, 2026-01-02" in article
+    assert "30.50" in article
+    assert "4.32 kB" in article
+    (run / "bench.csv").write_text("network,form\nteacher,dense\n")
+    _, err = page(outputs, capsys)
+    assert "bench.csv" in err
+
+
+def test_hundreds_of_runs(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    run = next(outputs.glob("runs/*/*/*/*"))
+    for number in range(300):
+        shutil.copytree(run, run.parent / f"{number:012x}")
+    text, _ = page(outputs, capsys)
+    assert len(text.encode()) < 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (True, "true"), (1234567, "1,234,567"), (0.123456789, "0.123457"), ("784-500", "784-500")],
+)
+def test_figures_as_text(value: Any, text: str):
+    assert figure_text(value) == text
+
+
+def test_minus_signs():
+    assert with_minus("t = -1.5, 2 - 1, 784-500-10, -x") == "t = −1.5, 2 - 1, 784-500-10, -x"
+    assert with_minus("-0.25") == "−0.25"
