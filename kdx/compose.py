@@ -45,6 +45,8 @@ def expand(overrides: Sequence[str]) -> list[Job]:
             (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         except HydraException as error:
             raise UserError(one_line(error)) from None
+        if not jobs:
+            raise UserError(f"sweep: {' '.join(overrides)} makes no job; allowed: at least one value for each key")
         return [Job(_without_hydra(job), to_config(_composed(_parsed(job, sweep=True)))) for job in jobs]
 
 
@@ -160,7 +162,8 @@ def _typed_value(override: Override) -> str:
 def _composed(overrides: list[Override]) -> DictConfig:
     try:
         return compose(CONFIG_NAME, hydra_words(override.input_line or "" for override in overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        # Hydra has a plain ValueError for a group without a name, as in `=3`.
         raise _diagnosis(overrides, error) from None
 
 

@@ -1,6 +1,7 @@
 """A procedure: how a method's fits follow one another; most methods need one fit."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from kdx.checkpoint import Progress
 from kdx.config import Config
 from kdx.device import Engine
+from kdx.errors import UserError
 from kdx.fit import Lesson, Plan, fit
 from kdx.methods import Method
 from kdx.settings import Settings
@@ -53,6 +55,13 @@ class Procedure(Settings):
 
 class Once(Procedure):
     """One fit."""
+
+    def check_network(self, network: nn.Module, method: Method) -> None:
+        """Raise UserError where a part of the method cannot work with the layers of `network`."""
+        try:
+            method.prepare(deepcopy(network))
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Fit once."""

@@ -1,0 +1,39 @@
+"""The short forms of `scripts/torture`: the same code, fewer blows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from short_runs import ROOT
+
+
+def torture(tmp_path: Path, *words: str) -> dict:
+    file = tmp_path / "torture.json"
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "tortures", *words, "--file", str(file)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return json.loads(file.read_text())
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    found = torture(tmp_path, "kill", "--count", "6", "--seed", "1")["kill"]
+    assert (found["kills"], found["failures"]) == (6, [])
+
+
+def test_wrong_command_lines_are_refused_in_one_line(tmp_path: Path) -> None:
+    found = torture(tmp_path, "words", "--count", "40", "--seed", "1")["words"]
+    assert (found["command_lines"], found["refused"], found["failures"]) == (40, 40, [])
+
+
+@pytest.mark.parametrize("words", [("burn",), ("--count", "x")])
+def test_wrong_words(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with pytest.raises(AssertionError, match="usage: scripts/torture"):
+        torture(tmp_path, *words)
