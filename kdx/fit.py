@@ -24,11 +24,15 @@ from kdx.trainer import Trainee, Training, train, train_together
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a network learns from: data, and the teacher with the logits of every view where there is one."""
+    """What a network learns from: data, and the teacher with the logits of every view where there is one.
+
+    Where there are further teachers, the logits are the mean of all.
+    """
 
     data: Data
     teacher: nn.Module | None = None
     teacher_logits: Tensor | None = None
+    further_teachers: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
