@@ -77,8 +77,8 @@ def run_job(composed: DictConfig, outcome: Path | Exception | None = None) -> di
     run, error = None, None if outcome else hindrance(config, folder)
     started = error is None
     if started:
-        if outcome is None:
-            print(f"job {number}: {' '.join(words)}", file=sys.stderr, flush=True)
+        how = " (together with others)" if outcome else ""
+        print(f"job {number}{how}: {' '.join(words)}", file=sys.stderr, flush=True)
         try:
             run = str(_ended(config, outcome) if outcome else _run(config, folder, number))
         except Exception as failure:

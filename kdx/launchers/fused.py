@@ -1,6 +1,5 @@
 """Hydra's launcher `fused`: the jobs of a sweep that differ in numbers only are trained as one program."""
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,7 +50,7 @@ class FusedJobs(Launcher):
         ]
         returned: dict[int, JobReturn] = {}
         for group in groups(configs):
-            outcomes = self._together([configs[index] for index in group], [initial_job_idx + index for index in group])
+            outcomes = self._together([configs[index] for index in group], initial_job_idx + group[0])
             for index, outcome in zip(group, outcomes, strict=True):
                 returned[index] = run_job(
                     hydra_context=self.hydra_context,
@@ -68,7 +67,7 @@ class FusedJobs(Launcher):
             job.hydra.job.id = job.hydra.job.num = number
         return job
 
-    def _together(self, configs: Sequence[Config], numbers: Sequence[int]) -> list[Path | Exception | None]:
+    def _together(self, configs: Sequence[Config], number: int) -> list[Path | Exception | None]:
         """What became of the jobs, None for those that are still to be run."""
         from kdx.placement import own_gpu
         from kdx.sweep import hindrance
@@ -78,6 +77,5 @@ class FusedJobs(Launcher):
         # A job that must not start is told so one by one.
         if len(configs) < 2 or hindrance(configs[0], folder):
             return [None] * len(configs)
-        print(f"jobs {', '.join(map(str, numbers))}: together", file=sys.stderr, flush=True)
-        with own_gpu(folder, numbers[0], configs[0].device.kind):
+        with own_gpu(folder, number, configs[0].device.kind):
             return run_together(configs, self.settings.way, self.settings.max_models)
