@@ -22,7 +22,9 @@ Gather = Callable[[Tensor], Batch]
 Executed = Callable[[Callable[[bool], Step]], Step]
 """Compiles what it is given the maker of, or takes it as it is."""
 
-REPETITIONS = 5
+REPETITIONS = 3
+# A training of fewer steps would be over before measuring has paid.
+LEAST_STEPS = 100
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def stacked_step(members: Sequence[Member], engine: Engine, steps: int, way: Way
 
     The members are of one structure and see their own parts of both. `steps` is the length of the training, by which
     the engine decides whether to compile. The way `auto` is measured, but for a compiled step without convolutions,
-    whose batched products are never slower.
+    whose batched products are never slower, and for a short training, in which `loop` can lose nothing.
     """
     state, noise = _stack(members)
     compiled = engine.compiles(members[0].student, steps * len(members))
@@ -46,7 +48,10 @@ def stacked_step(members: Sequence[Member], engine: Engine, steps: int, way: Way
 
     if way == "auto" and compiled and not _has_convolutions(members[0].student):
         way = "stacked"
+    elif way == "auto" and steps < LEAST_STEPS:
+        way = "loop"
     if way != "auto":
+        log.info("%d models in a step: %s", len(members), way)
         return state, noise, made(way)
     seconds = {name: _seconds(made(name), members, state, noise) for name in ("loop", "stacked")}
     fastest = min(seconds, key=lambda name: seconds[name])

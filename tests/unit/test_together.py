@@ -15,6 +15,7 @@ from miniature import CLASSES, dataset, engine, generator, method, normal, perce
 from networks import IMAGE, small
 from torch import Tensor, nn
 
+import kdx.stacked as stacking
 from kdx.checkpoint import Progress
 from kdx.compose import single
 from kdx.data.dataset import Split
@@ -300,14 +301,21 @@ def test_time_is_shared_out(tmp_path: Path):
     assert max(seconds) == pytest.approx(min(seconds))
 
 
-def test_the_faster_way_is_measured_without_a_trace(tmp_path: Path, caplog):
+def test_the_faster_way_is_measured_without_a_trace(tmp_path: Path, caplog, monkeypatch):
     """What is tried is a copy: the result is that of the way that was chosen."""
     given = lesson(split(13))
+    monkeypatch.setattr(stacking, "LEAST_STEPS", 9)
     with caplog.at_level(logging.INFO, "kdx.stacked"):
         found = fit_together(fits_of(tmp_path / "auto", RESUMED), given, engine(), "auto")
-    assert "3 models in a step: " in caplog.text
+    assert "is faster (measured" in caplog.text
     way: Way = "loop" if "loop is faster" in caplog.text else "stacked"
     expected = fit_together(fits_of(tmp_path / "given", RESUMED), given, engine(), way)
     for one, other in zip(found, expected, strict=True):
         assert isinstance(other, Fitted)
         assert_same(one, other.network, other.progress)
+
+
+def test_a_short_training_is_not_measured(tmp_path: Path, caplog):
+    with caplog.at_level(logging.INFO, "kdx.stacked"):
+        fit_together(fits_of(tmp_path, RESUMED), lesson(split(13)), engine(), "auto")
+    assert "3 models in a step: loop" in caplog.text
