@@ -21,6 +21,7 @@ commands:
   train -m KEY=A,B ...    the same for several values, and one summary over the seeds
   table RUN ...           the tables of finished runs again, by folder or run id
   reproduce TABLE ...     a paper's table beside the published numbers (kdx reproduce --list)
+  plot DATASET            error over sparsity, of all runs and the published networks (kdx plot --help)
   export RUN format=F     a student as a file: shrink, csr, onnx or torch (kdx export --help)
   bench RUN ...           how fast students are, in every runtime (kdx bench --help)
 
@@ -35,6 +36,16 @@ _TABLE_HELP = """\
 usage: kdx table RUN ...
 
 Print the tables of a finished run, or a comparison of several. RUN is a run's folder, or the beginning of its id."""
+
+_PLOT_HELP = """\
+usage: kdx plot DATASET [x=FIGURE] [y=FIGURE] [student=PATTERN] [method=PATTERN] [out=NAME]
+
+Draw the finished runs of a data set and the networks that the papers print for it, as NAME.svg and NAME.png, with the
+points in NAME.csv. Runs that differ in their seed only are one point with the 95 % interval.
+
+x, y             figures of metrics.json: R_s and test_error_percent by default
+student, method  only runs that match, such as method=st-*
+out              outputs/plots/DATASET by default"""
 
 _EXPORT_HELP = """\
 usage: kdx export RUN format=FORMAT [values=VALUES] [out=FILE]
@@ -128,14 +139,34 @@ def reproduce(words: list[str]) -> int:
     return command.reproduce(words)
 
 
+def plot(words: list[str]) -> int:
+    """`kdx plot`: the trade-off of all finished runs of a data set."""
+    if {"-h", "--help"} & set(words):
+        print(_PLOT_HELP)
+        return DONE
+    from kdx.words import names_and_settings
+
+    keys = ("x", "y", "student", "method", "out")
+    names, given = names_and_settings("plot", words, keys, "data set", "a data set with finished runs, such as mnist")
+    if len(names) > 1:
+        raise UserError(f"plot: '{names[1]}' is a second data set; allowed: one")
+    dataset = names[0]
+    from kdx.plot import trade_off
+
+    out = Path(given.pop("out", _outputs() / "plots" / dataset))
+    for file in trade_off(dataset, _outputs(), out, **given):
+        print(file)
+    return DONE
+
+
 def export(words: list[str]) -> int:
     """`kdx export`: a finished run's student as a verified file."""
     if {"-h", "--help"} & set(words):
         print(_EXPORT_HELP)
         return DONE
-    from kdx.words import runs_and_settings
+    from kdx.words import names_and_settings
 
-    runs, settings = runs_and_settings("export", words, ("format", "values", "out"))
+    runs, settings = names_and_settings("export", words, ("format", "values", "out"))
     if len(runs) > 1:
         raise UserError(f"export: '{runs[1]}' is a second run; allowed: one")
     if "format" not in settings:
@@ -158,9 +189,9 @@ def bench(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         print(_BENCH_HELP)
         return DONE
-    from kdx.words import runs_and_settings
+    from kdx.words import names_and_settings
 
-    words, settings = runs_and_settings("bench", words, ("seconds",))
+    words, settings = names_and_settings("bench", words, ("seconds",))
     try:
         seconds = float(settings.get("seconds", 0.5))
     except ValueError:
@@ -187,6 +218,7 @@ def _dispatch(words: list[str]) -> int:
         "train": train,
         "table": table,
         "reproduce": reproduce,
+        "plot": plot,
         "export": export,
         "bench": bench,
     }

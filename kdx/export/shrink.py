@@ -1,35 +1,19 @@
 """Neurons and channels that cannot matter, removed: a smaller dense network that computes the same function.
 
 A neuron is removed where every weight that leaves it is zero, or where every weight that enters it is zero: then it
-is a constant, which moves into the biases of the layer behind. A network is read as chains of plain layers. What a
-residual sum or a concatenation joins is the end of a chain, so within a block only what is between its own
-convolutions is removed.
+is a constant, which moves into the biases of the layer behind. What belongs together says `kdx.models.links`.
 """
 
-from collections import Counter
-from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from kdx.models.links import Link, Norm, links
 from kdx.models.widths import keep_inputs, keep_outputs, with_used_inputs
 
-Weighted = nn.Linear | nn.Conv2d
-_NORMS = nn.BatchNorm1d | nn.BatchNorm2d
-# What hands each neuron on by itself, and the same constant everywhere as that constant.
-_PASSING = nn.Dropout | nn.Identity | nn.Flatten | nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
+# What lies between the pixels and the first linear layer without changing them.
 _SINGLE = nn.Dropout | nn.Identity | nn.Flatten
-
-
-@dataclass(frozen=True)
-class Link:
-    """A layer, the next one that has weights, and what lies between them."""
-
-    layer: Weighted
-    between: tuple[nn.Module, ...]
-    following: Weighted
 
 
 def shrink(network: nn.Module, *, inputs: bool = True) -> nn.Module:
@@ -45,61 +29,10 @@ def shrink(network: nn.Module, *, inputs: bool = True) -> nn.Module:
     return _without_unused_inputs(smaller) if inputs else smaller
 
 
-def links(network: nn.Module) -> list[Link]:
-    """The pairs of successive ungrouped layers between which neurons can be removed one by one."""
-    # Of a layer that is used at two places, either may need its neurons.
-    uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
-    return [
-        link
-        for chain in _chains(network)
-        for link in _linked(chain)
-        if all(uses[id(module)] == 1 for module in (link.layer, *link.between, link.following))
-    ]
-
-
-def _chains(network: nn.Module) -> Iterator[list[nn.Module]]:
-    chain = list(_in_a_row(network))
-    yield chain
-    for module in chain:
-        for child in module.children():
-            yield from _chains(child)
-
-
-def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of sequences within sequences, one after the other."""
-    if isinstance(module, nn.Sequential):
-        for child in module:
-            yield from _in_a_row(child)
-    else:
-        yield module
-
-
-def _linked(chain: list[nn.Module]) -> Iterator[Link]:
-    layer, between = None, []
-    for module in chain:
-        if isinstance(module, Weighted):
-            if layer is not None and _ungrouped(layer) and _ungrouped(module):
-                yield Link(layer, tuple(between), module)
-            layer, between = module, []
-        elif isinstance(module, nn.ReLU | nn.ZeroPad2d | _PASSING) or _has_constants(module):
-            between.append(module)
-        else:
-            layer = None
-
-
-def _has_constants(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) and module.affine and module.track_running_stats
-
-
-def _ungrouped(layer: Weighted) -> bool:
-    return isinstance(layer, nn.Linear) or layer.groups == 1
-
-
 def _shrunk(link: Link) -> bool:
     """Remove what can be removed between two layers, in place; whether there was anything."""
     layer, following = link.layer, link.following
-    leaving = following.weight.detach().flatten(1).unflatten(1, (len(layer.weight), -1))
-    unused = (leaving == 0).all(dim=2).all(dim=0)
+    unused = link.unused()
     constant = (layer.weight.detach() == 0).flatten(1).all(dim=1)
     values, exact = _constants(link)
     removed = unused | (constant & exact)
@@ -109,7 +42,7 @@ def _shrunk(link: Link) -> bool:
     if not removed.any():
         return False
     folded = torch.where(removed & ~unused, values, 0.0)
-    moved = leaving.double().sum(dim=2) @ folded
+    moved = link.leaving().double().sum(dim=2) @ folded
     if moved.any():
         bias = torch.zeros_like(moved) if following.bias is None else following.bias.detach().double()
         following.bias = nn.Parameter((bias + moved).to(following.weight.dtype))
@@ -117,7 +50,7 @@ def _shrunk(link: Link) -> bool:
     positions = following.weight.shape[1] // len(layer.weight)
     keep_outputs(layer, ~removed)
     for module in link.between:
-        if isinstance(module, _NORMS):
+        if isinstance(module, Norm):
             keep_outputs(module, ~removed)
     keep_inputs(following, (~removed).repeat_interleave(positions))
     return True
@@ -133,7 +66,7 @@ def _constants(link: Link) -> tuple[Tensor, Tensor]:
     values = values.double().to(link.layer.weight.device)
     exact = torch.ones_like(values, dtype=torch.bool)
     for module in link.between:
-        if isinstance(module, _NORMS):
+        if isinstance(module, Norm):
             values = _normalised(module, values)
         elif isinstance(module, nn.ReLU):
             values = values.relu()
@@ -144,7 +77,7 @@ def _constants(link: Link) -> tuple[Tensor, Tensor]:
     return values, exact
 
 
-def _normalised(norm: _NORMS, values: Tensor) -> Tensor:
+def _normalised(norm: Norm, values: Tensor) -> Tensor:
     assert norm.running_mean is not None, "it has constants"
     assert norm.running_var is not None, "it has constants"
     values = (values - norm.running_mean.double()) / (norm.running_var.double() + norm.eps).sqrt()

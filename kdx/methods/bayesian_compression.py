@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdx.layers import NoisyLayer, geometry_of, substitute
 from kdx.methods.part import Context, Part
 from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_alpha, warming_up
+from kdx.models.links import silence_unused
 from kdx.objective import Monitor, Schedule, Step, Term
 
 
@@ -234,11 +235,15 @@ class BayesianCompression(Part):
         }
 
     def finalize(self, student: nn.Module) -> nn.Module:
-        """Plain layers again, with exact zeros for the inputs whose log alpha reaches the threshold."""
+        """Plain layers again, with exact zeros for the inputs whose log alpha reaches the threshold.
+
+        A hidden neuron that is no input any more has no weights either: it is removed as a whole (Louizos et al. 2017).
+        """
         layers = _group_layers(student).values()
         thresholds = self.threshold if isinstance(self.threshold, list) else [self.threshold] * len(layers)
         plain = {layer: layer.plain(threshold) for layer, threshold in zip(layers, thresholds, strict=True)}
         substitute(student, lambda layer: plain[layer] if isinstance(layer, GroupLayer) else None)
+        silence_unused(student)
         return student
 
 

@@ -50,16 +50,17 @@ class Masked(Part):
     rescale_dropout: bool
 
     def swap(self, student: nn.Module) -> nn.Module:
-        """Mask every linear and convolutional layer; raises ValueError where there is none."""
+        """Mask linear and convolutional layers that have zeros; raises ValueError where there is none to mask."""
         kept: float | None = None
 
         # `substitute` goes through the layers in their order, so the last layer seen is the one before a dropout.
         def replacement(layer: nn.Module) -> nn.Module | None:
             nonlocal kept
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                masked = _masked(layer)
-                kept = masked.mask.float().mean().item()
-                return masked
+                mask = layer.weight.detach() != 0
+                kept = mask.float().mean().item()
+                # A whole layer has nothing to hold, and a mask takes as long as the layer itself.
+                return layer if kept == 1 else _masked(layer, mask)
             if self.rescale_dropout and kept is not None and isinstance(layer, NoisyDropout):
                 return NoisyDropout(layer.rate * sqrt(kept))
             return None
@@ -75,9 +76,9 @@ class Masked(Part):
         return student
 
 
-def _masked(layer: nn.Linear | nn.Conv2d) -> MaskedLinear | MaskedConv2d:
+def _masked(layer: nn.Linear | nn.Conv2d, mask: Tensor) -> MaskedLinear | MaskedConv2d:
     masked = _linear(MaskedLinear, layer) if isinstance(layer, nn.Linear) else _conv2d(MaskedConv2d, layer)
-    masked.register_buffer("mask", layer.weight.detach() != 0)
+    masked.register_buffer("mask", mask)
     return _given(masked, layer.weight, layer.bias)
 
 

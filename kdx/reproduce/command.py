@@ -11,10 +11,10 @@ from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import load_table, named, table_names
 
 HELP = """\
-usage: kdx reproduce TABLE|PAPER ... [rows=PATTERN] [seeds=N] [budget=BUDGET] [train=false] [KEY=VALUE ...]
+usage: kdx reproduce TABLE|FIGURE|PAPER ... [rows=PATTERN] [seeds=N] [budget=BUDGET] [train=false] [KEY=VALUE ...]
 
-Run what a paper's table needs and write it beside the published numbers, into outputs/paper/. Finished runs are not
-repeated, interrupted ones go on; the same command again continues.
+Run what a paper's table or figure needs and write it beside the published numbers, into outputs/paper/. Finished runs
+are not repeated, interrupted ones go on; the same command again continues.
 
   rows=*           only the rows whose label matches, such as "rows=*SVD"
   seeds=3          runs of every row, with seed=0, 1, 2
@@ -22,7 +22,7 @@ repeated, interrupted ones go on; the same command again continues.
   train=false      run nothing: write the table from what is finished, the rest is shown as missing
   KEY=VALUE        for every run, as in kdx train
 
-  kdx reproduce --list    the tables"""
+  kdx reproduce --list    the tables and figures"""
 SEEDS_MOST = 100
 
 
@@ -38,6 +38,11 @@ def reproduce(words: Sequence[str]) -> int:
         cells = cells_of(table, done)
         folder = folder_of(table.name, order)
         write_table(folder, table, order, done, cells, check_claims(table, cells))
+        if table.figure:
+            # Here, because it takes a second to import.
+            from kdx.reproduce.draw import draw
+
+            draw(folder, table, order, done, cells)
         complete &= all(each.status == "finished" for each in done)
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(folder)
@@ -61,9 +66,12 @@ def folder_of(name: str, order: Order) -> Path:
 def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
     """The names of tables, and the options beside them; other KEY=VALUE words are overrides."""
     options = {"rows": "*", "seeds": "3", "budget": "paper", "train": "true"}
-    names, overrides = [], []
+    names, overrides, given = [], [], dict[str, str]()
     for word in words:
         key, equals, value = word.partition("=")
+        if equals and key in given:
+            raise UserError(f"{key}: '{value}' is a second value beside '{given[key]}'; allowed: one")
+        given[key] = value
         if not equals:
             names.append(word)
         elif key in options:

@@ -12,7 +12,7 @@ from kdx.compose import check_method, single
 from kdx.config import Config
 from kdx.errors import UserError
 from kdx.failure import describe, recorded
-from kdx.reproduce.tables import PaperTable, Row
+from kdx.reproduce.tables import Of, PaperTable, Row
 from kdx.runs import RunFolder, run_folder, teacher_folder
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,14 @@ class Job:
 
     row: str
     seed: int
-    of: Literal["student", "teacher", "network"]
+    of: Of
+    generation: int | None
     words: tuple[str, ...]
     config: Config
 
     @property
     def folder(self) -> RunFolder:
-        """Where its figures are: the teacher's folder for a row that is a teacher."""
+        """Where its figures are: the teacher's folder for a row that is a teacher, the chain's for a generation."""
         return teacher_folder(self.config) if self.of == "teacher" else run_folder(self.config)
 
     @property
@@ -83,11 +84,15 @@ class Done:
 
 
 def jobs_of(table: PaperTable, order: Order) -> list[Job]:
-    """Every job of the table, checked; teachers and plain networks have one job. UserError where one is wrong."""
+    """Every job of the table, checked; teachers and plain networks have one job, printed runs have none.
+
+    Raises UserError where one is wrong.
+    """
     return [
         job
         for label, row in table.rows.items()
-        for job in _jobs(table, label, row, order, range(order.seeds if row.of == "student" else 1))
+        if row.of != "printed"
+        for job in _jobs(table, label, row, order, range(1 if row.of in ("teacher", "network") else order.seeds))
     ]
 
 
@@ -97,7 +102,9 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     from kdx.reproduce.network import network_figures
 
     # The seeds of a row share their network.
-    networks = {job.row: network_figures(job.config) for job in jobs if job.of != "teacher" and job.seed == 0}
+    networks = {
+        job.row: network_figures(job.config) for job in jobs if job.of in ("student", "network") and job.seed == 0
+    }
     results = []
     for number, job in enumerate(jobs, 1):
         if order.train and not job.finished:
@@ -107,15 +114,17 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
 
 
 def _jobs(table: PaperTable, label: str, row: Row, order: Order, seeds: Iterable[int]) -> list[Job]:
-    smoke = order.budget == "smoke"
-    dataset = SMOKE_DATASET if smoke else table.dataset
-    last = (*BUDGETS[order.budget], *(table.smoke if smoke else ()), *order.overrides)
-    words = _without_repeats([*dataset, *table.common, *row.train, *last])
+    words = [*table.dataset, *table.common, *row.train, *BUDGETS[order.budget]]
+    if order.budget == "smoke":
+        papers = [word for word in words if not word.startswith(("dataset=", "dataset."))]
+        words = [*SMOKE_DATASET, *papers, *table.smoke, *row.smoke]
+    words = _without_repeats([*words, *order.overrides])
     config = single(words)
     check_method(config)
     # Composed once, because that takes longer than anything else here.
     return [
-        Job(label, seed, row.of, (*words, f"seed={seed}"), config.model_copy(update={"seed": seed})) for seed in seeds
+        Job(label, seed, row.of, row.generation, (*words, f"seed={seed}"), config.model_copy(update={"seed": seed}))
+        for seed in seeds
     ]
 
 
@@ -140,8 +149,10 @@ def _done(job: Job, train: bool, network: Mapping[str, Any]) -> Done:
             return Done(job, "failed", describe(failure), known)
     if not job.finished:
         return Done(job, "missing", "not run", known)
+    if job.generation is not None:
+        return Done(job, "finished", "", _of_generation(job, job.generation))
     statistics = {key: value for key, value in network.items() if key == "moving_statistics"}
-    measured = job.folder.metrics() | _by_layer(job.folder.path)
+    measured = job.folder.metrics() | _by_layer(job.folder.path) | _at_the_end(job.folder.path)
     return Done(job, "finished", "", with_derived(statistics | measured))
 
 
@@ -152,15 +163,35 @@ def _train(job: Job) -> None:
     from kdx.experiment import run
     from kdx.teacher import get_teacher
 
-    if job.of == "student":
+    if job.of == "teacher":
+        engine = prepare_device(job.config.device)
+        get_teacher(job.config, load_data(job.config.dataset).to(engine.device), engine)
+    else:
         run(job.config)
-        return
-    engine = prepare_device(job.config.device)
-    get_teacher(job.config, load_data(job.config.dataset).to(engine.device), engine)
 
 
 def _by_layer(folder: Path) -> dict[str, float]:
     """`sparsity_percent.LAYER` for every weight matrix."""
-    with (folder / "layers.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read(folder / "layers.csv")
     return {f"sparsity_percent.{row['layer']}": float(row["sparsity_percent"]) for row in rows}
+
+
+def _at_the_end(folder: Path) -> dict[str, float]:
+    """`last.COLUMN`, what the history has for the last epoch."""
+    history = _read(folder / "history.csv")
+    return {f"last.{key}": float(value) for key, value in history[-1].items() if value} if history else {}
+
+
+def _of_generation(job: Job, generation: int) -> dict[str, Any]:
+    """The figures of an accepted generation of a chain, before or after pruning; none where the chain is shorter."""
+    rows = _read(job.folder.path / ("chain.csv" if job.of == "generation" else "pruned.csv"))
+    found = [row for row in rows if int(row["generation"]) == generation and row.get("accepted", "yes") == "yes"]
+    if not found:
+        return {}
+    numbers = ("val_error_percent", "test_error_percent", "parameters", "nonzero_weights", "C")
+    return {key: float(found[0][key]) for key in numbers if found[0].get(key)}
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

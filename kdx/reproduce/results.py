@@ -74,7 +74,7 @@ def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: S
         "seeds": order.seeds,
         "overrides": list(order.overrides),
         "machine": describe_machine(),
-        "train_seconds": sum(each.figures.get("train_seconds") or 0.0 for each in done),
+        "train_seconds": sum({each.job.run: each.figures.get("train_seconds") or 0.0 for each in done}.values()),
         "runs": [_run(each) for each in done],
         "claims": [_claim(each) for each in claims],
     }

@@ -1,8 +1,11 @@
 """The tables as they are declared in `conf/paper/<paper>/<table>.yaml`."""
 
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
@@ -10,10 +13,13 @@ from pydantic import Field, model_validator
 from kdx.errors import UserError, unknown
 from kdx.explain import settings_from
 from kdx.groups import conf_folder
-from kdx.reproduce.published import Published, select
+from kdx.reproduce.pictures import Figure
+from kdx.reproduce.published import Published, read_published, select
 from kdx.settings import Settings
 
+Value = TypeVar("Value")
 Text = Annotated[str, Field(min_length=1)]
+Of = Literal["student", "teacher", "network", "generation", "pruned", "printed"]
 
 
 class Column(Settings):
@@ -23,19 +29,46 @@ class Column(Settings):
     """
 
     title: Text
-    better: Literal["lower", "higher"] | None
-    published: Published | None
+    better: Literal["lower", "higher"] | None = None
+    published: Published | None = None
+
+
+class Part(Settings):
+    """What one entry of a grid's axis gives to its rows; see `Row`. `published: null` means that none is printed."""
+
+    train: list[str] = Field(default_factory=list)
+    smoke: list[str] = Field(default_factory=list)
+    of: Of | None = None
+    generation: Annotated[int, Field(ge=0)] | None = None
+    published: dict[str, str] | None = Field(default_factory=dict)
+    x: float | None = None
 
 
 class Row(Settings):
     """A network of the table: the words of `kdx train` that make it, and what selects its published numbers.
 
-    `of` is teacher where the row is the teacher that those words train, and network where nothing is trained.
+    `of` says whose figures they are: those of the student; of the teacher that those words train; of the network, where
+    nothing is trained; of a generation or a pruned generation of a chain; or of the runs that the paper printed, which
+    the column `run` of the published file numbers. `smoke` are words for a smoke run. A figure draws the row at `x` in
+    the series of this name.
     """
 
-    train: list[str]
-    of: Literal["student", "teacher", "network"]
-    published: dict[str, str]
+    train: list[str] = Field(default_factory=list)
+    smoke: list[str] = Field(default_factory=list)
+    of: Of = "student"
+    generation: Annotated[int, Field(ge=0)] | None = None
+    run: str | None = None
+    published: dict[str, str] = Field(default_factory=dict)
+    x: float | None = None
+    series: str | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if (self.generation is not None) != (self.of in ("generation", "pruned")):
+            raise ValueError("a generation belongs to rows of a generation, and every such row names one")
+        if (self.run is not None) != (self.of == "printed"):
+            raise ValueError("run belongs to rows of printed runs, and every such row names one")
+        return self
 
 
 class Claim(Settings):
@@ -51,19 +84,21 @@ class Claim(Settings):
 class PaperTable(Settings):
     """A table of a paper, and how kdx makes it again.
 
-    `dataset` and `common` are words of every row; in a smoke run `smoke` comes last and digits are the data set.
+    `dataset` and `common` are words of every row; in a smoke run `smoke` comes last and digits are the data set. The
+    rows are those of the file, then every combination of its `grid`'s entries. With `figure` they are drawn as well.
     """
 
     name: Text
     title: Text
     published: Text
     dataset: list[str]
-    common: list[str]
-    smoke: list[str]
+    common: list[str] = Field(default_factory=list)
+    smoke: list[str] = Field(default_factory=list)
     columns: dict[str, Column]
     rows: dict[str, Row]
-    claims: list[Claim]
-    notes: list[str]
+    claims: list[Claim] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    figure: Figure | None = None
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
@@ -84,6 +119,16 @@ class PaperTable(Settings):
             raise unknown(f"rows of {self.name}", pattern, self.rows)
         claims = [claim for claim in self.claims if claim.row in rows and claim.than not in self.rows.keys() - rows]
         return self.model_copy(update={"rows": rows, "claims": claims})
+
+    def printed_runs(self, row: str, column: str) -> tuple[float, ...]:
+        """The numbers of every single run that the paper printed for a cell of a row of printed runs."""
+        where, numbered = self.columns[column].published, self.rows[row].run
+        if where is None or numbered is None:
+            return ()
+        conditions = {key: value for key, value in self.rows[row].published.items() if key != numbered}
+        runs = [line[numbered] for line in read_published(self.published) if line[numbered].isdecimal()]
+        texts = [select(self.published, where, {**conditions, numbered: run}) for run in dict.fromkeys(runs)]
+        return tuple(float(text) for text in texts if text is not None)
 
     def printed(self, row: str, column: str) -> str | None:
         """The published number of a cell as it is printed (scaled to the column's unit), or None."""
@@ -113,13 +158,35 @@ def load_table(name: str) -> PaperTable:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(f"{file}: it holds no table")
-    rows = {
-        label: {"of": "student", "published": {}, **row} if isinstance(row, dict) else row
-        for label, row in content.get("rows", {}).items()
-    }
-    columns = {
-        key: {"better": None, "published": None, **column} if isinstance(column, dict) else column
-        for key, column in content.get("columns", {}).items()
-    }
-    lists = {key: content.get(key, []) for key in ("common", "smoke", "claims", "notes")}
-    return settings_from(PaperTable, content | lists | {"name": name, "rows": rows, "columns": columns}, str(file))
+    axes = [
+        {label: settings_from(Part, part, f"{file}: grid.{label}") for label, part in axis.items()}
+        for axis in content.pop("grid", [])
+    ]
+    rows = {**content.get("rows", {}), **{label: row.model_dump() for label, row in _combined(axes).items()}}
+    return settings_from(PaperTable, content | {"name": name, "rows": rows}, str(file))
+
+
+def _combined(axes: Sequence[Mapping[str, Part]]) -> dict[str, Row]:
+    """A row for every combination of one entry of each axis; its series is the first axis' entry."""
+    rows = {}
+    for combination in product(*(axis.items() for axis in axes)) if axes else ():
+        labels, parts = zip(*combination, strict=True)
+        published = [part.published for part in parts]
+        rows[", ".join(labels)] = Row(
+            train=[word for part in parts for word in part.train],
+            smoke=[word for part in parts for word in part.smoke],
+            of=_only([part.of for part in parts]) or "student",
+            generation=_only([part.generation for part in parts]),
+            published={} if None in published else dict(ChainMap(*(each for each in published if each))),
+            x=_only([part.x for part in parts]),
+            series=labels[0],
+        )
+    return rows
+
+
+def _only(values: Sequence[Value | None]) -> Value | None:
+    """The one that is given; ValueError where axes contradict each other."""
+    given = [value for value in values if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"several axes of a grid say the same: {given}")
+    return given[0] if given else None

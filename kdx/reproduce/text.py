@@ -69,7 +69,7 @@ def t_test_text(test: TTest) -> str:
     """Such as `t = 9.46, df 16.7, p = 4.1e-08`."""
     if test.t is None or test.df is None or test.p is None:
         return "not possible"
-    return f"t = {test.t:.2f}, df {test.df:.1f}, p = {test.p:.2g}"
+    return f"t = {test.t:.2f}, df {test.df:.1f}, p = {test.p:.3g}"
 
 
 def _decimals(value: float) -> int:

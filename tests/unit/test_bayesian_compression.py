@@ -182,6 +182,15 @@ def test_pruned_inputs_are_exact_zeros_and_the_others_carry_their_scale():
     assert neurons(plain) == [Neurons(36, 16), Neurons(5, 5)]
 
 
+def test_a_neuron_that_is_no_input_any_more_has_no_weights_either():
+    student = method("bc", threshold=-3.0).prepare(perceptron())
+    with torch.no_grad():
+        student.fc2.z_log_sigma2[:2] = 1.0
+    plain = method("bc", threshold=-3.0).finalize(student)
+    assert (plain.fc1.weight != 0).any(dim=1).tolist() == [False, False, True, True, True]
+    assert (plain.fc1.bias != 0).tolist() == [False, False, True, True, True]
+
+
 def test_every_layer_may_have_a_threshold_of_its_own():
     _, plain = prepared([20.0, -5.0])
     assert neurons(plain) == [Neurons(36, 36), Neurons(5, 3)]

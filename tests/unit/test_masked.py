@@ -83,6 +83,16 @@ def test_other_paddings_and_layers_without_bias_are_kept():
     assert torch.equal(MASKED.finalize(student)(images), sparse(build())(images))
 
 
+def test_a_layer_without_zeros_is_left_as_it_is():
+    plain = perceptron()
+    with torch.no_grad():
+        plain.fc2.weight[0, 0] = 0.0
+    student = MASKED.prepare(plain)
+    assert (type(student.fc1), type(student.fc2)) == (nn.Linear, MaskedLinear)
+    with pytest.raises(ValueError, match="to mask"):
+        MASKED.prepare(named({"flatten": nn.Flatten()}, seed=0))
+
+
 @pytest.mark.parametrize("family", SETTINGS)
 def test_every_family_is_masked_and_plain_again(family: str):
     images, plain = normal(3, *IMAGE, seed=8), sparse(small(family)).eval()

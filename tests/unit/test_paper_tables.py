@@ -6,7 +6,7 @@ import yaml
 from kdx.config import run_id
 from kdx.errors import UserError
 from kdx.groups import conf_folder
-from kdx.reproduce.cells import cells_of
+from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import BUDGETS, Order, jobs_of, run_all
 from kdx.reproduce.network import with_derived
 from kdx.reproduce.published import Published, converted, read_published, select
@@ -22,13 +22,13 @@ def test_every_table_composes_at_every_budget(name: str, budget):
     if len(table.rows) > 30:  # Composing takes 0.2 s a row; the rows of a grid are all alike.
         table = table.model_copy(update={"rows": dict(list(table.rows.items())[::6])})
     jobs = jobs_of(table, Order(rows="*", seeds=2, budget=budget, overrides=("device.threads=1",), train=True))
-    single = sum(row.of != "student" for row in table.rows.values())
-    assert len(jobs) == 2 * len(table.rows) - single
+    once, never = ("teacher", "network"), ("printed",)
+    assert len(jobs) == sum(0 if row.of in never else 1 if row.of in once else 2 for row in table.rows.values())
     assert all(job.config.device.threads == 1 for job in jobs)
     assert all((job.config.dataset.name == "digits") == (budget == "smoke") for job in jobs)
-    # Rows are different experiments.
+    # Rows are different experiments, but for the data sets, which a smoke run does not have.
     students = [run_id(job.config) for job in jobs if job.of == "student"]
-    assert len(set(students)) == len(students)
+    assert len(set(students)) == len(students) or (budget == "smoke" and name == "vs/fig5")
 
 
 @pytest.mark.parametrize("name", table_names())
@@ -132,6 +132,51 @@ def test_a_size_that_training_changes_is_not_told_beforehand(tmp_path):
     assert done["Vanilla SN 50"].figures["keras_parameters"] == 85_104
     # Some of its neurons will be gone.
     assert "parameters" not in done["KDDP SN 50"].figures
+
+
+def test_welchs_test_of_the_printed_runs():
+    """SPEC 3: t = 9.456 (df 16.7, p = 4.1e-8) and 2.835 (df 19.6, p = 0.0104), where the paper has other variances."""
+    order = Order(rows="*", seeds=1, budget="paper", overrides=(), train=False)
+    table = load_table("kddp/table5").only("*printed runs")
+    assert jobs_of(table, order) == []
+    cells = cells_of(table, [])
+    assert [cell.ours.n for cell in cells if cell.ours] == [11, 11, 11]
+    assert {cell.verdict for cell in cells} == {"equal"}
+    alone, distilled = check_claims(table, cells)
+    assert (alone.answer, distilled.answer) == ("holds", "holds")
+    assert (alone.test.t, alone.test.df, alone.test.p) == pytest.approx((-9.456, 16.7, 4.1e-8), rel=6e-3)
+    assert (distilled.test.t, distilled.test.df, distilled.test.p) == pytest.approx((-2.835, 19.6, 0.0104), rel=6e-3)
+
+
+def test_a_grid_combines_its_axes(tmp_path, monkeypatch):
+    content = {
+        "title": "a grid",
+        "published": "vs_text",
+        "dataset": ["dataset=mnist"],
+        "columns": {"R_s": {"title": "R_s"}},
+        "rows": {"level": {"train": ["method=kd"]}},
+        "grid": [
+            {"a": {"train": ["method=kd"], "published": {"quantity": "q"}}, "b": {"published": None}},
+            {
+                "1": {"train": ["method.T=1"], "smoke": ["seed=1"], "x": 1.0, "published": {"where": "w"}},
+                "2": {"x": 2.0},
+            },
+        ],
+    }
+    file = tmp_path / "paper" / "x" / "table.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr("kdx.reproduce.tables.conf_folder", lambda: tmp_path)
+    rows = load_table("x/table").rows
+    assert list(rows) == ["level", *("a, 1", "a, 2", "b, 1", "b, 2")]
+    first, last = rows["a, 1"], rows["b, 2"]
+    assert (first.train, first.smoke, first.x, first.series) == (["method=kd", "method.T=1"], ["seed=1"], 1.0, "a")
+    assert first.published == {"quantity": "q", "where": "w"}
+    assert (last.train, last.published, last.x, last.series) == ([], {}, 2.0, "b")
+    content["grid"][0]["a"]["x"] = 3.0
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"several axes of a grid say the same: \[3\.0, 1\.0\]"):
+        load_table("x/table")
 
 
 def test_what_is_derived_follows_the_measured_network():

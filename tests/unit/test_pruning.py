@@ -75,7 +75,10 @@ def stage(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def masks(folder: Path, name: str) -> dict[str, Tensor]:
-    return {layer: stage(folder, name)[f"buffer/{layer}.mask"] for layer in ("fc1", "fc2")}
+    """Of every layer; one without zeros has no mask."""
+    tensors = stage(folder, name)
+    whole = {layer: torch.ones_like(tensors[f"parameter/{layer}.weight"], dtype=torch.bool) for layer in ("fc1", "fc2")}
+    return {layer: tensors.get(f"buffer/{layer}.mask", mask) for layer, mask in whole.items()}
 
 
 def kept(found: Mapping[str, Tensor]) -> int:

@@ -1,0 +1,97 @@
+"""Which layers of a network follow one another, so that a neuron between them can be judged and changed by itself.
+
+A network is read as chains of plain layers. What a residual sum or a concatenation joins is the end of a chain, so
+within a block only what is between its own convolutions belongs to one.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Weighted = nn.Linear | nn.Conv2d
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+# What hands each neuron on by itself, and the same constant everywhere as that constant.
+_PASSING = nn.Dropout | nn.Identity | nn.Flatten | nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
+
+
+@dataclass(frozen=True)
+class Link:
+    """A layer, the next one that has weights, and what lies between them."""
+
+    layer: Weighted
+    between: tuple[nn.Module, ...]
+    following: Weighted
+
+    def leaving(self) -> Tensor:
+        """The weights that leave each neuron or channel, (out of following, neurons, weights)."""
+        return self.following.weight.detach().flatten(1).unflatten(1, (len(self.layer.weight), -1))
+
+    def unused(self) -> Tensor:
+        """The mask of the neurons (neurons,) that every weight which leaves them is zero for."""
+        return (self.leaving() == 0).all(dim=2).all(dim=0)
+
+
+def links(network: nn.Module) -> list[Link]:
+    """The pairs of successive ungrouped layers between which neurons can be removed one by one."""
+    # Of a layer that is used at two places, either may need its neurons.
+    uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
+    return [
+        link
+        for chain in _chains(network)
+        for link in _linked(chain)
+        if all(uses[id(module)] == 1 for module in (link.layer, *link.between, link.following))
+    ]
+
+
+def _chains(network: nn.Module) -> Iterator[list[nn.Module]]:
+    chain = list(_in_a_row(network))
+    yield chain
+    for module in chain:
+        for child in module.children():
+            yield from _chains(child)
+
+
+def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of sequences within sequences, one after the other."""
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            yield from _in_a_row(child)
+    else:
+        yield module
+
+
+def _linked(chain: list[nn.Module]) -> Iterator[Link]:
+    layer, between = None, []
+    for module in chain:
+        if isinstance(module, Weighted):
+            if layer is not None and _ungrouped(layer) and _ungrouped(module):
+                yield Link(layer, tuple(between), module)
+            layer, between = module, []
+        elif isinstance(module, nn.ReLU | nn.ZeroPad2d | _PASSING) or _has_constants(module):
+            between.append(module)
+        else:
+            layer = None
+
+
+def _has_constants(module: nn.Module) -> bool:
+    return isinstance(module, Norm) and module.affine and module.track_running_stats
+
+
+def _ungrouped(layer: Weighted) -> bool:
+    return isinstance(layer, nn.Linear) or layer.groups == 1
+
+
+def silence_unused(network: nn.Module) -> None:
+    """Set all weights and the bias of neurons that nothing uses to exact zeros, in place; the function is the same.
+
+    That can leave neurons before them unused, which are silenced too.
+    """
+    with torch.no_grad():
+        for link in reversed(links(network)):
+            unused = link.unused()
+            link.layer.weight[unused] = 0.0
+            if link.layer.bias is not None:
+                link.layer.bias[unused] = 0.0

@@ -1,0 +1,187 @@
+"""`kdx plot`: what compression costs, for all finished runs of a data set and the published networks."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from string import ascii_letters
+
+import matplotlib as mpl
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from kdx.errors import UserError, unknown
+from kdx.files import write_csv
+from kdx.report.drawing import COLOURS, MARKERS, PUBLISHED, STYLE, WIDTH, canvas_of, save
+from kdx.report.finished import METRICS
+from kdx.report.summary import Group, groups_of
+from kdx.reproduce.tables import load_table, table_names
+from kdx.statistics import Estimate
+
+log = logging.getLogger(__name__)
+
+RATIOS = ("R_s", "R_c", "memory_compression", "C", "multiplications_ratio")
+HEIGHT = 3.4
+LETTERS = ascii_letters
+INK = "#444444"
+
+
+@dataclass(frozen=True)
+class Point:
+    """An experiment with the estimates over its seeds, or a published network, whose `source` is its table.
+
+    A published network's `student` is the label of its row, and it has no method.
+    """
+
+    student: str
+    method: str
+    source: str
+    x: Estimate
+    y: Estimate
+
+
+def trade_off(
+    dataset: str,
+    outputs: Path,
+    out: Path,
+    x: str = "R_s",
+    y: str = "test_error_percent",
+    student: str = "*",
+    method: str = "*",
+) -> list[Path]:
+    """Draw figure `y` over figure `x` (keys of metrics.json) of all finished runs and published networks of a data set.
+
+    Only runs whose student and method match these patterns (* and ?) are shown. Gives the files: `out` with .svg, .png
+    and .csv. Raises UserError where there is no such run, or none with both figures.
+    """
+    groups = _groups(dataset, outputs, student, method)
+    known = {key for group in groups for figures in group.figures for key in figures if _is_number(figures[key])}
+    for key, value in (("x", x), ("y", y)):
+        if value not in known:
+            raise unknown(key, value, sorted(known))
+    ours = [point for group in groups if (point := _point(group, x, y)) is not None]
+    if not ours:
+        raise UserError(f"x: no finished run of {dataset} has both {x} and {y}")
+    points = [*ours, *published(dataset, x, y)]
+    with mpl.rc_context(STYLE):
+        pictures = save(picture(points, x, y), out)
+    csv = out.with_name(f"{out.name}.csv")
+    write_csv(csv, list(_row(points[0], x, y)), [_row(point, x, y) for point in points])
+    return [*pictures, csv]
+
+
+def published(dataset: str, x: str, y: str) -> list[Point]:
+    """The networks of the papers' tables on this data set for which both numbers are printed."""
+    found: dict[tuple[str, str], Point] = {}
+    for name in table_names():
+        table = load_table(name)
+        if f"dataset={dataset}" not in table.dataset or not {x, y} <= table.columns.keys():
+            continue
+        for label, row in table.rows.items():
+            places = table.printed(label, x), table.printed(label, y)
+            identity = (table.published, str(sorted(row.published.items())))
+            if places[0] is None or places[1] is None or identity in found:
+                continue
+            numbers = [float(place) for place in places if place is not None]
+            if x in RATIOS and numbers[0] < 1:
+                log.info("%s, %s: the printed %s of %s is impossible and left out", name, label, x, numbers[0])
+                continue
+            found[identity] = Point(_name(label), "", name, *(Estimate((number,)) for number in numbers))
+    return list(found.values())
+
+
+def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
+    """A colour for each method, a marker for each student, the intervals over seeds; published networks have letters.
+
+    The methods' colours repeat after a while; then a mark is filled in white.
+    """
+    canvas, (axes,) = canvas_of(figsize=(2 * WIDTH, HEIGHT))
+    ours, theirs = [[point for point in points if bool(point.source) is paper] for paper in (False, True)]
+    methods = list(dict.fromkeys(point.method for point in ours))
+    students = list(dict.fromkeys(point.student for point in ours))
+    styles: dict[str, tuple[str, str]] = {}
+    for number, method in enumerate(methods):
+        colour = COLOURS[number % len(COLOURS)]
+        styles[method] = colour, colour if number < len(COLOURS) else "white"
+    markers = {student: MARKERS[number % len(MARKERS)] for number, student in enumerate(students)}
+    for point in ours:
+        axes.errorbar(
+            point.x.mean,
+            point.y.mean,
+            point.y.half_width,
+            point.x.half_width,
+            fmt=markers[point.student],
+            elinewidth=0.5,
+            color=styles[point.method][0],
+            markerfacecolor=styles[point.method][1],
+        )
+    for letter, point in zip(LETTERS, theirs, strict=False):
+        axes.annotate(letter, (point.x.mean, point.y.mean), color=PUBLISHED, ha="center", va="center", weight="bold")
+    axes.update_datalim([(point.x.mean, point.y.mean) for point in theirs])
+    axes.autoscale_view()
+    if x in RATIOS:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.25, linewidth=0.4)
+    entries = [_entry(method, "o", *styles[method]) for method in methods]
+    entries += [_entry(student, markers[student], INK, INK) for student in students]
+    entries += [
+        _entry(f"{letter}: {point.student} ({point.source})", "", PUBLISHED, PUBLISHED)
+        for letter, point in zip(LETTERS, theirs, strict=False)
+    ]
+    canvas.legend(handles=entries, loc="outside right upper", ncols=1 + (len(entries) > 24), fontsize=5.5)
+    return canvas
+
+
+def _entry(label: str, marker: str, colour: str, fill: str) -> Line2D:
+    return Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor=fill, label=label)
+
+
+def _groups(dataset: str, outputs: Path, student: str, method: str) -> list[Group]:
+    runs = outputs / "runs"
+    found = sorted(path.parent for path in runs.glob(f"*/*/*/*/{METRICS}"))
+    names = sorted({path.relative_to(runs).parts[0] for path in found})
+    if not names:
+        raise UserError(f"plot: {runs} holds no finished run; kdx train makes one")
+    if dataset not in names:
+        raise unknown("plot", dataset, names)
+    patterns = (dataset, student, method)
+    chosen = [path for path in found if all(map(fnmatchcase, path.relative_to(runs).parts, patterns))]
+    if not chosen:
+        raise UserError(f"student, method: no finished run of {dataset} matches {student} and {method}")
+    return groups_of(chosen)
+
+
+def _point(group: Group, x: str, y: str) -> Point | None:
+    right, up = group.estimate(x), group.estimate(y)
+    if right is None or up is None or (x in RATIOS and right.mean <= 0):
+        return None
+    first = group.figures[0]
+    return Point(str(first["student"]), str(first["method"]), "", right, up)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _name(label: str) -> str:
+    """A row's label without what kdx adds."""
+    return label.removesuffix(" as printed")
+
+
+def _row(point: Point, x: str, y: str) -> dict[str, object]:
+    return {
+        "student": point.student,
+        "method": point.method,
+        "published_in": point.source,
+        "seeds": "" if point.source else point.x.n,
+        x: point.x.mean,
+        f"{x}_interval95": point.x.half_width,
+        y: point.y.mean,
+        f"{y}_interval95": point.y.half_width,
+    }

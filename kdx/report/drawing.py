@@ -1,0 +1,51 @@
+"""What all pictures share: size, type, colours, and files that are the same for the same figures."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from kdx.files import write_atomically
+
+# Inches: the column of a two-column paper, in the size at which it is printed.
+WIDTH, HEIGHT = 3.5, 2.6
+STYLE: dict[Any, Any] = {
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.fontsize": 6.5,
+    "figure.titlesize": 7.5,
+    "figure.labelsize": 7.5,
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+    # The same figures give the same file.
+    "svg.hashsalt": "kdx",
+}
+# Okabe and Ito's colours, which colour-blind readers tell apart; markers differ too.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8c6d31")
+MARKERS = "osD^vP*X"
+PUBLISHED = "#777777"
+
+
+def save(canvas: Canvas, stem: Path) -> list[Path]:
+    """Write `stem`.svg and .png atomically, without dates, and give both."""
+    paths = []
+    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
+        write_atomically(
+            paths[-1],
+            lambda path, suffix=suffix, metadata=metadata: canvas.savefig(path, format=suffix, metadata=metadata),
+        )
+    return paths
+
+
+def canvas_of(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
+    """A figure with panels, all of them in one list."""
+    canvas = Canvas(layout="constrained", **options)
+    return canvas, list(canvas.subplots(rows, columns, squeeze=False).flat)

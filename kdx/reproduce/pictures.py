@@ -1,0 +1,41 @@
+"""What a figure of a paper shows; a figure is a table that is drawn as well."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kdx.settings import Settings
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Lines(Settings):
+    """A column over the rows' `x`, a line for each series; rows without `x` are horizontal lines.
+
+    `x` is the title of the axis, which is logarithmic with `log`.
+    """
+
+    kind: Literal["lines"]
+    y: Text
+    x: Text
+    log: bool = False
+
+
+class Bars(Settings):
+    """Columns as bars side by side for each row, and a panel for each series.
+
+    `levels` are published numbers of a panel as a whole: the quantity in the table's published file.
+    """
+
+    kind: Literal["bars"]
+    y: list[Text]
+    levels: dict[str, str] = Field(default_factory=dict)
+
+
+class Weights(Settings):
+    """Histograms of all weights of each row's network, with common bins and logarithmic counts."""
+
+    kind: Literal["weights"]
+
+
+Figure = Annotated[Lines | Bars | Weights, Field(discriminator="kind")]

@@ -1,0 +1,1 @@
+"""What kdx must survive: killed processes, damaged files, wrong command lines."""

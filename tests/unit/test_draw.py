@@ -1,0 +1,104 @@
+"""What the figures show: every point, every published number, what is missing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.container import BarContainer
+
+from kdx.reproduce.cells import Cell
+from kdx.reproduce.draw import draw, picture
+from kdx.reproduce.jobs import Done, Order, jobs_of
+from kdx.reproduce.tables import PaperTable, load_table
+from kdx.statistics import Estimate
+from kdx.tensors import save_tensors
+
+ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
+
+
+def cells_from(table: PaperTable, ours: dict[str, tuple[float, ...]]) -> list[Cell]:
+    return [
+        Cell(row, column, Estimate(ours[row]) if row in ours else None, table.printed(row, column), "", (), row in ours)
+        for row in table.rows
+        for column in table.columns
+    ]
+
+
+def test_lines_and_levels():
+    table = load_table("noisy/fig2")
+    ours = {"noisy teacher, 0.1": (20.0, 21.0, 22.0), "noisy teacher, 0.5": (19.0,), "logit regression": (22.0, 24.0)}
+    (axes,) = picture(table, ORDER, [], cells_from(table, ours)).axes
+    lines = {line.get_label(): np.array(line.get_data()).T.tolist() for line in axes.get_lines()}
+    assert lines["noisy teacher"] == [[0.1, 21.0], [0.5, 19.0]]
+    # All ten numbers of table 3, whether or not there are runs; none for the student's noise.
+    assert len(lines["noisy teacher, paper"]) == 10
+    assert lines["noisy teacher, paper"][0] == [0.1, 21.04]
+    assert not any("noisy student" in label for label in lines)
+    assert lines["logit regression"] == [[0.0, 23.0], [1.0, 23.0]]
+    assert lines["logit regression, paper"] == [[0.0, 21.94], [1.0, 21.94]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("sigma", "test error %")
+    # The interval of three values, sd 1: 2.48 to both sides.
+    (interval, *_) = [each.get_segments()[0] for each in axes.collections if hasattr(each, "get_segments")]
+    assert interval[:, 1].tolist() == pytest.approx([21 - 2.484, 21 + 2.484], abs=1e-3)
+
+
+def test_a_logarithmic_axis_names_its_points():
+    table = load_table("vs/fig5").only("KD-SVD, *")
+    (axes,) = picture(table, ORDER, [], cells_from(table, {"KD-SVD, 500": (9.0,), "KD-SVD, 60,000": (2.0,)})).axes
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["500", "1k", "2k", "5k", "10k", "20k", "60k"]
+
+
+def test_bars_have_a_panel_for_each_network():
+    table = load_table("vs/fig3").only("*-VBD")
+    assert list(table.rows) == ["S1, KD-VBD", "S1, ST-VBD", "Le-L, KD-VBD", "Le-L, ST-VBD"]
+    ours = {"S1, KD-VBD": (30.0, 32.0), "S1, ST-VBD": (50.0,), "Le-L, ST-VBD": (99.0,)}
+    first, second = picture(table, ORDER, [], cells_from(table, ours)).axes
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("S1", "Le-L")
+    (bars,) = [each for each in first.containers if isinstance(each, BarContainer)]
+    assert [bar.get_width() for bar in bars] == [31.0, 50.0]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["KD-VBD", "ST-VBD"]
+    # The best of the paper is a line in each panel.
+    levels = [
+        line.get_xdata()[0] for axes in (first, second) for line in axes.get_lines() if len(line.get_xdata()) == 2
+    ]
+    assert levels == [47.42, 63.64]
+    assert "missing" in [text.get_text().strip() for text in second.texts]
+
+
+@pytest.fixture
+def histograms(tmp_path: Path) -> tuple[PaperTable, list[Done]]:
+    table = load_table("vs/fig4").only("l1/l2, *")
+    jobs = jobs_of(table, replace(ORDER, seeds=2, overrides=(f"outputs={tmp_path}",)))
+    weights = torch.tensor([[0.0, 0.0, 0.25], [-0.5, 0.0, 0.25]])
+    for job in jobs[:2]:
+        job.folder.path.mkdir(parents=True)
+        # The second seed must not be shown.
+        save_tensors(job.folder.path / "student.safetensors", {"w": weights * (1 + job.seed), "b": torch.ones(5)})
+    ends = ("finished", "finished", "missing", "missing")
+    return table, [Done(job, end, "", {}) for job, end in zip(jobs, ends, strict=True)]
+
+
+def test_histograms_of_weights(histograms: tuple[PaperTable, list[Done]]):
+    table, done = histograms
+    first, second = picture(table, ORDER, done, []).axes
+    counts = {round(bar.get_center()[0], 2): bar.get_height() for bar in first.patches if bar.get_height()}
+    # Biases are no weights; zeros are in the middle.
+    assert counts == {0.0: 3, 0.25: 2, -0.5: 1}
+    assert [text.get_text() for text in first.texts] == ["zero: 50.0 %"]
+    assert [text.get_text() for text in second.texts] == ["missing"]
+
+
+def test_files_are_the_same_again_and_a_smoke_run_is_marked(histograms, tmp_path: Path):
+    table, done = histograms
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        draw(folder, table, replace(ORDER, budget="smoke"), done, [])
+    for name in ("figure.svg", "figure.png"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    marked = picture(table, replace(ORDER, budget="smoke"), done, [])
+    assert marked.get_suptitle() == "budget=smoke: not a result"
+    with pytest.raises(ValueError, match="vs/table1 is no figure"):
+        picture(load_table("vs/table1"), ORDER, [], [])

@@ -1,0 +1,82 @@
+"""The trade-off picture: experiments as points with intervals, and the published networks."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdx.errors import UserError
+from kdx.plot import picture, published, trade_off
+from kdx.statistics import Estimate
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """Two seeds of ST-VBD, one of KD, and a student of which nothing is left."""
+    runs = [("st-vbd", 0, 1.5, 20.0), ("st-vbd", 1, 1.7, 30.0), ("kd", 0, 1.4, 1.0), ("svd", 0, 90.0, None)]
+    for method, seed, error, sparsity in runs:
+        folder = tmp_path / "runs" / "mnist" / "lenet-300-100" / method / f"{method}{seed}"
+        folder.mkdir(parents=True)
+        names = {"run_id": folder.name, "dataset": "mnist", "method": method, "student": "lenet-300-100"}
+        figures = {"seed": seed, "test_error_percent": error, "R_s": sparsity, "csr_runtime": "csr scipy"}
+        (folder / "metrics.json").write_text(json.dumps(names | figures))
+        (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "method": {"name": method}}))
+    return tmp_path
+
+
+def test_experiments_and_published_networks(outputs: Path):
+    files = trade_off("mnist", outputs, outputs / "plots" / "mnist")
+    assert [file.name for file in files] == ["mnist.svg", "mnist.png", "mnist.csv"]
+    assert all(file.stat().st_size > 100 for file in files)
+    with files[-1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    ours = {row["method"]: row for row in rows if not row["published_in"]}
+    # Nothing is left of svd's student, so it has no R_s.
+    assert ours.keys() == {"kd", "st-vbd"}
+    assert (ours["st-vbd"]["seeds"], float(ours["st-vbd"]["R_s"])) == ("2", 25.0)
+    interval = Estimate((20.0, 30.0)).half_width
+    assert float(ours["st-vbd"]["R_s_interval95"]) == interval
+    assert ours["kd"]["R_s_interval95"] == ""
+    theirs = {(row["student"], row["published_in"]): row for row in rows if row["published_in"]}
+    assert float(theirs["Le-L-ST-VBD", "vs/table1"]["test_error_percent"]) == 1.88
+    assert float(theirs["S1-ST-SVD", "vs/table2"]["R_s"]) == 17.31
+
+
+def test_published_networks_are_those_with_both_numbers():
+    names = [point.student for point in published("mnist", "R_s", "test_error_percent")]
+    # Once each, although two rows compare with them; IP's R_s of 1.4e-6 is impossible.
+    assert names.count("Le-L-ST-VBD") == 1
+    assert "IP" not in names
+    assert published("mnist", "csr_bytes", "test_error_percent") == []
+    assert {point.source for point in published("cifar10", "R_s", "test_error_percent")} == {"vs/table3"}
+
+
+def test_every_network_has_its_mark(outputs: Path):
+    points = published("mnist", "R_s", "test_error_percent")
+    canvas = picture(points, "R_s", "test_error_percent")
+    (axes,) = canvas.axes
+    (legend,) = canvas.legends
+    letters = {text.get_text() for text in axes.texts}
+    assert len(letters) == len(points)
+    assert [text.get_text()[0] for text in legend.get_texts()] == sorted(letters)
+    assert axes.get_xscale() == "log"
+    low, high = axes.get_xlim()
+    assert all(low < point.x.mean < high for point in points)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"dataset": "mnits"}, r"plot: 'mnits' is not known; did you mean 'mnist'\?"),
+        ({"x": "R_q"}, r"x: 'R_q' is not known; did you mean 'R_s'\? allowed: R_s, seed, test_error_percent"),
+        ({"method": "bc*"}, r"student, method: no finished run of mnist matches \* and bc\*"),
+        ({"method": "svd"}, r"x: 'R_s' is not known"),
+    ],
+)
+def test_wrong_words(outputs: Path, words: dict[str, str], message: str):
+    with pytest.raises(UserError, match=message):
+        trade_off(**{"dataset": "mnist", "outputs": outputs, "out": outputs / "x", **words})
+    with pytest.raises(UserError, match="holds no finished run"):
+        trade_off("mnist", outputs / "nothing", outputs / "x")
