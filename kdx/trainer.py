@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from types import FrameType
 
@@ -63,13 +64,16 @@ def train_together(trainees: Sequence[Trainee], engine: Engine, way: Way = "auto
         for member in members:
             if member.resume():
                 log.info("%s: continued at step %d", member.training.title, member.progress.steps)
-        models = {}
-        ordered = sorted(members, key=lambda member: member.progress.steps)
-        for _, group in groupby(ordered, lambda member: member.progress.steps):
+        models: dict[Member, int] = {}
+        for _, group in groupby(sorted(members, key=_standing), _standing):
             loop = _Loop(list(group), engine, stop, way)
             loop.run()
             models |= {member: len(loop.members) for member in loop.members}
     return [Trained(member.progress, models[member], member.failure) for member in members]
+
+
+def _standing(member: Member) -> tuple[bool, int]:
+    return member.done, member.progress.steps
 
 
 class _Loop:
@@ -79,12 +83,18 @@ class _Loop:
         self.members, self.stop = members, stop
         self.active = [member for member in members if not member.done]
         self.saved_at = self.mark = time.monotonic()
+        self.engine = engine
+        self.way: Way = way
         first, count = members[0], len(members)
         self.title = first.training.title + (f", {count} models" if count > 1 else "")
         self.epochs, self.steps_per_epoch = first.training.trainer.epochs, first.steps_per_epoch
         self.batch_size, self.device = first.batch_size, first.training.examples.images.device
+
+    @cached_property
+    def advance(self) -> Advance:
+        """Made when it is first needed, since a training that was finished before needs none."""
         steps = self.epochs * self.steps_per_epoch
-        self.advance = self._together(engine, steps, way) if count > 1 else _alone(first, engine, steps)
+        return self._together(steps) if len(self.members) > 1 else _alone(self.members[0], self.engine, steps)
 
     @property
     def epoch(self) -> int:
@@ -126,6 +136,7 @@ class _Loop:
                     log.warning("%s; the others go on", failure)
         self._lap(training=False)
         ended = [member for member in self.active if member.done]
+        # Those that ended are computed on with the others, but nobody reads them.
         self.active = [member for member in self.active if not member.done]
         # So that what follows the training repeats nothing of it. One that diverged keeps the checkpoint it has.
         for member in ended:
@@ -154,8 +165,8 @@ class _Loop:
         rows = torch.tensor([member.rows(epoch) for member in self.members], dtype=torch.float32, device=self.device)
         return rows[0] if len(self.members) == 1 else rows.transpose(0, 1).contiguous()
 
-    def _together(self, engine: Engine, steps: int, way: Way) -> Advance:
-        state, noise, step = stacked_step(self.members, engine, steps, way)
+    def _together(self, steps: int) -> Advance:
+        state, noise, step = stacked_step(self.members, self.engine, steps, self.way)
 
         def advance(chosen: Tensor, rows: Tensor) -> None:
             for member in self.active:

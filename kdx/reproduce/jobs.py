@@ -109,9 +109,9 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     }
     results = []
     for number, job in enumerate(jobs, 1):
-        if order.train and not job.finished:
-            log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
         train = order.train and not job.finished
+        if train:
+            log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
         results.append(_done(job, train, networks.get(job.row, {}), failures.get(job.run)))
     return results
 
