@@ -1,9 +1,11 @@
 """What Hydra finds of kdx: it takes launchers only from this namespace package."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from kdx.launchers.fused import FusedJobs
 from kdx.launchers.ray import RayTasks
 
 
@@ -22,3 +24,22 @@ class RayLauncherSettings:
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="ray", node=RayLauncherSettings, provider="kdx")
+
+
+class FusedLauncher(FusedJobs):
+    """`hydra/launcher=fused`."""
+
+
+@dataclass
+class FusedLauncherSettings:
+    """How many models are trained together at most (null: as many as fit in memory), and how they make a step.
+
+    The values are checked by kdx.launchers.fused.
+    """
+
+    _target_: str = "hydra_plugins.kdx_launchers.FusedLauncher"
+    max_models: Any = None
+    way: Any = "auto"
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedLauncherSettings, provider="kdx")

@@ -8,12 +8,13 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
 from kdx.errors import UserError
-from kdx.step import RunStep
+
+Step = Callable[..., None]
 
 log = logging.getLogger(__name__)
 
 
-def compiled_step(make: Callable[[bool], RunStep], *, required: bool) -> RunStep:
+def compiled_step(make: Callable[[bool], Step], *, required: bool) -> Step:
     """Compile `make(False)` at its first call; where that fails take `make(True)`, the eager step, and say so.
 
     With `required` a failure is a UserError instead.
@@ -29,7 +30,7 @@ def compiled_step(make: Callable[[bool], RunStep], *, required: bool) -> RunStep
         fullgraph=True,
         options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
     )
-    chosen: RunStep | None = None
+    chosen: Step | None = None
 
     def step(*arguments: Any) -> None:
         nonlocal chosen

@@ -6,13 +6,16 @@ from pathlib import Path
 from kdx.chain import run_chain
 from kdx.config import Config
 from kdx.data import load_data
-from kdx.device import prepare_device
+from kdx.data.dataset import Data
+from kdx.device import Engine, prepare_device
 from kdx.fit import Lesson, Plan
 from kdx.logits import teacher_logits
 from kdx.measure import measure
 from kdx.measure.accuracy import mean_logits
+from kdx.methods import Method
 from kdx.procedures import build
 from kdx.procedures.chain import Chain
+from kdx.procedures.procedure import Outcome
 from kdx.results import write_results
 from kdx.runs import RunFolder, run_folder
 from kdx.student import initial_student
@@ -55,21 +58,35 @@ def _run(config: Config, folder: RunFolder) -> None:
     # Before the teachers, so that a student that does not fit is told before a long training.
     student = initial_student(config, data)
     procedure.check_network(student, method)
-    teacher, *further = get_teachers(config, data, engine, trained=not procedure.makes_teacher)
+    lesson = get_lesson(config, method, data, engine, trained=not procedure.makes_teacher)
+    plan = plan_of(config, folder)
+    outcome = procedure.run(student, method, lesson, plan, engine)
+    report(config, plan, outcome, lesson, engine)
+
+
+def get_lesson(config: Config, method: Method, data: Data, engine: Engine, *, trained: bool) -> Lesson:
+    """The data, the teachers, trained where they are to be, and their logits where the method needs them."""
+    teacher, *further = get_teachers(config, data, engine, trained=trained)
     logits = None
     if method.needs_teacher:
         logits = mean_logits([teacher_logits(each, data, Path(config.outputs)) for each in (teacher, *further)])
+    return Lesson(data, teacher, logits, tuple(further))
 
-    title, pretrained = f"{method.name} {config.student.name}", config.student.checkpoint is not None
-    plan = Plan(title, config.trainer, config.seed, folder, pretrained=pretrained)
-    outcome = procedure.run(student, method, Lesson(data, teacher, logits), plan, engine)
 
+def plan_of(config: Config, folder: RunFolder) -> Plan:
+    """How the student is trained."""
+    title, pretrained = f"{config.method['name']} {config.student.name}", config.student.checkpoint is not None
+    return Plan(title, config.trainer, config.seed, folder, pretrained=pretrained)
+
+
+def report(config: Config, plan: Plan, outcome: Outcome, lesson: Lesson, engine: Engine) -> None:
+    """Save and measure the network that came out, and write the results."""
     # What is reported is the file, not the network in memory.
-    weights = folder.path / "student.safetensors"
+    weights = plan.folder.path / "student.safetensors"
     save_weights(weights, outcome.network)
     student = load_weights(weights, emptied(outcome.network))
-    teacher = teacher if outcome.teacher is None else outcome.teacher
-    measured = measure(student, teacher, data, engine.device, engine.latency_seconds, further)
-    names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name}
+    data, teacher = lesson.data, lesson.teacher if outcome.teacher is None else outcome.teacher
+    measured = measure(student, teacher, data, engine.device, engine.latency_seconds, lesson.further_teachers)
+    names = {"run_id": plan.folder.path.name, "dataset": data.name, "method": config.method["name"]}
     names |= {"teacher": "+".join(each.name for each in config.teachers.values()), "student": config.student.name}
     write_results(plan, names, measured, outcome, engine)

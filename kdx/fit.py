@@ -1,6 +1,6 @@
 """One fit: a network, a method and what it learns from, handed to the trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +12,27 @@ from kdx.checkpoint import Progress
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Data
 from kdx.device import Engine
+from kdx.errors import Diverged
 from kdx.measure.accuracy import error_percent
 from kdx.measure.sparsity import layers, percent_zero
 from kdx.methods import Method
 from kdx.runs import RunFolder
+from kdx.stacked import Way
 from kdx.streams import derived_seed
-from kdx.trainer import Training, train
+from kdx.trainer import Trainee, Training, train, train_together
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a network learns from: data, and the teacher with the logits of every view where there is one."""
+    """What a network learns from: data, and the teacher with the logits of every view where there is one.
+
+    Where there are further teachers, the logits are the mean of all.
+    """
 
     data: Data
     teacher: nn.Module | None = None
     teacher_logits: Tensor | None = None
+    further_teachers: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,48 @@ def fit(
     engine: Engine,
     after_epoch: AfterEpoch = lambda student, epoch: None,
 ) -> tuple[nn.Module, Progress]:
-    """Train `network` by `method`; give back the plain network and the history.
+    """Train `network` by `method`; give back the plain network and the history."""
+    trainee = _trainee(network, method, lesson, plan, engine, after_epoch)
+    progress = train(trainee.student, trainee.objective, trainee.training, engine, trainee.evaluate)
+    return method.finalize(trainee.student), progress
 
-    Layers are substituted, then moved to the device, then handed to the optimiser: here, for every method.
-    """
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` is given of one of several networks that are trained together."""
+
+    network: nn.Module
+    method: Method
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What comes of it: the plain network, the history, and how many were trained together."""
+
+    network: nn.Module
+    progress: Progress
+    models: int
+
+
+def fit_together(fits: Sequence[Fit], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged]:
+    """`fit` for several networks of one structure, in step; where one diverged, the exception."""
+    trainees = [_trainee(each.network, each.method, lesson, each.plan, engine) for each in fits]
+    return [
+        trained.failure or Fitted(each.method.finalize(trainee.student), trained.progress, trained.models)
+        for each, trainee, trained in zip(fits, trainees, train_together(trainees, engine, way), strict=True)
+    ]
+
+
+def _trainee(
+    network: nn.Module,
+    method: Method,
+    lesson: Lesson,
+    plan: Plan,
+    engine: Engine,
+    after_epoch: AfterEpoch = lambda student, epoch: None,
+) -> Trainee:
+    """Layers are substituted, then moved to the device, then handed to the optimiser: here, for every method."""
     data = lesson.data
     student = method.prepare(network).to(engine.device)
     objective = method.objective(student, lesson.teacher, data.train.per_epoch)
@@ -95,5 +139,4 @@ def fit(
         seed=derived_seed(plan.seed, plan.stage) if plan.stage else plan.seed,
         checkpoint=plan.checkpoint,
     )
-    progress = train(student, objective, training, engine, evaluate)
-    return method.finalize(student), progress
+    return Trainee(student, objective, training, evaluate)

@@ -35,10 +35,17 @@ class NoisyLayer(nn.Module):
     """
 
     noise: Tensor | None
+    numbers: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("noise", None, persistent=False)
+        # Where one layer stands for those of several models, its own numbers are handed in as the noise is.
+        self.register_buffer("numbers", None, persistent=False)
+
+    def own_numbers(self) -> tuple[float, ...]:
+        """The numbers that it computes with and that may differ between models which are trained together."""
+        return ()
 
     def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """An uninitialised tensor of the shape and type of `noise` for this input and output."""

@@ -10,7 +10,10 @@ from filelock import FileLock, Timeout
 
 from kdx.compose import Job, launcher_settings
 from kdx.errors import UserError
+from kdx.explain import settings_from
+from kdx.launchers.fused import FusedSettings
 
+_KEY = "hydra.launcher"
 # The modules that a launcher needs, and the extra that brings them.
 _NEEDS = {
     "ray": ("ray", "ray"),
@@ -34,7 +37,8 @@ def check_launcher(overrides: Sequence[str]) -> None:
 def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
     """The overrides that give each process of this launcher its share of the machine; what the user says stands.
 
-    The built-in launcher runs one job at a time and gives it everything; Ray and Slurm share out themselves.
+    The built-in launcher and the fused one have one process, which gets everything; Ray and Slurm share out
+    themselves. Raises UserError for a setting of the fused one that is not allowed.
     """
     from joblib import cpu_count
 
@@ -48,6 +52,9 @@ def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
             at_once, words = len(jobs), []
             if gpus and launcher["gpus_per_node"] is None:
                 words = [f"hydra.launcher.gpus_per_node={gpus}"]
+        case "FusedLauncher":
+            settings_from(FusedSettings, {key: value for key, value in launcher.items() if key != "_target_"}, _KEY)
+            return []
         case _:
             return []
     threads = launcher.get("cpus_per_task") or max(1, cores // at_once)

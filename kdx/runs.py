@@ -54,18 +54,24 @@ class RunFolder:
         return content
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder against other processes; the system releases the lock of one that died."""
+    def lock(self, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the folder against other processes; the system releases the lock of one that died.
+
+        Gives whether it is held: without `wait` it is not where another process works in the folder.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Beside the folder, so that clearing it leaves the lock alone.
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                yield False
+                return
             log.warning("waiting for another process that works in %s", self.path)
             lock.acquire()
         try:
-            yield
+            yield True
         finally:
             lock.release()
 

@@ -1,76 +1,58 @@
 """One training step as a function of its arguments alone: forward, backward, and Adam or Langevin dynamics.
 
-Eager, compiled and captured execution wrap this one function; it draws no random numbers, reads no clock and holds no
-state, so resuming a run is storing its arguments.
+Eager, compiled and captured execution wrap this one function, for one model or for several whose tensors are stacked;
+it draws no random numbers, reads no clock and holds no state, so resuming a run is storing its arguments.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdx.objective import Langevin, Objective, Step
+from kdx.state import State, unstacked
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 """Adam's constants (Kingma and Ba 2015), also those of every framework the papers used."""
 
 
 @dataclass(frozen=True)
-class State:
-    """What a step changes, in place: parameters, Adam's two moments of those it updates, and the sums of the terms.
-
-    `sums` is (1 + terms,): the total and every term, added up since it was last set to zero.
-    """
-
-    parameters: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    first: dict[str, Tensor]
-    second: dict[str, Tensor]
-    sums: Tensor
-
-    @staticmethod
-    def of(student: nn.Module, terms: int, sampled: Collection[str] = ()) -> "State":
-        """The state that shares its memory with the student's parameters and buffers; moments start at zero.
-
-        The parameters named in `sampled` have none.
-        """
-        parameters = {name: parameter.detach() for name, parameter in student.named_parameters()}
-        learnt = {name: value for name, value in parameters.items() if name not in sampled}
-        return State(
-            parameters=parameters,
-            buffers=dict(student.named_buffers()),
-            first={name: torch.zeros_like(value) for name, value in learnt.items()},
-            second={name: torch.zeros_like(value) for name, value in learnt.items()},
-            sums=torch.zeros(1 + terms, device=next(iter(parameters.values())).device),
-        )
-
-    def network(self) -> dict[str, Tensor]:
-        """The tensors of the network itself, under a name of its own each."""
-        groups = {"parameter": self.parameters, "buffer": self.buffers}
-        return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state under a name of its own, for checkpoints."""
-        moments = {"first": self.first, "second": self.second}
-        named = {f"{group}/{name}": value for group, values in moments.items() for name, value in values.items()}
-        return self.network() | named | {"sums": self.sums}
-
-
-@dataclass(frozen=True)
 class Batch:
-    """Images (batch, C, H, W), labels (batch,) and, where the method needs them, teacher logits (batch, classes)."""
+    """Images (batch, C, H, W), labels (batch,) and, where the method needs them, teacher logits (batch, classes).
+
+    Of several models that see different batches, each tensor has a leading dimension for the model.
+    """
 
     images: Tensor
     labels: Tensor
     teacher_logits: Tensor | None
 
 
+@dataclass(frozen=True)
+class Stacking:
+    """Which parts of the batch differ between models that are trained in one step: they have a model dimension."""
+
+    examples: bool
+    teacher_logits: bool
+
+    def batch_of(self, batch: Batch, model: int) -> Batch:
+        """One model's part of the batch of all."""
+        images, labels, logits = batch.images, batch.labels, batch.teacher_logits
+        if self.examples:
+            images, labels = images[model], labels[model]
+        return Batch(images, labels, logits[model] if self.teacher_logits and logits is not None else logits)
+
+
 Noise = dict[str, Tensor]
 StepOnBatch = Callable[[State, Batch, Noise, Tensor], None]
-"""step(state, batch, noise by buffer name, numbers as one row) -> None; the state is updated in place."""
+"""step(state, batch, noise by buffer name, numbers as one row) -> None; the state is updated in place.
+
+For several models noise has a leading dimension for the model, and so do the numbers: (models, numbers).
+"""
 RunStep = Callable[[State, Tensor, Noise, Tensor], None]
 """The same with the numbers of the batch's examples (batch,) in its place."""
 
@@ -80,44 +62,74 @@ def number_names(objective: Objective) -> list[str]:
     return [*objective.numbers, "lr", "steps", "bias1", "bias2"]
 
 
-def make_step(student: nn.Module, objective: Objective, *, eager: bool, autocast: str | None) -> StepOnBatch:
+def make_step(
+    student: nn.Module, objective: Objective, *, eager: bool, autocast: str | None, stacking: Stacking | None = None
+) -> StepOnBatch:
     """The training step of `student` under `objective`.
 
     `eager` takes torch's autograd and its fused Adam kernel, which are fastest one operation at a time; otherwise the
     gradient is a function transform and Adam is written out, which a compiler sees through. `autocast` names the
-    device type whose matrix products run in bfloat16; None means float32.
+    device type whose matrix products run in bfloat16; None means float32. With `stacking` the step trains several
+    models of this structure under objectives that differ in nothing but their numbers.
     """
     names = number_names(objective)
-    network = Watching(student, objective.watched) if objective.watched else student
-    gradients_of, adam = (_autograd, _fused_adam) if eager else (_transformed, _adam)
+    loss = _loss(student, objective, autocast)
+    gradients_of, adam = (_autograd(loss), _fused_adam) if eager else (_transformed(loss), _adam)
+    if stacking is not None:
+        gradients_of = _of_several(_transformed(loss), stacking)
+        adam = _fused_adams if eager else _adam
 
     def step(state: State, batch: Batch, noise: Noise, row: Tensor) -> None:
-        numbers = dict(zip(names, row.unbind(), strict=True))
-        term_noise = {name: noise[name] for name in objective.draws}
-        layer_noise = {name: value for name, value in noise.items() if name not in objective.draws}
-
-        # Its result has a name because torch's compiler, which reads this line too, knows no nested subscripts.
-        def loss(parameters: dict[str, Tensor]) -> Pass:
-            # Batch norm moves its statistics in place, which a function transform allows on tensors of its own only.
-            buffers = {name: value.clone() for name, value in state.buffers.items()}
-            with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
-                output = functional_call(network, {**parameters, **buffers, **layer_noise}, (batch.images,))
-            logits, seen = output if isinstance(output, tuple) else (output, {})
-            total, terms = objective.loss(
-                Step(logits.float(), batch.labels, batch.teacher_logits, parameters, numbers, seen, term_noise)
-            )
-            return total, (terms, buffers)
-
-        gradients, total, (terms, buffers) = gradients_of(loss, state.parameters)
+        numbers = dict(zip(names, row.unbind(-1), strict=True))
+        gradients, (total, (terms, buffers)) = gradients_of(
+            state.parameters, state.buffers, batch.images, batch.labels, batch.teacher_logits, noise, numbers
+        )
         with torch.no_grad():
-            state.sums.add_(torch.cat([total.reshape(1), terms]))
+            state.sums.add_(torch.cat([total.unsqueeze(-1), terms], dim=-1))
             for name, value in buffers.items():
                 state.buffers[name].copy_(value)
             learnt = {name: gradient for name, gradient in gradients.items() if name not in objective.langevin}
             adam(state, learnt, numbers, objective.rates)
-            _langevin(state, gradients, numbers, term_noise, objective.langevin)
+            _langevin(state, gradients, numbers, noise, objective.langevin)
 
     return step
+
+
+Tensors = dict[str, Tensor]
+Aside = tuple[Tensor, Tensors]
+"""What a pass gives beside the total loss: every term, and the buffers after it."""
+Pass = tuple[Tensor, Aside]
+Loss = Callable[[Tensors, Tensors, Tensor, Tensor, Tensor | None, Noise, Tensors], Pass]
+"""loss(parameters, buffers, images, labels, teacher logits, noise, numbers by name)."""
+GradientsOf = Callable[[Tensors, Tensors, Tensor, Tensor, Tensor | None, Noise, Tensors], tuple[Tensors, Pass]]
+"""The gradients by the parameters, and what the loss gives."""
+
+
+def _loss(student: nn.Module, objective: Objective, autocast: str | None) -> Loss:
+    network = Watching(student, objective.watched) if objective.watched else student
+
+    def loss(
+        parameters: Tensors,
+        buffers: Tensors,
+        images: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor | None,
+        noise: Noise,
+        numbers: Tensors,
+    ) -> Pass:
+        term_noise = {name: noise[name] for name in objective.draws}
+        layer_noise = {name: value for name, value in noise.items() if name not in objective.draws}
+        # Batch norm moves its statistics in place, which a function transform allows on tensors of its own only.
+        buffers = {name: value.clone() for name, value in buffers.items()}
+        with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
+            output = functional_call(network, {**parameters, **buffers, **layer_noise}, (images,))
+        logits, seen = output if isinstance(output, tuple) else (output, {})
+        total, terms = objective.loss(
+            Step(logits.float(), labels, teacher_logits, parameters, numbers, seen, term_noise)
+        )
+        return total, (terms, buffers)
+
+    return loss
 
 
 class Watching(nn.Sequential):
@@ -141,22 +153,29 @@ class Watching(nn.Sequential):
         return output, seen
 
 
-Aside = tuple[Tensor, dict[str, Tensor]]
-"""What a pass gives beside the total loss: every term, and the buffers after it."""
-Pass = tuple[Tensor, Aside]
-Loss = Callable[[dict[str, Tensor]], Pass]
+def _transformed(loss: Loss) -> GradientsOf:
+    gradients_and_pass = torch.func.grad_and_value(loss, has_aux=True)
+
+    def gradients_of(*arguments: Any) -> tuple[Tensors, Pass]:
+        return gradients_and_pass(*arguments)
+
+    return gradients_of
 
 
-def _transformed(loss: Loss, parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Aside]:
-    gradients, (total, aside) = torch.func.grad_and_value(loss, has_aux=True)(parameters)
-    return gradients, total, aside
+def _autograd(loss: Loss) -> GradientsOf:
+    def gradients_of(parameters: Tensors, *others: Any) -> tuple[Tensors, Pass]:
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        total, aside = loss(leaves, *others)
+        gradients = torch.autograd.grad(total, list(leaves.values()))
+        return dict(zip(leaves, gradients, strict=True)), (total.detach(), aside)
+
+    return gradients_of
 
 
-def _autograd(loss: Loss, parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Aside]:
-    leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-    total, aside = loss(leaves)
-    gradients = torch.autograd.grad(total, list(leaves.values()))
-    return dict(zip(leaves, gradients, strict=True)), total.detach(), aside
+def _of_several(gradients_of: GradientsOf, stacking: Stacking) -> GradientsOf:
+    # torch turns the linear maps of all models into one batched product, and their convolutions into a grouped one.
+    examples, logits = (0 if differs else None for differs in (stacking.examples, stacking.teacher_logits))
+    return torch.func.vmap(gradients_of, in_dims=(0, 0, examples, examples, logits, 0, 0))
 
 
 def _adam(
@@ -167,8 +186,8 @@ def _adam(
         first.lerp_(gradient, 1 - BETA1)
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         lr = _rate(name, numbers, rates)
-        scale = (second / numbers["bias2"]).sqrt_().add_(EPSILON)
-        state.parameters[name].sub_(lr / numbers["bias1"] * first / scale)
+        scale = (second / _beside(numbers["bias2"], second)).sqrt_().add_(EPSILON)
+        state.parameters[name].sub_(_beside(lr / numbers["bias1"], first) * first / scale)
 
 
 def _fused_adam(
@@ -195,6 +214,16 @@ def _fused_adam(
         )
 
 
+def _fused_adams(
+    state: State, gradients: Mapping[str, Tensor], numbers: Mapping[str, Tensor], rates: Mapping[str, str]
+) -> None:
+    # The kernel takes one rate for all that it updates, and reads gradients in the order of their memory.
+    models = len(state.sums)
+    own = unstacked({name: gradient.contiguous() for name, gradient in gradients.items()}, models)
+    for model, own_gradients, own_numbers in zip(state.models, own, unstacked(numbers, models), strict=True):
+        _fused_adam(model, own_gradients, own_numbers, rates)
+
+
 def _langevin(
     state: State,
     gradients: Mapping[str, Tensor],
@@ -204,7 +233,7 @@ def _langevin(
 ) -> None:
     """theta - eta/2 * examples * gradient + sqrt(eta) * N(0, 1) (Welling and Teh 2011, eq. 4)."""
     for name, how in sampled.items():
-        eta = numbers[how.eta]
+        eta = _beside(numbers[how.eta], gradients[name])
         drift = eta / 2 * how.examples * gradients[name]
         state.parameters[name].sub_(drift - eta.sqrt() * noise[how.noise])
 
@@ -212,3 +241,8 @@ def _langevin(
 def _rate(name: str, numbers: Mapping[str, Tensor], rates: Mapping[str, str]) -> Tensor:
     lr = numbers["lr"]
     return lr * numbers[rates[name]] if name in rates else lr
+
+
+def _beside(number: Tensor, tensor: Tensor) -> Tensor:
+    """A number, or one of each model (models,), in a shape that multiplies the tensor."""
+    return number.reshape(-1, *(1,) * (tensor.dim() - 1)) if number.dim() else number

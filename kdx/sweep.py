@@ -65,18 +65,22 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
     ]
 
 
-def run_job(composed: DictConfig) -> dict[str, object]:
-    """One job, in whatever process Hydra's launcher starts it: a failure is recorded and the others go on."""
+def run_job(composed: DictConfig, outcome: Path | Exception | None = None) -> dict[str, object]:
+    """One job, in whatever process Hydra's launcher starts it: a failure is recorded and the others go on.
+
+    `outcome` is its folder or its failure where the launcher has already run it, together with others.
+    """
     job = HydraConfig.get()
     number, folder = int(job.job.num), Path(job.sweep.dir)
     words = typed_words(map(str, job.overrides.task))
     config = to_config(composed)
-    run, error = None, _hindrance(config, folder)
+    run, error = None, None if outcome else hindrance(config, folder)
     started = error is None
     if started:
-        print(f"job {number}: {' '.join(words)}", file=sys.stderr, flush=True)
+        how = " (together with others)" if outcome else ""
+        print(f"job {number}{how}: {' '.join(words)}", file=sys.stderr, flush=True)
         try:
-            run = str(_run(config, folder, number))
+            run = str(_ended(config, outcome) if outcome else _run(config, folder, number))
         except Exception as failure:
             error = describe(failure)
             print(f"kdx: job {number}: {error}", file=sys.stderr, flush=True)
@@ -92,7 +96,14 @@ def _run(config: Config, folder: Path, number: int) -> Path:
         return run(config)
 
 
-def _hindrance(config: Config, folder: Path) -> str | None:
+def _ended(config: Config, outcome: Path | Exception) -> Path:
+    with recorded(run_folder(config).log_file):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def hindrance(config: Config, folder: Path) -> str | None:
     """Why a job must not start, if anything: with fail_fast another one that failed."""
     # The processes of a launcher share nothing but the folder.
     records = _records(folder) if config.sweep.fail_fast else []

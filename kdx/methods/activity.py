@@ -21,6 +21,11 @@ class Activity(Part):
     L1: NonNegativeFloat
     l1_reduction: Literal["sum", "mean"]
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """The weight."""
+        return frozenset({"L1"})
+
     def terms(self, context: Context) -> dict[str, Term]:
         """`activation_l1`, and as a figure of weight zero `active_neurons`: those that anything in a batch excites."""
         name = hidden_layer(context.student, self.layer).activation

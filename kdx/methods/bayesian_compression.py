@@ -161,6 +161,11 @@ class BayesianCompression(Part):
     clip_var: PositiveFloat | None
     threshold: float | list[float]
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """All but the limit on the variances, which the first layer computes with."""
+        return frozenset({*type(self).model_fields} - {"clip_var"})
+
     def swap(self, student: nn.Module) -> nn.Module:
         """Group the inputs of every linear and convolutional layer.
 

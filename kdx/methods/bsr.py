@@ -65,6 +65,11 @@ class BlockSparsity(Part):
         """The block holds the weights of one teacher."""
         return "method.bsr.teacher=true" if self.bsr.teacher else None
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """The weight."""
+        return frozenset({"lambda_g"})
+
     def terms(self, context: Context) -> dict[str, Term]:
         """`bsr`; the teacher's share of every group is constant and computed here, once."""
         names, groups, teacher = self._block(context)

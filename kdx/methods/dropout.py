@@ -33,8 +33,15 @@ class NoisyDropout(NoisyLayer):
         """The kept inputs, scaled to keep the mean; all of them while there is no noise."""
         if self.noise is None:
             return inputs
-        kept = self.noise[..., : inputs.shape[-1]] <= self.last
-        return torch.where(kept, inputs * self.scale, 0.0)
+        last, scale = self.last, self.scale
+        if self.numbers is not None:
+            last, scale = self.numbers[0].to(torch.int16), self.numbers[1]
+        kept = self.noise[..., : inputs.shape[-1]] <= last
+        return torch.where(kept, inputs * scale, 0.0)
+
+    def own_numbers(self) -> tuple[float, ...]:
+        """The rate, as `last` and the scale of what is kept."""
+        return self.last, self.scale
 
     def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Two bytes for every input, and up to three unused ones at the end of the last dimension."""
@@ -63,6 +70,11 @@ class Dropout(Part):
     dropout: Rate
     input_dropout: Rate
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """The rates, where there is dropout at all."""
+        return frozenset(name for name in ("dropout", "input_dropout") if getattr(self, name))
+
     def swap(self, student: nn.Module) -> nn.Module:
         """Put a dropout layer behind every ReLU and before the first layer; raises ValueError where it can't."""
         if self.dropout and not substitute(student, self._behind_relu):
@@ -87,6 +99,11 @@ class FullyConnectedDropout(Part):
     """Dropout at `fc_dropout` behind the ReLU of fully connected layers only (Noisy Teachers, table 5; SPEC 4)."""
 
     fc_dropout: Rate
+
+    @property
+    def varying(self) -> frozenset[str]:
+        """The rate, where there is dropout at all."""
+        return frozenset({"fc_dropout"} if self.fc_dropout else ())
 
     def swap(self, student: nn.Module) -> nn.Module:
         """Put a dropout layer behind every ReLU that follows a linear layer; raises UserError where there is none."""

@@ -44,6 +44,11 @@ class Hint(Part):
         """Always: the hint is the teacher's."""
         return True
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """Temperature and weight."""
+        return frozenset({"T", "lambda_T"})
+
     def terms(self, context: Context) -> dict[str, Term]:
         """`hint`, from the stored teacher logits."""
 

@@ -13,6 +13,11 @@ class L2(Part):
 
     l2: NonNegativeFloat
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """The weight, where there is a term."""
+        return frozenset({"l2"} if self.l2 else ())
+
     def terms(self, context: Context) -> dict[str, Term]:
         """`l2`, over weight matrices and filters: no bias, no scale of a batch norm and no variance decays."""
         if not self.l2:

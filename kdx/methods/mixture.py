@@ -24,6 +24,11 @@ class Mixed(Part):
         """Always: one side of the mixture is the teacher's."""
         return True
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """The weights and the temperature."""
+        return frozenset({"alpha", "T"})
+
     def softened(self, step: Step) -> Tensor:
         """The term, in nats, that the teacher's softened predictions give."""
         raise TypeError(f"{type(self).__name__} does not say what it learns of the teacher")

@@ -41,6 +41,15 @@ class Part(Settings):
         """The setting, as the user types it, that makes this part look at one teacher's weights; None: no setting."""
         return None
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """The fields that may differ between models which are trained together.
+
+        What they do is in the numbers, the layers' own numbers, the targets, the initial values or the finished
+        network, but not in the layers' shape and not in what the terms compute.
+        """
+        return frozenset()
+
     def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
         """What the student learns from, made of the stored logits (views, classes) once, before the training.
 

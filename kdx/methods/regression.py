@@ -70,6 +70,11 @@ class Regression(Part):
         """Always: its logits are the target."""
         return True
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """The numbers of the noise, as far as they are given."""
+        return frozenset(name for name in ("sigma", "sigma_range", "alpha") if getattr(self, name) is not None)
+
     def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
         """The logits of every view, perturbed once and for all where they are not in every step."""
         if self.resample:

@@ -128,6 +128,11 @@ class Variational(Part):
     log_sigma2_lr: PositiveFloat
     threshold: Annotated[float, Field(ge=-LOG_ALPHA_LIMIT, le=LOG_ALPHA_LIMIT)]
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """All but the kind of prior."""
+        return frozenset({*type(self).model_fields} - {"variational"})
+
     def swap(self, student: nn.Module) -> nn.Module:
         """Make every linear and convolutional layer variational; raises ValueError where there is none."""
         if not substitute(student, self._variational):

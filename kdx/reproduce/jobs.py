@@ -97,19 +97,22 @@ def jobs_of(table: PaperTable, order: Order) -> list[Job]:
 
 
 def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
-    """Run what is not finished, one after another; a job that fails is recorded and the others go on."""
-    # Here, because it imports torch.
+    """Run what is not finished, one after another, on a GPU also together; one that fails stops no other."""
+    # Here, because they import torch.
+    from kdx.reproduce.fused import train_together
     from kdx.reproduce.network import network_figures
 
+    failures = train_together(jobs) if order.train else {}
     # The seeds of a row share their network.
     networks = {
         job.row: network_figures(job.config) for job in jobs if job.of in ("student", "network") and job.seed == 0
     }
     results = []
     for number, job in enumerate(jobs, 1):
-        if order.train and not job.finished:
+        train = order.train and not job.finished
+        if train:
             log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
-        results.append(_done(job, order.train and not job.finished, networks.get(job.row, {})))
+        results.append(_done(job, train, networks.get(job.row, {}), failures.get(job.run)))
     return results
 
 
@@ -133,7 +136,7 @@ def _without_repeats(words: Sequence[str]) -> tuple[str, ...]:
     return tuple({word.partition("=")[0]: word for word in words}.values())
 
 
-def _done(job: Job, train: bool, network: Mapping[str, Any]) -> Done:
+def _done(job: Job, train: bool, network: Mapping[str, Any], failure: Exception | None) -> Done:
     from kdx.reproduce.network import with_derived
 
     if job.of == "network":
@@ -142,6 +145,8 @@ def _done(job: Job, train: bool, network: Mapping[str, Any]) -> Done:
     if train:
         try:
             with recorded(job.folder.log_file):
+                if failure is not None:
+                    raise failure
                 _train(job)
         except UserError:
             raise

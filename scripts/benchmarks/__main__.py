@@ -4,10 +4,10 @@ import argparse
 import signal
 import sys
 
-from benchmarks import train
+from benchmarks import sweep, train
 from kdx.errors import UserError
 
-SUBCOMMANDS = {"train": train}
+SUBCOMMANDS = {"train": train, "sweep": sweep}
 
 
 def main() -> int:

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print the tables and write the raw times."""
-    jobs, variants = _chosen("--jobs", options.jobs, JOBS), _chosen("--variants", options.variants, VARIANTS)
+    jobs, variants = chosen("--jobs", options.jobs, JOBS), chosen("--variants", options.variants, VARIANTS)
     if options.quick:
         options.dataset, options.epochs = "digits", min(options.epochs, 3)
     if not 1 <= options.epochs <= MOST_EPOCHS:
@@ -49,11 +49,11 @@ def run(options: argparse.Namespace) -> None:
     from kdx.device import has_compiler  # here, so that a mistake is told before torch is imported
 
     if not has_compiler():
-        _say("no C++ compiler (g++ or clang++): nothing is compiled")
+        say("no C++ compiler (g++ or clang++): nothing is compiled")
         variants = [variant for variant in variants if not variant.startswith("compiled")]
     machine = describe_machine()
     if machine["load_average"] > QUIET_LOAD:
-        _say(f"WARNING: the load average is {machine['load_average']:.2f}: other work will distort the times")
+        say(f"WARNING: the load average is {machine['load_average']:.2f}: other work will distort the times")
     result: dict[str, Any] = {
         "benchmark": "train",
         "remark": _remark(options),
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
             )
             result["jobs"][job] = _measure(order, variants_of(job, variants), options.epochs)
     table.show(result)
-    output = options.output or _default_output(result)
+    output = options.output or default_output(result, machine["cpu"])
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, result)
@@ -97,7 +97,7 @@ def _measure(order: Order, variants: list[str], epochs: int) -> dict[str, Any]:
     with ExitStack() as stack:
         workers = {}
         for one in orders:
-            _say(f"{title}: starting {VARIANTS[one.variant]}")
+            say(f"{title}: starting {VARIANTS[one.variant]}")
             workers[one.variant] = stack.enter_context(Worker(one, _cache(one)))
             measured[one.variant] |= workers[one.variant].facts
         for variant, worker in workers.items():
@@ -106,12 +106,12 @@ def _measure(order: Order, variants: list[str], epochs: int) -> dict[str, Any]:
             for variant, worker in workers.items():
                 measured[variant]["seconds"].append(worker.epoch())
             latest = "  ".join(f"{variant} {measured[variant]['seconds'][-1]:.3f}" for variant in variants)
-            _say(f"{title}: round {number + 1}/{epochs}: {latest}")
+            say(f"{title}: round {number + 1}/{epochs}: {latest}")
     return {"title": title, "variants": measured}
 
 
 def _first_step(order: Order, text: str) -> float:
-    _say(text)
+    say(text)
     with Worker(replace(order, steps=1), _cache(order)) as worker:
         return worker.epoch()
 
@@ -120,7 +120,7 @@ def _cache(order: Order) -> Path:
     return Path(order.outputs, "compiled", order.job, order.variant)
 
 
-def _chosen(option: str, text: str, allowed: dict[str, str]) -> list[str]:
+def chosen(option: str, text: str, allowed: dict[str, str]) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in allowed:
@@ -138,13 +138,13 @@ def _remark(options: argparse.Namespace) -> str | None:
     return "; ".join(reasons) or None
 
 
-def _default_output(result: dict[str, Any]) -> Path | None:
+def default_output(result: dict[str, Any], processor: str) -> Path | None:
     """Where a real measurement is kept; a trial is kept only where it is told to."""
     if result["remark"]:
         return None
     outputs = Path(os.environ.get("KDX_OUTPUTS", "outputs"))
-    return outputs / "benchmarks" / f"train-{slug(result['machine']['cpu'])}.json"
+    return outputs / "benchmarks" / f"{result['benchmark']}-{slug(processor)}.json"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

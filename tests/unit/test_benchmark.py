@@ -177,3 +177,22 @@ def test_unknown_job_is_a_mistake_told_in_one_line() -> None:
 
     assert finished.returncode == 2
     assert "did you mean 'st-vbd'" in finished.stderr
+
+
+def test_quick_sweep_on_digits(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.json"
+    finished = benchmark("sweep", "--quick", "--jobs", "kd", "--ways", "fused,alone", "--output", str(file))
+    assert finished.returncode == 0, finished.stderr
+    assert "no measurement: dataset=digits, not MNIST" in finished.stdout
+    result = json.loads(file.read_text())
+    assert result["models"] == 16
+    assert {way: len(seconds) for way, seconds in result["jobs"]["kd"].items()} == {"alone": 1, "fused": 1}
+    assert min(seconds for (seconds,) in result["jobs"]["kd"].values()) > 0
+
+
+def test_unknown_way_is_a_mistake_told_in_one_line() -> None:
+    finished = benchmark("sweep", "--ways", "fusd")
+    assert finished.returncode == 2
+    assert finished.stderr.strip() == (
+        "scripts/benchmark: --ways: 'fusd' is not known; did you mean 'fused'? allowed: alone, fused, processes"
+    )

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, SIDE, engine, method, named, no_figures, normal, perceptron, split
+from miniature import CLASSES, SIDE, dataset, engine, method, named, no_figures, normal, perceptron, randomise, split
+from networks import IMAGE, small
 from torch import nn
 
+from kdx import stacked
 from kdx.config import TrainerSettings
-from kdx.device import has_compiler
+from kdx.data.dataset import Split
+from kdx.device import Engine, has_compiler
+from kdx.fit import Fit, Fitted, Lesson, Plan, fit_together
+from kdx.runs import RunFolder
+from kdx.stacked import Way
 from kdx.trainer import Training, train
 
 
@@ -67,3 +73,34 @@ def test_compiled_training_is_eager_training(tmp_path: Path, name: str, build: C
     for one, two in zip(history, compiled_history, strict=True):
         figures = one.keys() - {"seconds"}
         assert {key: two[key] for key in figures} == pytest.approx({key: one[key] for key in figures}, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler (g++ or clang++)")
+@pytest.mark.parametrize(
+    ("way", "build"), [("stacked", normalised), ("loop", normalised), ("auto", lambda: small("lenet"))]
+)
+def test_several_models_in_a_compiled_step(
+    tmp_path: Path, way: Way, build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+):
+    """Numbers, noise, dropout rates and orders of their own; batch norm, whose statistics a step changes."""
+    monkeypatch.setattr(stacked, "LEAST_STEPS", 0)
+    shape = IMAGE if way == "auto" else (1, SIDE, SIDE)
+
+    def together(folder: Path, engine: Engine, way: Way) -> list[list[dict]]:
+        fits = []
+        for seed, lr in ((0, 1e-3), (1, 1e-3), (1, 2e-3)):
+            how = method("kd-dropout", dropout=0.1 + seed / 2)
+            trainer = TrainerSettings(epochs=2, batch_size=4, lr=lr, hold=0.5, patience=None, checkpoint_seconds=1e9)
+            plan = Plan("miniature", trainer, seed, RunFolder(folder / f"{seed}-{lr}"))
+            fits.append(Fit(randomise(build(), seed), how, plan))
+        examples = Split(normal(12, *shape, seed=1), split(12).labels)
+        lesson = Lesson(dataset(examples), teacher_logits=normal(12, CLASSES, seed=4))
+        found = [each for each in fit_together(fits, lesson, engine, way) if isinstance(each, Fitted)]
+        return [[{key: row[key] for key in ("loss", "hint")} for row in each.progress.history] for each in found]
+
+    eager = together(tmp_path / "eager", engine(), "loop")
+    compiled = together(tmp_path / "compiled", replace(engine(), compile=True), way)
+    assert len(eager) == len(compiled) == 3
+    for one, two in zip(eager, compiled, strict=True):
+        assert two == [pytest.approx(row, rel=1e-3) for row in one]

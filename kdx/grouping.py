@@ -1,0 +1,94 @@
+"""Which runs can be trained together, and how many of them at once."""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil
+from typing import TypeVar
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from kdx.config import Config
+from kdx.measure.accuracy import evaluating
+from kdx.procedures import build
+from kdx.procedures.procedure import Once
+
+T = TypeVar("T")
+
+# For each number in a parameter: itself, two moments, a gradient, and what Adam makes of them on the way.
+COPIES_OF_PARAMETERS = 6
+# For each number that a layer gives: what is kept for the backward pass, gradients, noise and variances.
+COPIES_OF_OUTPUTS = 8
+# What is left to everything else.
+USABLE_FRACTION = 0.7
+
+
+def kind(config: Config) -> str | None:
+    """What runs must have in common to be trained together; None for a method that needs more than one fit.
+
+    That is everything but the seed and numbers that a step reads: the learning rate and `Part.varying`.
+    """
+    method, procedure = build(config.method)
+    if not isinstance(procedure, Once):
+        return None
+    content = config.model_dump(
+        mode="json",
+        exclude={
+            **dict.fromkeys(("seed", "force", "sweep", "method"), True),
+            "trainer": {"lr": True, "hold": True},
+        },
+    )
+    parts = [(type(part).__name__, part.model_dump(mode="json", exclude=set(part.varying))) for part in method.parts]
+    return json.dumps([content, parts], sort_keys=True)
+
+
+def groups(configs: Sequence[Config]) -> list[list[int]]:
+    """The numbers of the runs that can be trained together, group by group, in the order of their first ones."""
+    found: dict[str, list[int]] = {}
+    for number, config in enumerate(configs):
+        found.setdefault(kind(config) or f"alone {number}", []).append(number)
+    return list(found.values())
+
+
+def parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
+    """The items in as few parts as possible, of nearly equal size and at most `most` each."""
+    count = ceil(len(items) / most)
+    bounds = [len(items) * index // count for index in range(count + 1)]
+    return [items[start:end] for start, end in pairwise(bounds)]
+
+
+def models_that_fit(student: nn.Module, images: Tensor) -> int:
+    """How many students with their layers substituted can be trained together on batches like `images`, at least one.
+
+    Judged by the memory that is free on their device.
+    """
+    return max(1, int(USABLE_FRACTION * _free_bytes(images.device) / bytes_per_model(student, images)))
+
+
+def bytes_per_model(student: nn.Module, images: Tensor) -> int:
+    """About how many bytes one model takes while it is trained on batches like `images`."""
+    given = 0
+
+    def count(_layer: nn.Module, _inputs: object, outputs: Tensor) -> None:
+        nonlocal given
+        given += outputs.nbytes
+
+    leaves = [layer for layer in student.modules() if not any(layer.children())]
+    hooks = [layer.register_forward_hook(count) for layer in leaves]
+    try:
+        with evaluating(student):
+            student(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    own = sum(parameter.nbytes for parameter in student.parameters())
+    return COPIES_OF_PARAMETERS * own + COPIES_OF_OUTPUTS * given + images.nbytes
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -1,0 +1,81 @@
+"""Hydra's launcher `fused`: the jobs of a sweep that differ in numbers only are trained as one program."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pydantic import Field
+
+from kdx.config import Config
+from kdx.settings import Settings
+
+
+class FusedSettings(Settings):
+    """`hydra.launcher.*`: how many models are trained together at most, and how they make a step.
+
+    With `max_models` null it is as many as fit in memory. The way `stacked` makes one program of all models, `loop`
+    takes one after another, and `auto` measures which is faster.
+    """
+
+    max_models: Annotated[int, Field(ge=1)] | None
+    way: Literal["auto", "stacked", "loop"]
+
+
+class FusedJobs(Launcher):
+    """Trains each group of jobs that fit together as one program, and all others one after another, in this process."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = FusedSettings.model_validate(settings)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra knows."""
+        self.hydra_context, self.config = hydra_context, config
+        self.task_function: Callable[..., Any] = task_function
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs, group by group; every job ends as Hydra's own launcher would end it."""
+        # Here, because it imports torch.
+        from kdx.compose import to_config
+        from kdx.grouping import groups
+
+        setup_globals()
+        composed = [self._composed(words, number) for number, words in enumerate(job_overrides, initial_job_idx)]
+        configs = [
+            to_config(OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])) for job in composed
+        ]
+        returned: dict[int, JobReturn] = {}
+        for group in groups(configs):
+            outcomes = self._together([configs[index] for index in group], initial_job_idx + group[0])
+            for index, outcome in zip(group, outcomes, strict=True):
+                returned[index] = run_job(
+                    hydra_context=self.hydra_context,
+                    task_function=partial(self.task_function, outcome=outcome),
+                    config=composed[index],
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                )
+        return [returned[index] for index in range(len(composed))]
+
+    def _composed(self, words: Sequence[str], number: int) -> DictConfig:
+        job = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+        with open_dict(job):
+            job.hydra.job.id = job.hydra.job.num = number
+        return job
+
+    def _together(self, configs: Sequence[Config], number: int) -> list[Path | Exception | None]:
+        """What became of the jobs, None for those that are still to be run."""
+        from kdx.placement import own_gpu
+        from kdx.sweep import hindrance
+        from kdx.together import run_together
+
+        folder = Path(self.config.hydra.sweep.dir)
+        # A job that must not start is told so one by one.
+        if len(configs) < 2 or hindrance(configs[0], folder):
+            return [None] * len(configs)
+        with own_gpu(folder, number, configs[0].device.kind):
+            return run_together(configs, self.settings.way, self.settings.max_models)

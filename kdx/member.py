@@ -1,0 +1,195 @@
+"""One model under training: what a checkpoint holds of it, and what each of its epochs leaves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdx.config import TrainerSettings
+from kdx.data.dataset import Split
+from kdx.errors import Diverged
+from kdx.noise import NoiseSource
+from kdx.objective import Objective, Schedule
+from kdx.state import State
+from kdx.step import BETA1, BETA2, Batch, Noise, number_names
+from kdx.streams import stream
+
+Evaluate = Callable[[int], dict[str, float | None]]
+"""Figures of the student as it stands after epoch n (from 1), for the history: validation error, sparsity, ..."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training works on, besides the student and its objective.
+
+    `identity` names the training, so that no other one's checkpoint is taken for its own; `teacher_logits` has one
+    row for every view of `examples`, (samples * views, classes), or is None.
+    """
+
+    title: str
+    identity: str
+    examples: Split
+    teacher_logits: Tensor | None
+    trainer: TrainerSettings
+    seed: int
+    checkpoint: Path
+
+    def batch(self, chosen: Tensor) -> Batch:
+        """The examples of these numbers (batch,), with their teacher logits."""
+        logits = self.teacher_logits
+        return Batch(*self.examples.take(chosen), None if logits is None else logits.index_select(0, chosen))
+
+    def order(self, epoch: int) -> Tensor:
+        """The examples (per_epoch,) of an epoch, in its order."""
+        return self.examples.order(*(stream(self.seed, purpose, epoch) for purpose in ("order", "mirror")))
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A student, what it minimises, what it learns from and how it is looked at after every epoch."""
+
+    student: nn.Module
+    objective: Objective
+    training: Training
+    evaluate: Evaluate
+
+
+class Member:
+    """A trainee under way; `progress` and the state's tensors are all that a checkpoint must hold.
+
+    `failure` says why it was given up, if it was.
+    """
+
+    def __init__(self, trainee: Trainee) -> None:
+        self.student, self.objective, self.training = trainee.student, trainee.objective, trainee.training
+        self.evaluate = trainee.evaluate
+        self.failure: Diverged | None = None
+        trainer, examples = self.training.trainer, self.training.examples
+        self.batch_size = min(trainer.batch_size, examples.per_epoch)
+        # The last incomplete batch of an epoch is left out; every epoch has another order, so no example is.
+        self.steps_per_epoch = examples.per_epoch // self.batch_size
+        self.state = State.of(self.student, len(self.objective.terms), self.objective.langevin)
+        device = examples.images.device
+        images, _ = examples.take(torch.arange(self.batch_size, device=device))
+        generator = stream(self.training.seed, "noise", device=device)
+        self.noise = NoiseSource(self.student, images, generator, self.objective.draws)
+        self.progress = Progress()
+        # The network of the best epoch so far, where the training may stop early.
+        self.best = {name: value.clone() for name, value in self.state.network().items()} if trainer.patience else {}
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return len(self.progress.history)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train."""
+        trainer, best = self.training.trainer, self.progress.best_epoch
+        impatient = trainer.patience is not None and best is not None and self.epoch - best >= trainer.patience
+        return self.failure is not None or impatient or self.epoch >= trainer.epochs
+
+    def move(self, state: State, noise: Noise) -> None:
+        """Go on in other memory, in which the same values lie."""
+        for name, parameter in self.student.named_parameters():
+            parameter.data = state.parameters[name]
+        for name, buffer in self.student.named_buffers():
+            buffer.data = state.buffers[name]
+        self.state, self.noise.buffers = state, noise
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint where there is one; whether there is."""
+        tensors = self._tensors()
+        found = load_checkpoint(self.training.checkpoint, self.training.identity, tensors)
+        if found is not None:
+            self.progress = found
+            self.noise.seek(tensors["noise_position"])
+        return found is not None
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
+
+    def means(self) -> list[float]:
+        """The mean over the epoch's steps of the loss and of every term; reading them waits for the device."""
+        return (self.state.sums / self.steps_per_epoch).tolist()
+
+    def close_epoch(self, means: list[float]) -> None:
+        """Add the epoch to the history; raises Diverged when a term is no longer finite."""
+        terms = dict(zip(["loss", *self.objective.terms], means, strict=True))
+        broken = [name for name in self.objective.terms if not isfinite(terms[name])]
+        if broken or not isfinite(means[0]):
+            raise Diverged(
+                f"{self.training.title}: {', '.join(broken) or 'loss'} is no longer finite in epoch"
+                f" {self.epoch + 1}; try a lower {' or '.join(self._step_sizes())}"
+            )
+        monitors = {name: monitor(self.state.parameters) for name, monitor in self.objective.monitors.items()}
+        last_step = self.epoch + 1 - 1 / self.steps_per_epoch
+        seconds = self.progress.epoch_seconds
+        figures = {
+            "epoch": self.epoch + 1,
+            **terms,
+            **self.evaluate(self.epoch + 1),
+            **monitors,
+            **{key.rpartition(".")[2]: size(last_step) for key, size in self._step_sizes().items()},
+            "seconds": seconds,
+        }
+        self.progress.history.append(figures)
+        if self.best:
+            self._keep_if_best()
+        self.progress.epoch_seconds = 0.0
+        self.state.sums.zero_()
+
+    def take_best(self) -> None:
+        """Give the student the weights of the best epoch, where the training may stop early."""
+        for name, value in self.state.network().items() if self.best else ():
+            value.copy_(self.best[name])
+
+    def headline(self) -> dict[str, float]:
+        """The figures that are shown while it trains."""
+        latest = self.progress.history[-1]
+        shown = {name: latest.get(name) for name in ("loss", "val_error_percent", "sparsity_percent")}
+        return {name: value for name, value in shown.items() if value is not None}
+
+    def rows(self, epoch: int) -> list[list[float]]:
+        """The numbers of every step of an epoch: (steps, numbers), computed in float64."""
+        names, numbers = number_names(self.objective), self.objective.numbers
+        rows = []
+        for index in range(self.steps_per_epoch):
+            time_in_epochs = epoch + index / self.steps_per_epoch
+            steps = epoch * self.steps_per_epoch + index + 1
+            optimiser = {
+                "lr": self._lr(time_in_epochs),
+                "steps": steps,
+                "bias1": 1 - BETA1**steps,
+                "bias2": 1 - BETA2**steps,
+            }
+            rows.append([optimiser[name] if name in optimiser else numbers[name](time_in_epochs) for name in names])
+        return rows
+
+    def _lr(self, time_in_epochs: float) -> float:
+        trainer = self.training.trainer
+        decaying = trainer.epochs * (1 - trainer.hold)
+        return trainer.lr * (min(1.0, (trainer.epochs - time_in_epochs) / decaying) if decaying else 1.0)
+
+    def _step_sizes(self) -> dict[str, Schedule]:
+        """What the user set for how far a step goes, by its key: Adam's rate, where it updates anything, and others."""
+        names = dict.fromkeys(how.eta for how in self.objective.langevin.values())
+        sampled = {f"method.{name}": self.objective.numbers[name] for name in names}
+        return ({"trainer.lr": self._lr} if self.state.first else {}) | sampled
+
+    def _keep_if_best(self) -> None:
+        *earlier, error = (row["val_error_percent"] for row in self.progress.history)
+        assert error is not None, "the configuration admits patience with a validation split only"
+        if all(before is not None and error < before for before in earlier):
+            self.progress.best_epoch = self.epoch
+            for name, value in self.state.network().items():
+                self.best[name].copy_(value)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        best = {f"best/{name}": value for name, value in self.best.items()}
+        return self.state.tensors() | best | {"noise_position": self.noise.position()}

@@ -1,0 +1,37 @@
+"""The runs of a table that can be trained together, where that is known to be faster."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from kdx.config import Config
+from kdx.grouping import groups
+from kdx.reproduce.jobs import Job
+from kdx.together import run_together
+
+log = logging.getLogger(__name__)
+
+
+def train_together(jobs: Sequence[Job]) -> dict[str, Exception]:
+    """Train the students that are not finished and fit together; by run id why those failed that did.
+
+    What fits with no other run is left to be trained alone.
+    """
+    due = list({job.run: job for job in jobs if job.of == "student" and not job.finished}.values())
+    failures: dict[str, Exception] = {}
+    for group in groups([job.config for job in due]):
+        together = [due[index] for index in group]
+        if len(together) < 2 or not is_faster(together[0].config):
+            continue
+        log.warning("%d runs together: %s", len(together), ", ".join(dict.fromkeys(job.row for job in together)))
+        outcomes = run_together([job.config for job in together], "auto", None)
+        for job, outcome in zip(together, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                failures[job.run] = outcome
+    return failures
+
+
+def is_faster(config: Config) -> bool:
+    """Whether training together is known to be faster: it fills a GPU, and a CPU is full with one model."""
+    return config.device.kind in ("auto", "cuda") and torch.cuda.is_available()

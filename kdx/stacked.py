@@ -1,0 +1,174 @@
+"""The step of several models that are trained together: one program for all, or one model after another."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdx.compiled import Step, compiled_step
+from kdx.device import Engine
+from kdx.layers import NoisyLayer
+from kdx.member import Member
+from kdx.state import State, stacked, unstacked
+from kdx.step import Batch, Noise, RunStep, Stacking, StepOnBatch, make_step
+
+Way = Literal["auto", "stacked", "loop"]
+"""How several models make a step: as one program over stacked tensors, one after another, or what is faster here."""
+
+Gather = Callable[[Tensor], Batch]
+Executed = Callable[[Callable[[bool], Step]], Step]
+"""Compiles what it is given the maker of, or takes it as it is."""
+
+REPETITIONS = 3
+# A training of fewer steps would be over before measuring has paid.
+LEAST_STEPS = 100
+
+log = logging.getLogger(__name__)
+
+
+def stacked_step(members: Sequence[Member], engine: Engine, steps: int, way: Way) -> tuple[State, Noise, RunStep]:
+    """Move the members' tensors into stacked ones, and give state, noise and the step of them all.
+
+    The members are of one structure and see their own parts of both. `steps` is the length of the training, by which
+    the engine decides whether to compile. The way `auto` is measured, but for a compiled step without convolutions,
+    whose batched products are never slower, and for a short training, in which `loop` can lose nothing.
+    """
+    state, noise = _stack(members)
+    compiled = engine.compiles(members[0].student, steps * len(members))
+    gather, stacking = _gathering(members)
+
+    def executed(make: Callable[[bool], Step]) -> Step:
+        return compiled_step(make, required=engine.compile is True) if compiled else make(True)
+
+    def made(way: str) -> RunStep:
+        return (_loop if way == "loop" else _at_once)(members[0], engine, gather, stacking, executed)
+
+    if way == "auto" and compiled and not _has_convolutions(members[0].student):
+        way = "stacked"
+    elif way == "auto" and steps < LEAST_STEPS:
+        way = "loop"
+    if way != "auto":
+        log.info("%d models in a step: %s", len(members), way)
+        return state, noise, made(way)
+    seconds = {name: _seconds(made(name), members, state, noise) for name in ("loop", "stacked")}
+    fastest = min(seconds, key=lambda name: seconds[name])
+    times = ", ".join(f"{name} {1000 * each / len(members):.3f} ms" for name, each in seconds.items())
+    log.info("%d models in a step: %s is faster (measured, for each model: %s)", len(members), fastest, times)
+    return state, noise, made(fastest)
+
+
+def orders(members: Sequence[Member], epoch: int) -> Tensor:
+    """The examples of an epoch in the members' order: (per_epoch,), or (models, per_epoch) where it differs."""
+    if _one_order(members):
+        return members[0].training.order(epoch)
+    by_seed = {member.training.seed: member.training for member in members}
+    drawn = {seed: training.order(epoch) for seed, training in by_seed.items()}
+    return torch.stack([drawn[member.training.seed] for member in members])
+
+
+def _stack(members: Sequence[Member]) -> tuple[State, Noise]:
+    state = State.stack([member.state for member in members])
+    noise = stacked([member.noise.buffers for member in members])
+    # What is measured before the first draw must not be slow because of what lies there.
+    for value in noise.values():
+        value.zero_()
+    noise |= _layer_numbers([member.student for member in members])
+    for member, own_state, own_noise in zip(members, state.models, unstacked(noise, len(members)), strict=True):
+        member.move(own_state, own_noise)
+    return state, noise
+
+
+def _layer_numbers(students: Sequence[nn.Module]) -> Noise:
+    """The numbers of the layers in which they differ between the students, by buffer name."""
+    found = {}
+    for name, layer in students[0].named_modules():
+        if not isinstance(layer, NoisyLayer):
+            continue
+        numbers = [_numbers(student.get_submodule(name)) for student in students]
+        if any(one != numbers[0] for one in numbers):
+            device = next(students[0].parameters()).device
+            found[f"{name}.numbers"] = torch.tensor(numbers, dtype=torch.float32, device=device)
+    return found
+
+
+def _numbers(layer: nn.Module) -> tuple[float, ...]:
+    assert isinstance(layer, NoisyLayer), "students that are trained together have the same layers"
+    return layer.own_numbers()
+
+
+def _one_order(members: Sequence[Member]) -> bool:
+    return len({member.training.seed for member in members}) == 1
+
+
+def _gathering(members: Sequence[Member]) -> tuple[Gather, Stacking]:
+    """How the members' batches are put together, and which parts of them have a model dimension."""
+    examples = members[0].training.examples
+    targets = [member.training.teacher_logits for member in members]
+    one_order, one_target = _one_order(members), all(each is targets[0] for each in targets)
+    logits = targets[0] if one_target else torch.stack([each for each in targets if each is not None])
+
+    def gather(chosen: Tensor) -> Batch:
+        images, labels = examples.take(chosen.flatten())
+        if not one_order:
+            images, labels = images.unflatten(0, chosen.shape), labels.unflatten(0, chosen.shape)
+        if logits is None:
+            return Batch(images, labels, None)
+        if one_target:
+            return Batch(images, labels, logits[chosen])
+        if one_order:
+            return Batch(images, labels, logits[:, chosen])
+        models = torch.arange(len(logits), device=chosen.device).unsqueeze(1)
+        return Batch(images, labels, logits[models, chosen])
+
+    return gather, Stacking(not one_order, logits is not None and not (one_order and one_target))
+
+
+def _at_once(first: Member, engine: Engine, gather: Gather, stacking: Stacking, executed: Executed) -> RunStep:
+    def make(eager: bool) -> RunStep:
+        step = make_step(first.student, first.objective, eager=eager, autocast=engine.autocast, stacking=stacking)
+
+        def all_models(state: State, chosen: Tensor, noise: Noise, rows: Tensor) -> None:
+            step(state, gather(chosen), noise, rows)
+
+        return all_models
+
+    return executed(make)
+
+
+def _loop(first: Member, engine: Engine, gather: Gather, stacking: Stacking, executed: Executed) -> RunStep:
+    def make(eager: bool) -> StepOnBatch:
+        return make_step(first.student, first.objective, eager=eager, autocast=engine.autocast)
+
+    step = executed(make)
+
+    def model_by_model(state: State, chosen: Tensor, noise: Noise, rows: Tensor) -> None:
+        batch = gather(chosen)
+        for index, own_noise in enumerate(unstacked(noise, len(rows))):
+            step(state.models[index], stacking.batch_of(batch, index), own_noise, rows[index])
+
+    return model_by_model
+
+
+def _has_convolutions(network: nn.Module) -> bool:
+    return any(parameter.dim() > 2 for parameter in network.parameters())
+
+
+def _seconds(step: RunStep, members: Sequence[Member], state: State, noise: Noise) -> float:
+    """How long a step takes at best; it is tried on a copy of the state."""
+    scratch, examples = State.stack(state.models), members[0].training.examples
+    device = examples.images.device
+    epoch = min(member.epoch for member in members)
+    rows = torch.tensor([member.rows(epoch)[0] for member in members], dtype=torch.float32, device=device)
+    chosen = orders(members, epoch)[..., : members[0].batch_size]
+    best = float("inf")
+    # The first call compiles, or warms up.
+    for _ in range(1 + REPETITIONS):
+        started = time.perf_counter()
+        step(scratch, chosen, noise, rows)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best

@@ -1,0 +1,79 @@
+"""What a training step changes, of one model or of several whose tensors are stacked."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step changes, in place: parameters, Adam's two moments of those it updates, and the sums of the terms.
+
+    `sums` is (1 + terms,): the total and every term, added up since it was last set to zero. The state of several
+    models has in every tensor a leading dimension for the model.
+    """
+
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    first: dict[str, Tensor]
+    second: dict[str, Tensor]
+    sums: Tensor
+
+    @staticmethod
+    def of(student: nn.Module, terms: int, sampled: Collection[str] = ()) -> "State":
+        """The state that shares its memory with the student's parameters and buffers; moments start at zero.
+
+        The parameters named in `sampled` have none.
+        """
+        parameters = {name: parameter.detach() for name, parameter in student.named_parameters()}
+        learnt = {name: value for name, value in parameters.items() if name not in sampled}
+        return State(
+            parameters=parameters,
+            buffers=dict(student.named_buffers()),
+            first={name: torch.zeros_like(value) for name, value in learnt.items()},
+            second={name: torch.zeros_like(value) for name, value in learnt.items()},
+            sums=torch.zeros(1 + terms, device=next(iter(parameters.values())).device),
+        )
+
+    @staticmethod
+    def stack(states: Sequence["State"]) -> "State":
+        """The state of several models, in memory of its own."""
+        return State(
+            parameters=stacked([state.parameters for state in states]),
+            buffers=stacked([state.buffers for state in states]),
+            first=stacked([state.first for state in states]),
+            second=stacked([state.second for state in states]),
+            sums=torch.stack([state.sums for state in states]),
+        )
+
+    @cached_property
+    def models(self) -> list["State"]:
+        """The states of the models that are stacked in this one; they share its memory."""
+        groups = (
+            unstacked(group, len(self.sums)) for group in (self.parameters, self.buffers, self.first, self.second)
+        )
+        return [State(*tensors) for tensors in zip(*groups, self.sums.unbind(), strict=True)]
+
+    def network(self) -> dict[str, Tensor]:
+        """The tensors of the network itself, under a name of its own each."""
+        groups = {"parameter": self.parameters, "buffer": self.buffers}
+        return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state under a name of its own, for checkpoints."""
+        moments = {"first": self.first, "second": self.second}
+        named = {f"{group}/{name}": value for group, values in moments.items() for name, value in values.items()}
+        return self.network() | named | {"sums": self.sums}
+
+
+def stacked(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of several models, each with a leading dimension for the model."""
+    return {name: torch.stack([tensors[name] for tensors in models]) for name in models[0]}
+
+
+def unstacked(tensors: Mapping[str, Tensor], models: int) -> list[dict[str, Tensor]]:
+    """The tensors of each of so many models, in the same memory."""
+    return [{name: value[index] for name, value in tensors.items()} for index in range(models)]
