@@ -282,17 +282,20 @@ def _single(overrides: list[str]) -> int:
 def _sweep(overrides: list[str]) -> int:
     from kdx.report.summary import groups_of, print_summary, write_failures, write_summary
     from kdx.report.table import print_comparison
+    from kdx.seal import seal, unseal
     from kdx.sweep import sweep
 
     folder, records = sweep(overrides)
     finished = [Path(record.run) for record in records if record.run]
     groups = groups_of(finished)
+    unseal(folder)
     write_summary(folder / "summary.csv", groups)
     failed = [record for record in records if record.error]
     write_failures(
         folder / "failed.csv",
         [{"job": one.number, "overrides": " ".join(one.overrides), "reason": one.error} for one in failed],
     )
+    seal(folder)
     if finished:
         print_comparison(finished)
         print_summary(groups)

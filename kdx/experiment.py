@@ -34,6 +34,7 @@ def run(config: Config) -> Path:
     """
     folder = run_folder(config)
     with folder.lock():
+        folder.clear_damage()
         if folder.finished and not config.force:
             log.warning("%s: finished before, skipped (force=true repeats it)", folder.path)
             return folder.path

@@ -39,7 +39,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON to `path` atomically; NaN and infinity are refused with ValueError."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: object) -> str:
+    """`content` as indented JSON; NaN and infinity are refused with ValueError."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -14,6 +14,8 @@ from kdx.measure import Measurements
 from kdx.measure.latency import write_latency
 from kdx.measure.sparsity import write_layers
 from kdx.procedures.procedure import Outcome
+from kdx.report.finished import check_seal
+from kdx.seal import FORMAT
 
 
 def write_results(
@@ -32,6 +34,7 @@ def write_results(
     stopped = {} if progress.best_epoch is None else {"best_epoch": progress.best_epoch}
     plan.folder.write_metrics(
         {
+            "format": FORMAT,
             **names,
             "seed": plan.seed,
             "epochs": len(progress.history),
@@ -53,6 +56,7 @@ def write_results(
 
 def read_history(folder: Path) -> list[dict[str, float | None]]:
     """The rows of a finished folder's `history.csv`, as they were before they were written."""
+    check_seal(folder / "history.csv")
     with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
 

@@ -13,11 +13,14 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from kdx import seal
 from kdx.config import Config, run_id, teacher_id
 from kdx.errors import UserError
-from kdx.files import write_json, write_text
+from kdx.files import json_text, write_text
 
 log = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,37 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether a whole `metrics.json` is there; it is written last."""
+        """Whether a `metrics.json`, which is written last, is there, and all results are as they were written.
+
+        Raises WrittenLater where a later version of kdx wrote them.
+        """
+        return (self.path / METRICS).exists() and self.damage() is None
+
+    def damage(self) -> str | None:
+        """What is wrong with the results of a finished folder, in words; None where nothing is, or none are there.
+
+        Raises WrittenLater where a later version of kdx wrote them.
+        """
+        if not (self.path / METRICS).exists():
+            return None
         try:
             self.metrics()
-        except UserError:
-            return False
-        return True
+        except seal.WrittenLater:
+            raise
+        except UserError as error:
+            return str(error)
+        return seal.damage(self.path)
+
+    def clear_damage(self) -> None:
+        """Leave nothing of a folder whose results are damaged, and say so in a warning."""
+        reason = self.damage()
+        if reason:
+            log.warning("%s; this is repeated", reason.partition("; repeat the run")[0])
+            self.clear()
 
     def metrics(self) -> dict[str, Any]:
         """The figures of the finished run; UserError when there are none or the file is damaged."""
-        path = self.path / "metrics.json"
+        path = self.path / METRICS
         try:
             content = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
@@ -50,8 +74,12 @@ class RunFolder:
         except ValueError:
             content = None
         if not isinstance(content, dict) or not content:
-            raise UserError(f"{path}: damaged; repeat the run with force=true or delete its folder")
-        return content
+            reason = "it is not a JSON object"
+        else:
+            reason = seal.flaw(path) or seal.misfit(self.path, content)
+            if reason is None:
+                return content
+        raise UserError(f"{path} is damaged: {reason}; repeat the run with force=true or delete its folder")
 
     @contextmanager
     def lock(self, *, wait: bool = True) -> Iterator[bool]:
@@ -87,8 +115,10 @@ class RunFolder:
         write_text(self.path / "config.yaml", text)
 
     def write_metrics(self, figures: Mapping[str, Any]) -> None:
-        """Write `metrics.json`, which marks the folder as finished."""
-        write_json(self.path / "metrics.json", figures)
+        """Write `metrics.json`, which marks the folder as finished, after the hashes of all results."""
+        text = json_text(figures)
+        seal.seal(self.path, {METRICS: text})
+        write_text(self.path / METRICS, text)
 
     @contextmanager
     def logged(self) -> Iterator[None]:

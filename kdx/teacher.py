@@ -61,6 +61,7 @@ def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
     folder = teacher_folder(config)
     weights = folder.path / "teacher.safetensors"
     with folder.lock():
+        folder.clear_damage()
         if folder.finished:
             try:
                 return load_weights(weights, blank)

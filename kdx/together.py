@@ -69,7 +69,10 @@ def _in_lock_order(configs: Sequence[Config]) -> list[_Run]:
 
 def _is_due(run: _Run, held: ExitStack) -> bool:
     """Whether the run is not finished, or to be repeated, and its lock is ours."""
-    return held.enter_context(run.folder.lock(wait=False)) and (run.config.force or not run.folder.finished)
+    if not held.enter_context(run.folder.lock(wait=False)):
+        return False
+    run.folder.clear_damage()
+    return run.config.force or not run.folder.finished
 
 
 def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterator[tuple[_Run, Path | Exception]]:

@@ -19,7 +19,7 @@ from kdx.models import Shape, build_model
 from kdx.models.ensemble import Ensemble
 from kdx.models.settings import Network, RefinedSettings
 from kdx.models.widths import widened_as, with_used_inputs
-from kdx.report.finished import Figures, read_figures
+from kdx.report.finished import Figures, check_seal, read_figures
 from kdx.tensors import DamagedTensors, load_tensors, save_tensors
 from kdx.weights import load_weights
 
@@ -49,6 +49,7 @@ def finished_student(run: Path) -> Student:
     if isinstance(config.student, RefinedSettings):
         raise UserError(f"run: {run} is a chain of runs; allowed: the run of one of them, which its chain.csv lists")
     data = load_data(config.dataset)
+    check_seal(run / "student.safetensors")
     network = _read_network(run / "student.safetensors", config.student, data.image_shape, data.classes)
     return Student(run, figures, config, data, network)
 
@@ -92,6 +93,7 @@ def blank_network(settings: Network, image_shape: Shape, classes: int, tensors: 
 
 def _read_config(run: Path) -> Config:
     path = run / "config.yaml"
+    check_seal(path)
     try:
         return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:

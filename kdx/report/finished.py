@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kdx import seal
 from kdx.errors import UserError, nearest
 
 METRICS = "metrics.json"
@@ -45,8 +46,12 @@ def read_figures(run: Path) -> Figures:
         raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
     except ValueError:
         raise _damaged(path, "it is not JSON") from None
+    check_seal(path)
     if not isinstance(content, dict):
         raise _damaged(path, "it is not a JSON object")
+    reason = seal.misfit(run, content)
+    if reason:
+        raise _damaged(path, reason)
     for name in NAMES:
         if content.get(name) is None:
             raise _damaged(path, f"{name} is missing")
@@ -68,6 +73,7 @@ def number(figures: Figures, key: str) -> float | None:
 def read_settings(run: Path) -> dict[str, Any]:
     """The settings of config.yaml by dotted key (lists are values); UserError when absent or damaged."""
     path = run / "config.yaml"
+    check_seal(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -80,7 +86,8 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path, texts: frozenset[str], numbers: frozenset[str]) -> list[dict[str, Any]]:
-    """The rows of a CSV file by column, `numbers` as float; none when the file is absent, UserError when damaged."""
+    """The rows of a CSV file by column, `numbers` as float; none when there was never one, UserError when damaged."""
+    check_seal(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -91,6 +98,13 @@ def read_table(path: Path, texts: frozenset[str], numbers: frozenset[str]) -> li
         raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, csv.Error):
         raise _damaged(path, f"expected the columns {', '.join(sorted(texts | numbers))}") from None
+
+
+def check_seal(path: Path) -> None:
+    """Raise UserError where a file of a finished run is gone or is not what was written."""
+    reason = seal.flaw(path)
+    if reason:
+        raise _damaged(path, reason)
 
 
 def flat(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kdx import seal
 from kdx.errors import one_line
 
 
@@ -30,7 +31,10 @@ R = TypeVar("R", bound=BaseModel)
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with the file within into Damaged."""
+    """Turn whatever goes wrong with the file within into Damaged; it is that already where it was changed."""
+    reason = seal.flaw(path)
+    if reason:
+        raise Damaged(path, reason)
     try:
         yield
     except Damaged:

@@ -9,6 +9,7 @@ from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import BUDGETS, Budget, Order, jobs_of, run_all
 from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import load_table, named, table_names
+from kdx.seal import seal, unseal
 
 HELP = """\
 usage: kdx reproduce TABLE|FIGURE|PAPER ... [rows=PATTERN] [seeds=N] [budget=BUDGET] [train=false] [KEY=VALUE ...]
@@ -37,12 +38,14 @@ def reproduce(words: Sequence[str]) -> int:
         done = run_all(jobs, order)
         cells = cells_of(table, done)
         folder = folder_of(table.name, order)
+        unseal(folder)
         write_table(folder, table, order, done, cells, check_claims(table, cells))
         if table.figure:
             # Here, because it takes a second to import.
             from kdx.reproduce.draw import draw
 
             draw(folder, table, order, done, cells)
+        seal(folder)
         complete &= all(each.status == "finished" for each in done)
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(folder)

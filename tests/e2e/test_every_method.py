@@ -48,6 +48,7 @@ def test_every_method_leaves_the_files_and_figures_of_the_contract(swept: list[P
             "metrics.json",
             "layers.csv",
             "latency.csv",
+            "checksums.sha256",
             "history.csv",
             "student.safetensors",
             "kdx.log",

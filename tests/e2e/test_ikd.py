@@ -39,6 +39,7 @@ def test_a_parental_chain(kdx, tmp_path: Path) -> None:
     assert [path.parts[-3] for path in (first, second)] == ["mlp-1200-1200-filters-1", "mlp-1200-1200-filters-2"]
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "metrics.json", "layers.csv", "latency.csv", "history.csv", "student.safetensors", "kdx.log"),
+        "checksums.sha256",
         "chain.csv",
     }
     rows = table(folder / "chain.csv")

@@ -28,6 +28,12 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert (found["kills"], found["failures"]) == (6, [])
 
 
+def test_damaged_files_are_refused_or_rebuilt(tmp_path: Path) -> None:
+    found = torture(tmp_path, "rot", "--count", "10", "--seed", "1")["rot"]
+    assert found["failures"] == []
+    assert found["damages"] > 5
+
+
 def test_wrong_command_lines_are_refused_in_one_line(tmp_path: Path) -> None:
     found = torture(tmp_path, "words", "--count", "40", "--seed", "1")["words"]
     assert (found["command_lines"], found["refused"], found["failures"]) == (40, 40, [])

@@ -14,6 +14,7 @@ from kdx.files import write_csv, write_json
 from kdx.report.inference import COLUMNS
 from kdx.report.page.found import read_outputs
 from kdx.report.page.page import figure_text, with_minus
+from kdx.runs import RunFolder
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_run_that_finished_after_its_table(outputs: Path, capsys: pytest.Captu
     later = finished.parent / missing["run"]
     shutil.copytree(finished, later)
     figures = json.loads((later / "metrics.json").read_text())
-    write_json(later / "metrics.json", {**figures, "run_id": missing["run"]})
+    RunFolder(later).write_metrics({**figures, "run_id": missing["run"]})
     text, _ = page(outputs, capsys)
     assert "1 of the missing runs has finished since this was written" in Seen(text).text
     assert "kdx reproduce vs/table1 train=false" in text

@@ -40,6 +40,7 @@ def test_every_run_has_its_folder(tmp_path: Path):
         "history.csv",
         "kdx.log",
         "latency.csv",
+        "checksums.sha256",
         "layers.csv",
         "metrics.json",
         "student.safetensors",

@@ -1,5 +1,6 @@
 """Folders of runs: finished or not, locked, cleared, logged."""
 
+import hashlib
 import json
 import logging
 import subprocess
@@ -13,7 +14,8 @@ import yaml
 from kdx.compose import single
 from kdx.config import run_id
 from kdx.errors import UserError
-from kdx.runs import RunFolder, run_folder, teacher_folder
+from kdx.runs import METRICS, RunFolder, run_folder, teacher_folder
+from kdx.seal import WrittenLater
 
 HOLD = """
 import sys, time
@@ -40,11 +42,74 @@ def test_finished_means_valid_metrics(tmp_path: Path):
     for damage in ("", "{", "[]", "{}", "\0"):
         metrics.write_text(damage)
         assert not folder.finished
-        with pytest.raises(UserError, match=r"metrics\.json: damaged; repeat the run with force=true"):
+        with pytest.raises(
+            UserError, match=r"metrics\.json is damaged: it is not a JSON object; repeat the run with force=true"
+        ):
             folder.metrics()
     metrics.write_text(json.dumps({"R_s": 25}))
     assert folder.finished
     assert folder.metrics() == {"R_s": 25}
+
+
+def sealed(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    folder.clear()
+    (path / "layers.csv").write_text("layer,weights\nfc1,10\n")
+    (path / "checkpoint.safetensors").write_bytes(b"of no interest")
+    folder.write_metrics({"format": 2, "R_s": 25})
+    return folder
+
+
+def test_results_are_sealed(tmp_path: Path):
+    folder = sealed(tmp_path / "run")
+    lines = (folder.path / "checksums.sha256").read_text().splitlines()
+    # The format of sha256sum.
+    expected = {name: hashlib.sha256((folder.path / name).read_bytes()).hexdigest() for name in ("layers.csv", METRICS)}
+    assert lines == [f"{digest}  {name}" for name, digest in sorted(expected.items())]
+    assert (folder.finished, folder.damage()) == (True, None)
+    # What comes later is nobody's result.
+    (folder.path / "bench.csv").write_text("1")
+    (folder.path / "checkpoint.safetensors").unlink()
+    assert folder.finished
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("metrics.json", '{"format": 2, "R_s": 26}', "its content is not what was written"),
+        ("metrics.json", '{"R_s": 25}', "its content is not what was written"),
+        ("layers.csv", "layer,weights\nfc1,11\n", "its content is not what was written"),
+        ("layers.csv", None, "it is not there any more"),
+        ("checksums.sha256", None, "checksums.sha256 is not there any more"),
+        ("checksums.sha256", "0  metrics.json\n", "its content is not what was written"),
+    ],
+)
+def test_changed_results_are_no_results(tmp_path: Path, caplog, file: str, content: str | None, reason: str):
+    folder = sealed(tmp_path / "run")
+    path = folder.path / file
+    path.unlink() if content is None else path.write_text(content)
+    assert not folder.finished
+    assert reason in (folder.damage() or "")
+    folder.clear_damage()
+    assert list(folder.path.iterdir()) == []
+    (line,) = caplog.messages
+    assert line.endswith(f"{reason}; this is repeated")
+    folder.clear_damage()
+    assert folder.damage() is None
+
+
+def test_a_format_of_the_past_and_one_of_the_future(tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    folder.clear()
+    (folder.path / METRICS).write_text('{"R_s": 25}')
+    assert folder.finished
+    (folder.path / METRICS).write_text('{"format": 3, "R_s": 25}')
+    for look in (folder.metrics, folder.damage, folder.clear_damage, lambda: folder.finished):
+        with pytest.raises(
+            WrittenLater, match=r"later version of kdx \(format 3, this one reads up to 2\); update kdx"
+        ):
+            look()
+    assert (folder.path / METRICS).exists()
 
 
 def test_an_unfinished_run_has_no_metrics(tmp_path: Path):

@@ -1,0 +1,82 @@
+"""The hashes of finished files, so that no number is shown that was not measured: `sha256sum -c checksums.sha256`."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdx.errors import UserError
+from kdx.files import sha256_of, write_text
+
+CHECKSUMS = "checksums.sha256"
+FORMAT = 2
+"""Of metrics.json; format 1, which says nothing of it, had no checksums beside it."""
+
+
+def seal(folder: Path, texts: Mapping[str, str] | None = None) -> None:
+    """Write the hashes of the tables, settings, figures and networks in `folder`, and of `texts`, files still to come.
+
+    Checkpoints and logs are no results.
+    """
+    texts = texts or {}
+    suffixes = (".csv", ".json", ".safetensors", ".svg", ".yaml")
+    files = [path for path in folder.iterdir() if path.suffix in suffixes and not path.name.startswith("checkpoint")]
+    sums = {path.name: sha256_of(path) for path in files if path.name not in texts}
+    sums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    write_text(folder / CHECKSUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+
+
+class WrittenLater(UserError):
+    """Results of a later version of kdx, which this one can neither read nor must replace."""
+
+
+def misfit(folder: Path, metrics: Mapping[str, Any]) -> str | None:
+    """Why the metrics of `folder`, intact by themselves, cannot be trusted; None where they can.
+
+    Raises WrittenLater where a later version of kdx wrote them.
+    """
+    written = metrics.get("format", 1)
+    if not isinstance(written, int) or written > FORMAT:
+        raise WrittenLater(
+            f"run: {folder} was written by a later version of kdx (format {written}, this one reads up to {FORMAT});"
+            " update kdx, or choose another folder for outputs"
+        )
+    return f"{CHECKSUMS} is not there any more" if written > 1 and not (folder / CHECKSUMS).exists() else None
+
+
+def unseal(folder: Path) -> None:
+    """Remove the hashes, before files are written anew."""
+    (folder / CHECKSUMS).unlink(missing_ok=True)
+
+
+def flaw(path: Path) -> str | None:
+    """What is wrong with a file, in words; None where nothing is.
+
+    A file that was not sealed, as by an earlier version of kdx, cannot be judged.
+    """
+    expected = _sums(path.parent).get(path.name)
+    if expected is None:
+        return None
+    try:
+        return None if sha256_of(path) == expected else "its content is not what was written"
+    except FileNotFoundError:
+        return "it is not there any more"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+
+
+def damage(folder: Path) -> str | None:
+    """The first sealed file in `folder` that is absent or has changed, with the reason; None where all are intact."""
+    for name in _sums(folder):
+        reason = flaw(folder / name)
+        if reason:
+            return f"{folder / name} is damaged: {reason}"
+    return None
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
