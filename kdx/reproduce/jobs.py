@@ -4,7 +4,7 @@ import csv
 import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +12,12 @@ from kdx.compose import check_method, single
 from kdx.config import Config
 from kdx.errors import UserError
 from kdx.failure import describe, recorded
+from kdx.reproduce.budget import BUDGETS, Budget
 from kdx.reproduce.tables import Of, PaperTable, Row
 from kdx.runs import RunFolder, run_folder, teacher_folder
 
 log = logging.getLogger(__name__)
 
-Budget = Literal["paper", "short", "smoke"]
-BUDGETS: dict[Budget, tuple[str, ...]] = {
-    "paper": (),
-    # Enough to see that rows are ordered plausibly, not to compare with published numbers.
-    "short": ("trainer.epochs=10", "teacher.trainer.epochs=10"),
-    "smoke": ("trainer.epochs=2", "teacher.trainer.epochs=1", "device.latency_seconds=0", "device.compile=false"),
-}
 SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size=200")
 
 
@@ -43,7 +37,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a row, as a user would type it."""
+    """One run of a row, as a user would type it; `timed` ones have their inference timed by `kdx bench`."""
 
     row: str
     seed: int
@@ -51,6 +45,7 @@ class Job:
     generation: int | None
     words: tuple[str, ...]
     config: Config
+    timed: bool = False
 
     @property
     def folder(self) -> RunFolder:
@@ -100,6 +95,7 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     """Run what is not finished, one after another, on a GPU also together; one that fails stops no other."""
     # Here, because they import torch.
     from kdx.reproduce.fused import train_together
+    from kdx.reproduce.inference import speedups
     from kdx.reproduce.network import network_figures
 
     failures = train_together(jobs) if order.train else {}
@@ -112,7 +108,13 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
         train = order.train and not job.finished
         if train:
             log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
-        results.append(_done(job, train, networks.get(job.row, {}), failures.get(job.run)))
+        done = _done(job, train, networks.get(job.row, {}), failures.get(job.run))
+        if job.timed and done.status == "finished":
+            # Where nothing may be trained, nothing is timed either.
+            done = replace(
+                done, figures=done.figures | speedups(job.folder.path, time=order.train, budget=order.budget)
+            )
+        results.append(done)
     return results
 
 
@@ -124,9 +126,11 @@ def _jobs(table: PaperTable, label: str, row: Row, order: Order, seeds: Iterable
     words = _without_repeats([*words, *order.overrides])
     config = single(words)
     check_method(config)
+    timed = row.of == "student" and any(column.startswith("speedup.") for column in table.columns)
     # Composed once, because that takes longer than anything else here.
+    first = Job(label, 0, row.of, row.generation, tuple(words), config, timed)
     return [
-        Job(label, seed, row.of, row.generation, (*words, f"seed={seed}"), config.model_copy(update={"seed": seed}))
+        replace(first, seed=seed, words=(*words, f"seed={seed}"), config=config.model_copy(update={"seed": seed}))
         for seed in seeds
     ]
 

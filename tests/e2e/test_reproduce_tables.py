@@ -15,7 +15,7 @@ SMOKE = ("budget=smoke", "device.threads=1")
 def test_every_table_at_smoke_budget(kdx, tmp_path: Path, name: str) -> None:
     # Of the large grids a part.
     parts = {"kddp/table3": "SN 50, T 2,*", "kddp/table4": "SN 50, T 2,*", "vs/fig5": "*D, ?,000"}
-    parts |= {"noisy/fig2": "*, 0.6", "ikd/table2": "VGG*, MNIST,*", "vs/fig3": "S1,*"}
+    parts |= {"noisy/fig2": "*, 0.6", "ikd/table2": "VGG*, MNIST,*", "vs/fig3": "S1,*", "vs/fig6": "S1, ST-VBD"}
     part = [f"rows={parts[name]}"] if name in parts else []
     result = kdx("reproduce", name, "seeds=1", *SMOKE, *part)
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,7 @@
 """What the figures show: every point, every published number, what is missing."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,17 @@ def test_bars_have_a_panel_for_each_network():
     ]
     assert levels == [47.42, 63.64]
     assert "missing" in [text.get_text().strip() for text in second.texts]
+
+
+def test_bars_side_by_side():
+    table = load_table("vs/fig6").only("S1, *-VBD")
+    (axes,) = picture(table, ORDER, [], cells_from(table, {"S1, KD-VBD": (0.5,), "S1, ST-VBD": (2.0,)})).axes
+    bars = [each for each in axes.containers if isinstance(each, BarContainer)]
+    assert [group.get_label() for group in bars] == ["masked in every forward", "dense", "CSR"]
+    assert [[bar.get_width() for bar in group] for group in bars] == [[0.5, 2.0]] * 3
+    # None covers another.
+    edges = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for group in bars for bar in group)
+    assert all(above[1] <= below[0] + 1e-9 for above, below in pairwise(edges))
 
 
 @pytest.fixture
