@@ -14,6 +14,7 @@ from kdx.measure import Measurements
 from kdx.measure.latency import write_latency
 from kdx.measure.sparsity import write_layers
 from kdx.procedures.procedure import Outcome
+from kdx.report.verdict import warnings_of
 
 
 def write_results(
@@ -44,6 +45,7 @@ def write_results(
             if progress.history
             else None,
             **engine.record(),
+            **({"warnings": " ".join(warned)} if (warned := warnings_of({**names, **measured.figures})) else {}),
             "kdx_version": __version__,
         }
     )
