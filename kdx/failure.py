@@ -9,7 +9,9 @@ from pathlib import Path
 from kdx.errors import UserError, one_line
 
 # The file system says no; a traceback would add nothing.
-_PLAIN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+_PLAIN = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO}
+)
 
 
 class RunFailed(Exception):

@@ -6,9 +6,14 @@ import tempfile
 from pathlib import Path
 
 from kdx.machine import describe_machine
-from tortures import child, kill, rot, words
+from tortures import child, disk, kill, rot, words
 
-TORTURES = {"kill": (kill.torture, 50), "rot": (rot.torture, 500), "words": (words.torture, 300)}
+TORTURES = {
+    "kill": (kill.torture, 50),
+    "rot": (rot.torture, 500),
+    "words": (words.torture, 300),
+    "disk": (disk.torture, 60),
+}
 FILE = Path("outputs/benchmarks/torture.json")
 
 
