@@ -113,7 +113,7 @@ def _limited(folder: Path, chance: random.Random, grown: list[int]) -> tuple[str
     if why:
         return "setup", why
     # Never so few that what the command prints does not fit.
-    most = chance.choice((5_000, 10_000, 20_000, 40_000, 45_000, 100_000))
+    most = chance.choice((5_000, 20_000, 40_000, 45_000, 60_000, 100_000))
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
@@ -151,8 +151,8 @@ def _forbidden(folder: Path, chance: random.Random, grown: list[int]) -> tuple[s
 
 
 def _begun(chance: random.Random) -> int:
-    """How many commands are done before anything is refused; half of the time none, since training has most parts."""
-    return chance.choice((0, 0, 0, 1, 2, 3))
+    """How many commands are done before anything is refused; mostly none, since training has most parts."""
+    return chance.choice((0, 0, 0, 0, 0, 0, 1, 2, 3))
 
 
 def _first(done: int, folder: Path) -> str:
