@@ -12,6 +12,7 @@ from torch import nn
 from kdx.config import DeviceSettings
 from kdx.errors import UserError
 from kdx.gemm import set_gemm
+from kdx.machine import peak_rss_bytes
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,14 @@ class Engine:
         return self.device.type if self.precision == "bf16" else None
 
     def record(self) -> dict[str, str | int]:
-        """What the run was executed on, for its metrics."""
+        """What the run was executed on, and the most memory that its process had so far, for its metrics."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
             "device": name,
             "threads": torch.get_num_threads(),
             "precision": self.precision,
             "gemm": self.gemm,
+            "peak_rss_bytes": peak_rss_bytes(),
             "torch_version": torch.__version__,
         }
 

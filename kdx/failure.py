@@ -1,6 +1,7 @@
 """Failures that are nobody's typing mistake: one line for the user, the traceback for whoever looks into it."""
 
 import errno
+import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,9 @@ from pathlib import Path
 from kdx.errors import UserError, one_line
 
 # The file system says no; a traceback would add nothing.
-_PLAIN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+_PLAIN = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO}
+)
 
 
 class RunFailed(Exception):
@@ -19,6 +22,9 @@ class RunFailed(Exception):
 @contextmanager
 def recorded(log_file: Path) -> Iterator[None]:
     """Turn what goes wrong within into RunFailed, with the traceback in `log_file` where its folder exists."""
+    # A full disk refuses the log's lines too, and logging would print a traceback for each of them. The results, which
+    # lie on the same disk, say it in one line.
+    shown, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     except UserError:
@@ -32,6 +38,8 @@ def recorded(log_file: Path) -> Iterator[None]:
             file.write("".join(traceback.format_exception(failure)))
             raise RunFailed(f"{describe(failure)}; the traceback is in {log_file}") from failure
         raise
+    finally:
+        logging.raiseExceptions = shown
 
 
 def is_plain(failure: BaseException) -> bool:

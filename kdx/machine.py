@@ -3,7 +3,9 @@
 import os
 import platform
 import re
+import resource
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,12 @@ def cpu_model() -> str:
     if "model name" not in fields:
         return platform.machine()
     return f"{fields['model name']} family {fields.get('cpu family')} model {fields.get('model')}"
+
+
+def peak_rss_bytes() -> int:
+    """The most resident memory that the process had since it was started, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts kilobytes
 
 
 def slug(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 
 import torch
@@ -17,6 +16,9 @@ from kdx.objective import Objective, Schedule
 from kdx.state import State
 from kdx.step import BETA1, BETA2, Batch, Noise, number_names
 from kdx.streams import stream
+
+NAMED = 3
+"""How many of the tensors that are no longer finite a message names."""
 
 Evaluate = Callable[[int], dict[str, float | None]]
 """Figures of the student as it stands after epoch n (from 1), for the history: validation error, sparsity, ..."""
@@ -118,15 +120,30 @@ class Member:
         """The mean over the epoch's steps of the loss and of every term; reading them waits for the device."""
         return (self.state.sums / self.steps_per_epoch).tolist()
 
+    def broken_term(self) -> Diverged | None:
+        """What is no longer finite, if the loss is not; looking waits for the device."""
+        return self.broken() if self.state.broken[0] else None
+
+    def broken(self) -> Diverged | None:
+        """What is no longer finite, if anything is: what was so first, or a gradient or weight that the loss hides."""
+        steps, *by_term = (int(count) for count in self.state.broken.tolist())
+        # The parameters have not moved since the loss broke, so what is broken in them was so before. Buffers have.
+        step, broken = self.progress.steps - steps, self.state.broken_parts(buffers=not steps)
+        if steps and not broken:
+            step += 1
+            broken = [name for name, count in zip(self.objective.terms, by_term, strict=True) if count == steps]
+        if not steps and not broken:
+            return None
+        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        return Diverged(
+            f"{self.training.title}: {', '.join(broken[:NAMED]) or 'loss'}{more} is no longer finite in epoch"
+            f" {epoch + 1}, step {place + 1}; try a lower {' or '.join(self._step_sizes())}"
+        )
+
     def close_epoch(self, means: list[float]) -> None:
-        """Add the epoch to the history; raises Diverged when a term is no longer finite."""
+        """Add the epoch, in which everything was finite, to the history."""
         terms = dict(zip(["loss", *self.objective.terms], means, strict=True))
-        broken = [name for name in self.objective.terms if not isfinite(terms[name])]
-        if broken or not isfinite(means[0]):
-            raise Diverged(
-                f"{self.training.title}: {', '.join(broken) or 'loss'} is no longer finite in epoch"
-                f" {self.epoch + 1}; try a lower {' or '.join(self._step_sizes())}"
-            )
         monitors = {name: monitor(self.state.parameters) for name, monitor in self.objective.monitors.items()}
         last_step = self.epoch + 1 - 1 / self.steps_per_epoch
         seconds = self.progress.epoch_seconds

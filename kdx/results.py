@@ -15,6 +15,7 @@ from kdx.measure.latency import write_latency
 from kdx.measure.sparsity import write_layers
 from kdx.procedures.procedure import Outcome
 from kdx.report.finished import check_seal
+from kdx.report.verdict import warnings_of
 from kdx.seal import FORMAT
 
 
@@ -47,6 +48,7 @@ def write_results(
             if progress.history
             else None,
             **engine.record(),
+            **({"warnings": " ".join(warned)} if (warned := warnings_of({**names, **measured.figures})) else {}),
             "kdx_version": __version__,
         }
     )

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 class State:
     """What a step changes, in place: parameters, Adam's two moments of those it updates, and the sums of the terms.
 
-    `sums` is (1 + terms,): the total and every term, added up since it was last set to zero. The state of several
-    models has in every tensor a leading dimension for the model.
+    `sums` is (1 + terms,): the total and every term, added up since it was last set to zero. `broken` (1 + terms,)
+    counts the steps after which such a sum was not finite; from the first of them on the parameters stay as they are.
+    The state of several models has in every tensor a leading dimension for the model.
     """
 
     parameters: dict[str, Tensor]
@@ -21,6 +23,7 @@ class State:
     first: dict[str, Tensor]
     second: dict[str, Tensor]
     sums: Tensor
+    broken: Tensor
 
     @staticmethod
     def of(student: nn.Module, terms: int, sampled: Collection[str] = ()) -> "State":
@@ -30,12 +33,14 @@ class State:
         """
         parameters = {name: parameter.detach() for name, parameter in student.named_parameters()}
         learnt = {name: value for name, value in parameters.items() if name not in sampled}
+        sums = torch.zeros(1 + terms, device=next(iter(parameters.values())).device)
         return State(
             parameters=parameters,
             buffers=dict(student.named_buffers()),
             first={name: torch.zeros_like(value) for name, value in learnt.items()},
             second={name: torch.zeros_like(value) for name, value in learnt.items()},
-            sums=torch.zeros(1 + terms, device=next(iter(parameters.values())).device),
+            sums=sums,
+            broken=torch.zeros_like(sums),
         )
 
     @staticmethod
@@ -47,6 +52,7 @@ class State:
             first=stacked([state.first for state in states]),
             second=stacked([state.second for state in states]),
             sums=torch.stack([state.sums for state in states]),
+            broken=torch.stack([state.broken for state in states]),
         )
 
     @cached_property
@@ -55,7 +61,21 @@ class State:
         groups = (
             unstacked(group, len(self.sums)) for group in (self.parameters, self.buffers, self.first, self.second)
         )
-        return [State(*tensors) for tensors in zip(*groups, self.sums.unbind(), strict=True)]
+        own = zip(*groups, self.sums.unbind(), self.broken.unbind(), strict=True)
+        return [State(*tensors) for tensors in own]
+
+    def broken_parts(self, *, buffers: bool) -> list[str]:
+        """What is not finite: gradients, as the moments saw them, else parameters, else buffers where these count."""
+        groups = {
+            "the gradient of ": self.first,
+            "the square of the gradient of ": self.second,
+            "": self.parameters | (self.buffers if buffers else {}),
+        }
+        names = [(prefix, name) for prefix, group in groups.items() for name in group]
+        # A sum in float64 is finite if and only if every float32 in it is; it is read once, for all.
+        sums = [value.sum(dtype=torch.float64) for group in groups.values() for value in group.values()]
+        broken = [each for each, total in zip(names, torch.stack(sums).tolist(), strict=True) if not isfinite(total)]
+        return [prefix + name for prefix, name in broken if prefix == broken[0][0]]
 
     def network(self) -> dict[str, Tensor]:
         """The tensors of the network itself, under a name of its own each."""
@@ -63,7 +83,7 @@ class State:
         return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state under a name of its own, for checkpoints."""
+        """Every tensor of the state under a name of its own, for checkpoints, in which nothing is broken."""
         moments = {"first": self.first, "second": self.second}
         named = {f"{group}/{name}": value for group, values in moments.items() for name, value in values.items()}
         return self.network() | named | {"sums": self.sums}

@@ -85,14 +85,23 @@ def make_step(
             state.parameters, state.buffers, batch.images, batch.labels, batch.teacher_logits, noise, numbers
         )
         with torch.no_grad():
-            state.sums.add_(torch.cat([total.unsqueeze(-1), terms], dim=-1))
+            broken = _count(state, torch.cat([total.unsqueeze(-1), terms], dim=-1))
             for name, value in buffers.items():
                 state.buffers[name].copy_(value)
             learnt = {name: gradient for name, gradient in gradients.items() if name not in objective.langevin}
-            adam(state, learnt, numbers, objective.rates)
-            _langevin(state, gradients, numbers, noise, objective.langevin)
+            adam(state, learnt, numbers, objective.rates, broken)
+            _langevin(state, gradients, numbers, noise, objective.langevin, broken)
 
     return step
+
+
+def _count(state: State, values: Tensor) -> Tensor:
+    """Add a step's total and terms to the sums; 1 where the total's is not finite, else 0: (), or (models,)."""
+    # Sums remember: once one of them is not finite it never is again. Nothing here waits for the device.
+    rest = state.sums.add_(values) - state.sums
+    broken = rest.ne(rest).float()
+    state.broken.add_(broken)
+    return broken[..., 0]
 
 
 Tensors = dict[str, Tensor]
@@ -179,10 +188,15 @@ def _of_several(gradients_of: GradientsOf, stacking: Stacking) -> GradientsOf:
 
 
 def _adam(
-    state: State, gradients: Mapping[str, Tensor], numbers: Mapping[str, Tensor], rates: Mapping[str, str]
+    state: State,
+    gradients: Mapping[str, Tensor],
+    numbers: Mapping[str, Tensor],
+    rates: Mapping[str, str],
+    broken: Tensor,
 ) -> None:
     for name, gradient in gradients.items():
         first, second = state.first[name], state.second[name]
+        gradient = gradient.masked_fill(_beside(broken.bool(), gradient), 0)
         first.lerp_(gradient, 1 - BETA1)
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         lr = _rate(name, numbers, rates)
@@ -191,7 +205,11 @@ def _adam(
 
 
 def _fused_adam(
-    state: State, gradients: Mapping[str, Tensor], numbers: Mapping[str, Tensor], rates: Mapping[str, str]
+    state: State,
+    gradients: Mapping[str, Tensor],
+    numbers: Mapping[str, Tensor],
+    rates: Mapping[str, str],
+    broken: Tensor,
 ) -> None:
     groups: dict[str, list[str]] = {}
     for name in gradients:
@@ -211,17 +229,22 @@ def _fused_adam(
             eps=EPSILON,
             amsgrad=False,
             maximize=False,
+            found_inf=broken,
         )
 
 
 def _fused_adams(
-    state: State, gradients: Mapping[str, Tensor], numbers: Mapping[str, Tensor], rates: Mapping[str, str]
+    state: State,
+    gradients: Mapping[str, Tensor],
+    numbers: Mapping[str, Tensor],
+    rates: Mapping[str, str],
+    broken: Tensor,
 ) -> None:
     # The kernel takes one rate for all that it updates, and reads gradients in the order of their memory.
     models = len(state.sums)
     own = unstacked({name: gradient.contiguous() for name, gradient in gradients.items()}, models)
-    for model, own_gradients, own_numbers in zip(state.models, own, unstacked(numbers, models), strict=True):
-        _fused_adam(model, own_gradients, own_numbers, rates)
+    for model, (own_gradients, own_numbers) in enumerate(zip(own, unstacked(numbers, models), strict=True)):
+        _fused_adam(state.models[model], own_gradients, own_numbers, rates, broken[model])
 
 
 def _langevin(
@@ -230,12 +253,13 @@ def _langevin(
     numbers: Mapping[str, Tensor],
     noise: Mapping[str, Tensor],
     sampled: Mapping[str, Langevin],
+    broken: Tensor,
 ) -> None:
     """theta - eta/2 * examples * gradient + sqrt(eta) * N(0, 1) (Welling and Teh 2011, eq. 4)."""
     for name, how in sampled.items():
         eta = _beside(numbers[how.eta], gradients[name])
-        drift = eta / 2 * how.examples * gradients[name]
-        state.parameters[name].sub_(drift - eta.sqrt() * noise[how.noise])
+        move = eta / 2 * how.examples * gradients[name] - eta.sqrt() * noise[how.noise]
+        state.parameters[name].sub_(move.masked_fill(_beside(broken.bool(), move), 0))
 
 
 def _rate(name: str, numbers: Mapping[str, Tensor], rates: Mapping[str, str]) -> Tensor:

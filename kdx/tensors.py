@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from kdx.files import write_atomically
@@ -23,7 +23,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     text = json.dumps(header or {}, sort_keys=True, allow_nan=False)
     # One entry, because safetensors writes several in random order, and equal results should be equal files.
     entry = json.dumps({"header": text, "sha256": tensors_sha256(contents, text)})
-    write_atomically(path, lambda file: save_file(contents, file, {"kdx": entry}))
+    # Written by Python, whose errors say what the file system refused.
+    write_atomically(path, lambda file: file.write_bytes(save(contents, {"kdx": entry})))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -44,7 +44,8 @@ def train(student: nn.Module, objective: Objective, training: Training, engine: 
     """Minimise the objective over the student's parameters, in place, and give the history and the time it took.
 
     Goes on from the checkpoint where there is one. Raises Interrupted after writing a checkpoint when the process is
-    asked to stop, and Diverged when a loss term is no longer finite.
+    asked to stop, and Diverged when a loss term, a gradient or a weight is no longer finite: on a CPU at that step,
+    elsewhere at the end of the epoch, or at a checkpoint, which is not written then.
     """
     (trained,) = train_together([Trainee(student, objective, training, evaluate)], engine)
     if trained.failure is not None:
@@ -120,28 +121,36 @@ class _Loop:
             self.advance(order[..., index * self.batch_size : (index + 1) * self.batch_size], rows[index])
             for member in self.active:
                 member.progress.steps += 1
+            # Elsewhere the look would wait for the device; it stops moving the weights all the same.
+            if self.device.type == "cpu":
+                self.give_up(Member.broken_term)
+            if not self.active:
+                return
             if index + 1 < self.steps_per_epoch:
                 self.heed()
 
+    def give_up(self, found: Callable[[Member], Diverged | None]) -> None:
+        """Go on without the members in which something is no longer finite."""
+        for member in self.active:
+            member.failure = found(member)
+            if member.failure is not None and len(self.members) > 1:
+                log.warning("%s; the others go on", member.failure)
+        self.active = [member for member in self.active if member.failure is None]
+
     def close_epoch(self) -> None:
         # Reading the sums waits for the device, so the lap ends when the work does.
-        means = [member.means() for member in self.active]
+        means = {member: member.means() for member in self.active}
         self._lap(training=True)
-        for member, own in zip(self.active, means, strict=True):
-            try:
-                member.close_epoch(own)
-            except Diverged as failure:
-                member.failure = failure
-                if len(self.members) > 1:
-                    log.warning("%s; the others go on", failure)
+        self.give_up(Member.broken)
+        for member in self.active:
+            member.close_epoch(means[member])
         self._lap(training=False)
         ended = [member for member in self.active if member.done]
         # Those that ended are computed on with the others, but nobody reads them.
         self.active = [member for member in self.active if not member.done]
-        # So that what follows the training repeats nothing of it. One that diverged keeps the checkpoint it has.
+        # So that what follows the training repeats nothing of it.
         for member in ended:
-            if member.failure is None:
-                member.save()
+            member.save()
 
     def heed(self) -> None:
         """Write checkpoints when it is time, or when the process is asked to stop; then stop."""
@@ -149,10 +158,12 @@ class _Loop:
         if not stop and time.monotonic() - self.saved_at < self.members[0].training.trainer.checkpoint_seconds:
             return
         self._lap(training=True)
+        # One that diverged keeps the checkpoint it has, which is finite.
+        self.give_up(Member.broken)
         for member in self.active:
             member.save()
         self.saved_at = time.monotonic()
-        if stop:
+        if stop and any(member.failure is None for member in self.members):
             raise Interrupted(f"{self.title}: stopped in epoch {self.epoch + 1}; the same command goes on")
 
     def headline(self) -> dict[str, float]:

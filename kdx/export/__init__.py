@@ -72,6 +72,8 @@ def export(run: Path, format: str, values: str = "fp32", out: Path | None = None
     try:
         write_atomically(path, write)
     except OSError as error:
+        if out is None:
+            raise
         raise UserError(f"out: '{path}' cannot be written: {error.strerror}; allowed: a file") from error
     (proof,) = verified
     shape = student.data.image_shape

@@ -1,6 +1,7 @@
 """`kdx reproduce`: a paper's table, or all of them, beside the published numbers."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,9 @@ def reproduce(words: Sequence[str]) -> int:
         complete &= all(each.status == "finished" for each in done)
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(folder)
+        if failed := [each for each in done if each.status == "failed"]:
+            line = f"{len(failed)} of {len(done)} runs failed (runs.csv says why), the first: {failed[0].reason}"
+            print(f"kdx: {table.name}: {line}", file=sys.stderr)
     return 0 if complete or not order.train else 1
 
 

@@ -6,9 +6,15 @@ import tempfile
 from pathlib import Path
 
 from kdx.machine import describe_machine
-from tortures import child, kill, rot, words
+from tortures import child, disk, kill, rot, several, words
 
-TORTURES = {"kill": (kill.torture, 50), "rot": (rot.torture, 500), "words": (words.torture, 300)}
+TORTURES = {
+    "kill": (kill.torture, 50),
+    "rot": (rot.torture, 500),
+    "words": (words.torture, 300),
+    "disk": (disk.torture, 60),
+    "several": (several.torture, 24),
+}
 FILE = Path("outputs/benchmarks/torture.json")
 
 
@@ -16,7 +22,7 @@ def main() -> int:
     """Run the chosen tortures; 0 when everything was survived."""
     parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
     parser.add_argument("torture", nargs="*", help=f"any of {', '.join(TORTURES)}; all of them by default")
-    parser.add_argument("--count", type=int, help="how often; by default 50 kills, 500 damages, 300 command lines")
+    parser.add_argument("--count", type=int, help="how often; by default 50 kills, 500 damages and so on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", type=Path, default=FILE, help=f"where the figures are written, {FILE} by default")
     given = parser.parse_args()

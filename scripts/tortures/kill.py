@@ -54,7 +54,7 @@ def _undisturbed(folder: Path, name: str) -> tuple[dict[str, Any], float]:
 
 def _killed(name: str, folder: Path, seconds: float) -> str | None:
     """Start the run and its export, kill them after so long, and give what they were at; None where they had ended."""
-    child = start([command(name), _export(name)], folder, folder / "printed")
+    child = start([command(name), export(name)], folder, folder / "printed")
     time.sleep(seconds)
     where = phase(folder)
     os.kill(child, signal.SIGKILL)
@@ -62,12 +62,12 @@ def _killed(name: str, folder: Path, seconds: float) -> str | None:
 
 
 def _finish(name: str, folder: Path) -> None:
-    ended = kdx([command(name), _export(name)], folder, folder / "printed")
+    ended = kdx([command(name), export(name)], folder, folder / "printed")
     if ended.code:
         raise SystemExit(f"torture: {' '.join(command(name))} ended with {ended.code}: {ended.err}")
 
 
-def _export(name: str) -> list[str]:
+def export(name: str) -> list[str]:
     """The export of the run's student; a chain has none of its own."""
     if name == "ikd":
         return ["--version"]

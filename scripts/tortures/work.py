@@ -31,8 +31,8 @@ METHODS = {
     "prune": ("method=prune", "method.steps=2", "method.retrain_epochs=2"),
     "ikd": ("method=ikd", "method.generations=2"),
 }
-# Of a repeated run everything is equal but the clock.
-_CLOCK = ("seconds", "latency", "csr_runtime")
+# Of a repeated run everything is equal but the clock and the memory.
+_CLOCK = ("seconds", "latency", "csr_runtime", "peak_rss")
 
 
 def command(name: str) -> list[str]:

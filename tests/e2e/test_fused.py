@@ -54,7 +54,7 @@ def test_one_that_diverges_is_recorded_and_the_others_finish(kdx, tmp_path: Path
     assert [row["job"] for row in failed] == ["0", "1"]
     for row in failed:
         assert row["reason"].startswith(
-            "Diverged: vanilla lenet-300-100: cross_entropy is no longer finite in epoch 1;"
+            "Diverged: vanilla lenet-300-100: cross_entropy is no longer finite in epoch 1, step 2;"
         )
         assert "the traceback is in" in row["reason"]
     # Of a second group, and of those that were finished before, nothing is started.

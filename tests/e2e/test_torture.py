@@ -39,6 +39,22 @@ def test_wrong_command_lines_are_refused_in_one_line(tmp_path: Path) -> None:
     assert (found["command_lines"], found["refused"], found["failures"]) == (40, 40, [])
 
 
+def test_a_refused_folder_is_told_in_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    found = torture(tmp_path, "disk", "--count", "4", "--seed", "1")["disk"]
+    assert found["failures"] == []
+    # Where mounting is not allowed, or nobody can become another user, the figures say what was left out.
+    assert found["refusals"] > 0
+    kinds = {what.partition(":")[0] for what in found["met"]} | found["skipped"].keys()
+    assert kinds == {"a full disk", "a limit on files", "a read-only disk", "no permission"}
+
+
+def test_of_several_processes_one_computes_and_all_end_alike(tmp_path: Path) -> None:
+    found = torture(tmp_path, "several", "--count", "4", "--seed", "1")["several"]
+    assert (found["processes"], found["failures"]) == (16, [])
+    assert found["waited"] > 0
+    assert found["skipped"] > 0
+
+
 @pytest.mark.parametrize("words", [("burn",), ("--count", "x")])
 def test_wrong_words(tmp_path: Path, words: tuple[str, ...]) -> None:
     with pytest.raises(AssertionError, match="usage: scripts/torture"):

@@ -25,6 +25,19 @@ def test_two_teachers_have_a_folder_and_a_store_each(kdx, tmp_path: Path) -> Non
     assert f"{figures['run_id']}: finished before" in swept.stderr
 
 
+def test_what_makes_the_figures_worthless_is_said_in_them_too(kdx, tmp_path: Path) -> None:
+    short = (*SHORT, "method=kd", "trainer.epochs=1", "device.latency_seconds=0")
+    result = kdx("train", *short, "trainer.lr=1e-9", "teacher.trainer.lr=1e-9", "teacher.trainer.epochs=1")
+    run = folder_of(result, tmp_path)
+    warnings = metrics(run)["warnings"]
+    for who in ("student", "teacher"):
+        assert f"the {who} is no better than chance: test error" in warnings
+        assert f"the {who} is no better than chance: test error" in result.stdout
+    (teacher,) = tmp_path.glob("outputs/teachers/*/metrics.json")
+    assert "no better than chance" in metrics(teacher.parent)["warnings"]
+    assert "warnings" not in metrics(folder_of(kdx("train", *SHORT, "method=vanilla", "trainer.epochs=20"), tmp_path))
+
+
 def test_another_seed_is_another_run(kdx, tmp_path: Path) -> None:
     short = (*SHORT, "method=kd", "trainer.epochs=1")
     first = folder_of(kdx("train", *short), tmp_path)
