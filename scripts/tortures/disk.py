@@ -95,10 +95,12 @@ def _results(folder: Path) -> Outcome:
 def _full(folder: Path, chance: random.Random, grown: list[int]) -> tuple[str, str]:
     """A disk that has room for a part of what one of the commands writes."""
     done = _begun(chance)
-    why = _first(done, folder)
+    why = _first(done, folder, chance)
     if why:
         return "setup", why
-    room = _used(folder / "outputs") + chance.randint(1, max(1, int(0.8 * grown[done]) // PAGE)) * PAGE
+    # A training needs more on its way than it leaves: its checkpoint, twice while the next one is written.
+    most = (4 if not done else 0.8) * grown[done]
+    room = _used(folder / "outputs") + chance.randint(1, max(1, int(most) // PAGE)) * PAGE
     _remount(folder / "outputs", f"size={room}")
     ended = kdx(_commands()[done:], folder, folder / "printed")
     where = _at(ended, done, folder)
@@ -109,11 +111,11 @@ def _full(folder: Path, chance: random.Random, grown: list[int]) -> tuple[str, s
 def _limited(folder: Path, chance: random.Random, grown: list[int]) -> tuple[str, str]:
     """Files that may not grow beyond so many bytes, like a quota."""
     done = _begun(chance)
-    why = _first(done, folder)
+    why = _first(done, folder, chance)
     if why:
         return "setup", why
     # Never so few that what the command prints does not fit.
-    most = chance.choice((5_000, 20_000, 40_000, 45_000, 60_000, 100_000))
+    most = chance.choice((5_000, 20_000, 100_000, 300_000, 400_000, 440_000))
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
@@ -124,7 +126,7 @@ def _limited(folder: Path, chance: random.Random, grown: list[int]) -> tuple[str
 
 def _read_only(folder: Path, chance: random.Random, grown: list[int]) -> tuple[str, str]:
     done = _begun(chance)
-    why = _first(done, folder)
+    why = _first(done, folder, chance)
     if why:
         return "setup", why
     _remount(folder / "outputs", "ro")
@@ -137,7 +139,7 @@ def _read_only(folder: Path, chance: random.Random, grown: list[int]) -> tuple[s
 def _forbidden(folder: Path, chance: random.Random, grown: list[int]) -> tuple[str, str]:
     """Another user, who may read the folders but write none of them."""
     done = _begun(chance)
-    why = _first(done, folder)
+    why = _first(done, folder, chance)
     if why:
         return "setup", why
 
@@ -155,8 +157,13 @@ def _begun(chance: random.Random) -> int:
     return chance.choice((0, 0, 0, 0, 0, 0, 1, 2, 3))
 
 
-def _first(done: int, folder: Path) -> str:
-    ended = kdx([["--version"], *_commands()[:done]], folder, folder / "printed")
+def _first(done: int, folder: Path, chance: random.Random) -> str:
+    """Run the commands that nothing refuses; where there are none, half of the time leave a teacher without a store."""
+    teacher = not done and chance.random() < 0.5
+    ended = kdx([["--version"], *_commands()[: 1 if teacher else done]], folder, folder / "printed")
+    if teacher:
+        shutil.rmtree(folder / "outputs" / "runs")
+        shutil.rmtree(folder / "outputs" / "logits")
     return f"it does not begin: {ended.err[-300:]}" if ended.code else ""
 
 
