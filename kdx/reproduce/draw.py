@@ -102,9 +102,10 @@ def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:
             printed = select(table.published, Published(), {"quantity": bars.levels[panel]})
             assert printed is not None, "a level that is declared is printed"
             axes.axvline(float(printed), color=GREY, linestyle="--", linewidth=0.8)
-            axes.annotate(
-                f"paper's best {printed} ", (float(printed), -0.6), color=GREY, fontsize=6, ha="right", va="center"
-            )
+            # On the side with more room.
+            side = "left" if float(printed) < axes.get_xlim()[1] / 2 else "right"
+            place = float(printed), -0.6
+            axes.annotate(f" paper's best {printed} ", place, color=GREY, fontsize=6, ha=side, va="center")
         axes.set_yticks(range(len(labels)), [label.removeprefix(f"{panel}, ") for label in labels])
         axes.invert_yaxis()
         axes.set_title(panel or "", loc="left")
