@@ -95,7 +95,6 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     """Run what is not finished, one after another, on a GPU also together; one that fails stops no other."""
     # Here, because they import torch.
     from kdx.reproduce.fused import train_together
-    from kdx.reproduce.inference import speedups
     from kdx.reproduce.network import network_figures
 
     failures = train_together(jobs) if order.train else {}
@@ -110,6 +109,9 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
             log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
         done = _done(job, train, networks.get(job.row, {}), failures.get(job.run))
         if job.timed and done.status == "finished":
+            # Here, because it imports all runtimes.
+            from kdx.reproduce.inference import speedups
+
             # Where nothing may be trained, nothing is timed either.
             done = replace(
                 done, figures=done.figures | speedups(job.folder.path, time=order.train, budget=order.budget)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import folder_of
+from short_runs import folder_of, metrics
 
 from kdx.bench import Thresholded, bench, write_bench
 from kdx.cli import main
@@ -16,6 +16,7 @@ from kdx.export.student import finished_student, load_shrunk
 from kdx.export.verification import NotTheSame
 from kdx.report.bench import print_bench
 from kdx.report.inference import read_inference
+from kdx.runs import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -161,25 +162,37 @@ def test_masking_in_every_forward_changes_nothing(run: Path):
     assert (Thresholded(layer)(images.flatten(1)) == layer(images.flatten(1))).all()
 
 
-def test_a_configuration_of_another_version_is_refused(run: Path, tmp_path: Path):
+def with_configuration(run: Path, base: Path, text: str | None) -> Path:
+    """A copy of the run with another config.yaml, or none, as if it had been finished with it."""
     for file in run.iterdir():
         if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+            (base / file.name).write_bytes(file.read_bytes())
+    (base / "config.yaml").unlink()
+    if text is not None:
+        (base / "config.yaml").write_text(text)
+    RunFolder(base).write_metrics(metrics(run))
+    return base
+
+
+def test_a_configuration_of_another_version_is_refused(run: Path, tmp_path: Path):
     text = (run / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(text.replace("threads: 1", "threads: one"))
+    other = with_configuration(run, tmp_path, text.replace("threads: 1", "threads: one"))
     with pytest.raises(UserError, match=r"written by another version of kdx: device\.threads: 'one' is not allowed"):
-        finished_student(tmp_path)
-    (tmp_path / "config.yaml").unlink()
+        finished_student(other)
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
-        finished_student(tmp_path)
+        finished_student(with_configuration(run, tmp_path, None))
 
 
 def test_the_student_of_another_network_is_refused(run: Path, tmp_path: Path):
-    for file in run.iterdir():
-        if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
     text = (run / "config.yaml").read_text()
     assert text.count("  hidden:\n  - 8\n") == 2
-    (tmp_path / "config.yaml").write_text(text.replace("  hidden:\n  - 8\n", "  hidden:\n  - 8\n  - 8\n"))
+    other = with_configuration(run, tmp_path, text.replace("  hidden:\n  - 8\n", "  hidden:\n  - 8\n  - 8\n"))
     with pytest.raises(UserError, match=r"made for another network: 'fc3\.weight' is absent there"):
-        finished_student(tmp_path)
+        finished_student(other)
+
+
+def test_a_student_that_was_changed_is_refused(run: Path, tmp_path: Path):
+    other = with_configuration(run, tmp_path, (run / "config.yaml").read_text())
+    (other / "student.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"student\.safetensors is damaged: its content is not what was written"):
+        finished_student(other)

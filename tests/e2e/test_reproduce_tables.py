@@ -15,12 +15,19 @@ SMOKE = ("budget=smoke", "device.threads=1")
 def test_every_table_at_smoke_budget(kdx, tmp_path: Path, name: str) -> None:
     # Of the large grids a part.
     parts = {"kddp/table3": "SN 50, T 2,*", "kddp/table4": "SN 50, T 2,*", "vs/fig5": "*D, ?,000"}
-    parts |= {"noisy/fig2": "*, 0.6", "ikd/table2": "VGG*, MNIST,*", "vs/fig3": "S1,*", "vs/fig6": "S1, ST-VBD"}
+    parts |= {
+        "noisy/fig2": "*, 0.6",
+        "ikd/table1": "ResNet*, MNIST,*",
+        "ikd/table2": "VGG*, MNIST,*",
+        "vs/fig3": "S1,*",
+        "vs/fig6": "S1, ST-VBD",
+    }
+    parts |= {f"noisy/table{number}": "*0.5*" for number in (2, 3, 4)}
     part = [f"rows={parts[name]}"] if name in parts else []
     result = kdx("reproduce", name, "seeds=1", *SMOKE, *part)
     assert result.returncode == 0, result.stderr
     folder = tmp_path / "outputs" / "paper" / f"{name}-smoke"
-    files = {"runs.csv", "table.csv", "table.md", "table.tex", "provenance.json"}
+    files = {"runs.csv", "table.csv", "table.md", "table.tex", "provenance.json", "checksums.sha256"}
     pictures = {"figure.svg", "figure.png"} if "fig" in name else set()
     assert {path.name for path in folder.iterdir()} == files | pictures
     text = (folder / "table.md").read_text()
