@@ -34,12 +34,9 @@ def run(config: Config) -> Path:
     """
     folder = run_folder(config)
     with folder.lock():
-        folder.clear_damage()
-        if folder.finished and not config.force:
+        if folder.settled(repeat=config.force):
             log.warning("%s: finished before, skipped (force=true repeats it)", folder.path)
             return folder.path
-        if folder.finished:
-            folder.clear()
         with folder.logged():
             _run(config, folder)
     return folder.path

@@ -57,12 +57,20 @@ class RunFolder:
             return str(error)
         return seal.damage(self.path)
 
-    def clear_damage(self) -> None:
-        """Leave nothing of a folder whose results are damaged, and say so in a warning."""
+    def settled(self, *, repeat: bool = False) -> bool:
+        """Whether results are here to be used; those that are damaged, or are to be repeated, are removed.
+
+        Raises WrittenLater where a later version of kdx wrote them.
+        """
+        if not (self.path / METRICS).exists():
+            return False
         reason = self.damage()
         if reason:
             log.warning("%s; this is repeated", reason.partition("; repeat the run")[0])
-            self.clear()
+        elif not repeat:
+            return True
+        self.clear()
+        return False
 
     def metrics(self) -> dict[str, Any]:
         """The figures of the finished run; UserError when there are none or the file is damaged."""

@@ -61,8 +61,7 @@ def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
     folder = teacher_folder(config)
     weights = folder.path / "teacher.safetensors"
     with folder.lock():
-        folder.clear_damage()
-        if folder.finished:
+        if folder.settled():
             try:
                 return load_weights(weights, blank)
             except UserError as error:

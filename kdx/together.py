@@ -48,8 +48,6 @@ def run_together(configs: Sequence[Config], way: Way, max_models: int | None) ->
         if len(due) < 2:
             return outcomes
         for run in due:
-            if run.folder.finished:
-                run.folder.clear()
             held.enter_context(run.folder.logged())
             run.folder.write_config(run.config)
         try:
@@ -69,10 +67,7 @@ def _in_lock_order(configs: Sequence[Config]) -> list[_Run]:
 
 def _is_due(run: _Run, held: ExitStack) -> bool:
     """Whether the run is not finished, or to be repeated, and its lock is ours."""
-    if not held.enter_context(run.folder.lock(wait=False)):
-        return False
-    run.folder.clear_damage()
-    return run.config.force or not run.folder.finished
+    return held.enter_context(run.folder.lock(wait=False)) and not run.folder.settled(repeat=run.config.force)
 
 
 def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterator[tuple[_Run, Path | Exception]]:

@@ -90,12 +90,21 @@ def test_changed_results_are_no_results(tmp_path: Path, caplog, file: str, conte
     path.unlink() if content is None else path.write_text(content)
     assert not folder.finished
     assert reason in (folder.damage() or "")
-    folder.clear_damage()
+    assert not folder.settled()
     assert list(folder.path.iterdir()) == []
     (line,) = caplog.messages
     assert line.endswith(f"{reason}; this is repeated")
-    folder.clear_damage()
+    assert not folder.settled()
     assert folder.damage() is None
+
+
+def test_intact_results_are_kept_unless_they_are_to_be_repeated(tmp_path: Path, caplog):
+    folder = sealed(tmp_path / "run")
+    assert folder.settled()
+    assert folder.finished
+    assert not folder.settled(repeat=True)
+    assert list(folder.path.iterdir()) == []
+    assert caplog.messages == []
 
 
 def test_a_format_of_the_past_and_one_of_the_future(tmp_path: Path):
@@ -104,7 +113,7 @@ def test_a_format_of_the_past_and_one_of_the_future(tmp_path: Path):
     (folder.path / METRICS).write_text('{"R_s": 25}')
     assert folder.finished
     (folder.path / METRICS).write_text('{"format": 3, "R_s": 25}')
-    for look in (folder.metrics, folder.damage, folder.clear_damage, lambda: folder.finished):
+    for look in (folder.metrics, folder.damage, folder.settled, lambda: folder.finished):
         with pytest.raises(
             WrittenLater, match=r"later version of kdx \(format 3, this one reads up to 2\); update kdx"
         ):
