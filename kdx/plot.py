@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from kdx.errors import UserError, unknown
 from kdx.files import write_csv
 from kdx.report.drawing import MARKERS, STYLE, WIDTH, canvas_of, save
-from kdx.report.finished import METRICS
+from kdx.report.finished import finished_runs
 from kdx.report.palette import COLOURS, GREY
 from kdx.report.summary import Group, groups_of
 from kdx.reproduce.tables import load_table, table_names
@@ -145,7 +145,7 @@ def _entry(label: str, marker: str, colour: str, fill: str) -> Line2D:
 
 def _groups(dataset: str, outputs: Path, student: str, method: str) -> list[Group]:
     runs = outputs / "runs"
-    found = sorted(path.parent for path in runs.glob(f"*/*/*/*/{METRICS}"))
+    found = finished_runs(outputs)
     names = sorted({path.relative_to(runs).parts[0] for path in found})
     if not names:
         raise UserError(f"plot: {runs} holds no finished run; kdx train makes one")

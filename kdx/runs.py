@@ -17,10 +17,9 @@ from kdx import seal
 from kdx.config import Config, run_id, teacher_id
 from kdx.errors import UserError
 from kdx.files import json_text, write_text
+from kdx.seal import METRICS
 
 log = logging.getLogger(__name__)
-
-METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)

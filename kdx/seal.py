@@ -9,6 +9,7 @@ from kdx.errors import UserError
 from kdx.files import sha256_of, write_text
 
 CHECKSUMS = "checksums.sha256"
+METRICS = "metrics.json"
 FORMAT = 2
 """Of metrics.json; format 1, which says nothing of it, had no checksums beside it."""
 

@@ -10,8 +10,8 @@ import yaml
 
 from kdx import seal
 from kdx.errors import UserError, nearest
+from kdx.seal import METRICS
 
-METRICS = "metrics.json"
 NAMES = ("run_id", "dataset", "method", "student")
 TEXTS = frozenset({*NAMES, "teacher", "device", "csr_runtime", "kdx_version", "torch_version"})
 AMBIGUOUS_SHOWN = 4
@@ -130,6 +130,11 @@ def _has_metrics(folder: Path) -> bool:
         return False
 
 
+def finished_runs(outputs: Path) -> list[Path]:
+    """The folders of all finished runs, sorted."""
+    return [path for path in _run_folders(outputs) if _has_metrics(path)]
+
+
 def _run_folders(outputs: Path) -> list[Path]:
     return sorted(path for path in outputs.glob("runs/*/*/*/[!.]*") if path.is_dir())
 
@@ -146,7 +151,7 @@ def _by_id(run_id: str, outputs: Path) -> Path | None:
 
 
 def _unknown_run(given: str, outputs: Path) -> UserError:
-    finished = [path for path in _run_folders(outputs) if _has_metrics(path)]
+    finished = finished_runs(outputs)
     runs = outputs / "runs"
     if not finished:
         return UserError(f"run: '{given}' is not known; allowed: the folder of a finished run ({runs} holds none)")

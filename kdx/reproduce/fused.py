@@ -18,11 +18,12 @@ def train_together(jobs: Sequence[Job]) -> dict[str, Exception]:
 
     What fits with no other run is left to be trained alone.
     """
-    due = list({job.run: job for job in jobs if job.of == "student" and not job.finished}.values())
+    students = [job for job in jobs if job.of == "student" and is_faster(job.config)]
+    due = list({job.run: job for job in students if not job.finished}.values())
     failures: dict[str, Exception] = {}
     for group in groups([job.config for job in due]):
         together = [due[index] for index in group]
-        if len(together) < 2 or not is_faster(together[0].config):
+        if len(together) < 2:
             continue
         log.warning("%d runs together: %s", len(together), ", ".join(dict.fromkeys(job.row for job in together)))
         outcomes = run_together([job.config for job in together], "auto", None)

@@ -1,6 +1,5 @@
 """The runs behind a table: one for each row and seed, trained where they are not finished."""
 
-import csv
 import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +9,8 @@ from typing import Any, Literal
 
 from kdx.compose import check_method, single
 from kdx.config import Config
-from kdx.errors import UserError
 from kdx.failure import describe, recorded
+from kdx.report.records import read_lines
 from kdx.reproduce.budget import BUDGETS, Budget
 from kdx.reproduce.tables import Of, PaperTable, Row
 from kdx.runs import RunFolder, run_folder, teacher_folder
@@ -97,6 +96,8 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     from kdx.reproduce.fused import train_together
     from kdx.reproduce.network import network_figures
 
+    if order.train:
+        _check_data(jobs)
     failures = train_together(jobs) if order.train else {}
     # The seeds of a row share their network.
     networks = {
@@ -104,10 +105,13 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     }
     results = []
     for number, job in enumerate(jobs, 1):
-        train = order.train and not job.finished
-        if train:
+        # Asked once for each job, because all results of a folder are read for it.
+        finished = job.finished
+        if order.train and not finished:
             log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
-        done = _done(job, train, networks.get(job.row, {}), failures.get(job.run))
+            done = _trained(job, networks.get(job.row, {}), failures.get(job.run))
+        else:
+            done = _done(job, networks.get(job.row, {})) if finished else _missing(job, networks.get(job.row, {}))
         if job.timed and done.status == "finished":
             # Here, because it imports all runtimes.
             from kdx.reproduce.inference import speedups
@@ -142,24 +146,38 @@ def _without_repeats(words: Sequence[str]) -> tuple[str, ...]:
     return tuple({word.partition("=")[0]: word for word in words}.values())
 
 
-def _done(job: Job, train: bool, network: Mapping[str, Any], failure: Exception | None) -> Done:
+def _check_data(jobs: Sequence[Job]) -> None:
+    """Raise UserError where a data set is not to be had, before the first of many runs finds out."""
+    from kdx.data import load_data
+
+    settings = {job.config.dataset.model_dump_json(): job.config.dataset for job in jobs if not job.finished}
+    for each in settings.values():
+        load_data(each)
+
+
+def _trained(job: Job, network: Mapping[str, Any], failure: Exception | None) -> Done:
+    """Train what is to be trained; `failure` is what came of it together with others, if that went wrong."""
+    try:
+        with recorded(job.folder.log_file):
+            if failure is not None:
+                raise failure
+            _train(job)
+    except Exception as error:
+        return replace(_missing(job, network), status="failed", reason=describe(error))
+    return _done(job, network)
+
+
+def _missing(job: Job, network: Mapping[str, Any]) -> Done:
+    from kdx.reproduce.network import with_derived
+
+    return Done(job, "missing", "not run", {} if job.changes_network else with_derived(network))
+
+
+def _done(job: Job, network: Mapping[str, Any]) -> Done:
     from kdx.reproduce.network import with_derived
 
     if job.of == "network":
         return Done(job, "finished", "", with_derived(network))
-    known = {} if job.changes_network else with_derived(network)
-    if train:
-        try:
-            with recorded(job.folder.log_file):
-                if failure is not None:
-                    raise failure
-                _train(job)
-        except UserError:
-            raise
-        except Exception as failure:
-            return Done(job, "failed", describe(failure), known)
-    if not job.finished:
-        return Done(job, "missing", "not run", known)
     if job.generation is not None:
         return Done(job, "finished", "", _of_generation(job, job.generation))
     statistics = {key: value for key, value in network.items() if key == "moving_statistics"}
@@ -183,26 +201,21 @@ def _train(job: Job) -> None:
 
 def _by_layer(folder: Path) -> dict[str, float]:
     """`sparsity_percent.LAYER` for every weight matrix."""
-    rows = _read(folder / "layers.csv")
+    rows = read_lines(folder / "layers.csv")
     return {f"sparsity_percent.{row['layer']}": float(row["sparsity_percent"]) for row in rows}
 
 
 def _at_the_end(folder: Path) -> dict[str, float]:
     """`last.COLUMN`, what the history has for the last epoch."""
-    history = _read(folder / "history.csv")
+    history = read_lines(folder / "history.csv")
     return {f"last.{key}": float(value) for key, value in history[-1].items() if value} if history else {}
 
 
 def _of_generation(job: Job, generation: int) -> dict[str, Any]:
     """The figures of an accepted generation of a chain, before or after pruning; none where the chain is shorter."""
-    rows = _read(job.folder.path / ("chain.csv" if job.of == "generation" else "pruned.csv"))
+    rows = read_lines(job.folder.path / ("chain.csv" if job.of == "generation" else "pruned.csv"))
     found = [row for row in rows if int(row["generation"]) == generation and row.get("accepted", "yes") == "yes"]
     if not found:
         return {}
     numbers = ("val_error_percent", "test_error_percent", "parameters", "nonzero_weights", "C")
     return {key: float(found[0][key]) for key in numbers if found[0].get(key)}
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -14,8 +14,8 @@ import yaml
 from kdx.compose import single
 from kdx.config import run_id
 from kdx.errors import UserError
-from kdx.runs import METRICS, RunFolder, run_folder, teacher_folder
-from kdx.seal import WrittenLater
+from kdx.runs import RunFolder, run_folder, teacher_folder
+from kdx.seal import METRICS, WrittenLater
 
 HOLD = """
 import sys, time

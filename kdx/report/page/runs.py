@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
-from kdx.report.finished import METRICS, number, read_figures
+from kdx.report.finished import number, read_figures
 from kdx.report.inference import Inference, read_inference
 from kdx.report.page.papers import Configured, Job, Table, value
 from kdx.report.records import reading
 from kdx.report.verdict import warnings_of
+from kdx.seal import METRICS
 
 # Where libyaml is there, hundreds of configurations take a second less.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
