@@ -28,6 +28,9 @@ from kdx.step import Noise, RunStep, make_step
 Advance = Callable[[Tensor, Tensor], None]
 """One step, with the numbers of the batch's examples and the row of numbers, of every model where there are several."""
 
+CHECKPOINT_SHARE = 0.02
+"""At most this part of the time goes into checkpoints: one that was slow to write puts the next one off."""
+
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +86,9 @@ class _Loop:
     def __init__(self, members: list[Member], engine: Engine, stop: threading.Event, way: Way) -> None:
         self.members, self.stop = members, stop
         self.active = [member for member in members if not member.done]
-        self.saved_at = self.mark = time.monotonic()
+        self.mark = time.monotonic()
+        self.checkpoint_seconds = members[0].training.trainer.checkpoint_seconds
+        self.due = self.mark + self.checkpoint_seconds
         self.engine = engine
         self.way: Way = way
         first, count = members[0], len(members)
@@ -149,22 +154,34 @@ class _Loop:
         # Those that ended are computed on with the others, but nobody reads them.
         self.active = [member for member in self.active if not member.done]
         # So that what follows the training repeats nothing of it.
-        for member in ended:
-            member.save()
+        self.save(ended)
 
     def heed(self) -> None:
         """Write checkpoints when it is time, or when the process is asked to stop; then stop."""
         stop = self.stop.is_set()
-        if not stop and time.monotonic() - self.saved_at < self.members[0].training.trainer.checkpoint_seconds:
+        if not stop and time.monotonic() < self.due:
             return
         self._lap(training=True)
         # One that diverged keeps the checkpoint it has, which is finite.
         self.give_up(Member.broken)
-        for member in self.active:
-            member.save()
-        self.saved_at = time.monotonic()
+        self.save(self.active)
         if stop and any(member.failure is None for member in self.members):
             raise Interrupted(f"{self.title}: stopped in epoch {self.epoch + 1}; the same command goes on")
+
+    def save(self, members: list[Member]) -> None:
+        """Write checkpoints, and let more time pass before the next the longer it took."""
+        if not members:
+            return
+        began = time.monotonic()
+        for member in members:
+            member.save()
+        now = time.monotonic()
+        log.info(
+            "%s: step %d, %d checkpoints in %.3f s", self.title, members[0].progress.steps, len(members), now - began
+        )
+        slow = (now - began) / CHECKPOINT_SHARE
+        # Who asks for one after every step gets it.
+        self.due = now + (max(self.checkpoint_seconds, slow) if self.checkpoint_seconds else 0)
 
     def headline(self) -> dict[str, float]:
         """The figures to show: their means over the members that did not fail."""

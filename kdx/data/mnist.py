@@ -77,7 +77,9 @@ def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:
         images_name, labels_name = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
         images = parse_idx(contents[images_name], 3, images_name)
         labels = parse_idx(contents[labels_name], 1, labels_name)
-        if tuple(images.shape) != (len(labels), *IMAGE_SIZE) or (labels >= CLASSES).any():
+        if (labels >= CLASSES).any():
+            raise UserError(f"{labels_name}: there are labels above {CLASSES - 1}")
+        if tuple(images.shape) != (len(labels), *IMAGE_SIZE):
             raise UserError(f"{images_name}: images {tuple(images.shape)} do not fit the {len(labels)} labels")
         tensors |= {f"{part}_images": images, f"{part}_labels": labels}
     return tensors

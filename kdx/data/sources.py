@@ -7,6 +7,7 @@ import io
 import logging
 import tarfile
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from kdx.display import Stage, stage
-from kdx.errors import UserError
+from kdx.errors import UserError, one_line
 from kdx.files import write_atomically
 from kdx.folders import data_root, download_cache
 
@@ -79,7 +80,16 @@ class Verified:
         return path.open("rb") if self.content is None else io.BytesIO(self.content)
 
     def unpacked(self) -> Iterator[tuple[str, bytes]]:
-        """The file name (without folders) and the bytes of each file in it."""
+        """The file name (without folders) and the bytes of each file in it.
+
+        Raises UserError where it cannot be unpacked, as when it has changed since it was verified.
+        """
+        try:
+            yield from self._unpacked()
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            raise UserError(f"dataset.root: {self.paths[0]} cannot be unpacked ({one_line(error)})") from error
+
+    def _unpacked(self) -> Iterator[tuple[str, bytes]]:
         if self.paths[0].name.endswith(".tar.gz"):
             with self.open() as packed, tarfile.open(fileobj=packed, mode="r:gz") as archive:
                 for member in archive:
@@ -134,6 +144,15 @@ def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) ->
     return None
 
 
+def _half_there(sources: SourceSet, file: SourceFile, folder: Path) -> str:
+    """Which of the files that it unpacks to are absent, where others are there."""
+    for place in sources.places:
+        absent = [PurePosixPath(name).name for name in file.members if not (folder / place / name).exists()]
+        if 0 < len(absent) < len(file.members):
+            return f" (of what it unpacks to, {', '.join(absent)} is not there)"
+    return ""
+
+
 def _md5_of(path: Path) -> str | None:
     """The file's md5, or None where there is no file; chunk by chunk, since a file may be larger than the memory."""
     try:
@@ -147,7 +166,8 @@ def _md5_of(path: Path) -> str | None:
 
 def _download(sources: SourceSet, missing: Sequence[SourceFile], folder: Path, allowed: bool) -> dict[str, Verified]:
     target = folder / sources.places[0]
-    problem = f"dataset.root: {', '.join(file.name for file in missing)} not found below '{folder}'"
+    names = ", ".join(file.name + _half_there(sources, file, folder) for file in missing)
+    problem = f"dataset.root: {names} not found below '{folder}'"
     remedy = f"put them into {target}, or use dataset=digits, which needs no files"
     if not allowed:
         raise UserError(f"{problem} and dataset.download is false; {remedy}")

@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 
 from kdx.machine import describe_machine
-from tortures import child, disk, kill, rot, several, words
+from tortures import child, disk, files, kill, rot, several, words
 
 TORTURES = {
     "kill": (kill.torture, 50),
     "rot": (rot.torture, 500),
+    "files": (files.torture, 300),
     "words": (words.torture, 300),
     "disk": (disk.torture, 60),
     "several": (several.torture, 24),
@@ -29,7 +30,7 @@ def main() -> int:
     unknown = set(given.torture) - TORTURES.keys()
     if unknown:
         parser.error(f"{', '.join(unknown)} is not known; allowed: {', '.join(TORTURES)}")
-    child.preload()
+    child.prepare()
     figures = json.loads(given.file.read_text()) if given.file.exists() else {}
     failed = False
     for name in given.torture or TORTURES:

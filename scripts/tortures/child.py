@@ -34,8 +34,8 @@ class Ended:
         return "Traceback (most recent call last)" in self.err + self.out
 
 
-def preload() -> None:
-    """Import what commands import when they are needed, so that no child has to."""
+def prepare() -> None:
+    """Import what commands import when they are needed, so that no child has to; children inherit what is set here."""
     for module in (
         "kdx.cli",
         "kdx.experiment",
@@ -50,6 +50,10 @@ def preload() -> None:
         "hydra._internal",
     ):
         import_module(module)
+    # Whatever could come out otherwise the next time is an error.
+    import_module("torch").use_deterministic_algorithms(True)
+    # A small run would otherwise write few checkpoints, and few kills would hit one.
+    import_module("kdx.trainer").CHECKPOINT_SHARE = 1
 
 
 def start(words: Sequence[Sequence[str]], base: Path, capture: Path, before: Callable[[], None] = lambda: None) -> int:

@@ -13,16 +13,11 @@ from typing import Any
 import kdx.deploy
 from tortures.child import Ended, start, wait
 from tortures.child import kdx as command_line
-from tortures.work import SMALL, command, outcome
+from tortures.work import command, outcome
 
 METHOD = "st-vbd"
 # Read by nobody but people.
 SPARED = {".lock", ".log", ".md", ".tex", ".svg", ".png"}
-MNIST = [
-    *("train", "dataset=mnist", "method=vanilla", "dataset.train_size=300", "dataset.validation=300"),
-    *(word for word in SMALL if not word.startswith("dataset")),
-    *("trainer.epochs=1", "teacher.trainer.epochs=1"),
-]
 
 
 def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
@@ -55,14 +50,14 @@ def _answer(work: Path, expected: dict[str, Any], said: dict[str, str]) -> tuple
         return "failed", "a damaged export is read"
     for name, text in said.items():
         ended = command_line([_looks(work)[name]], work, work / "printed")
-        if why := _unfit(ended):
+        if why := unfit(ended):
             return "failed", f"{name}: {why}"
         refused |= ended.code != 0
         if not ended.code and ended.out != text:
             return "failed", f"{name} shows other numbers"
     for words in (command(METHOD), command("kddp")):
         ended = command_line([words], work, work / "printed")
-        if why := _unfit(ended):
+        if why := unfit(ended):
             return "failed", f"train: {why}"
         if ended.code:
             return "failed", f"train does not go on: {ended.err[-200:]}"
@@ -85,7 +80,8 @@ def _export_is_refused(work: Path, expected: dict[str, Any]) -> bool | None:
     return False
 
 
-def _unfit(ended: Ended) -> str:
+def unfit(ended: Ended) -> str:
+    """What no command may do, whatever is damaged; empty where it did not."""
     if ended.hung:
         return "it hung"
     if ended.traceback:

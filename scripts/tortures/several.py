@@ -1,10 +1,16 @@
-"""Processes that start the same run, or runs with the same teacher, at the same moment, some of them killed."""
+"""Processes that start the same run, or runs with the same teacher, at the same moment, some of them killed.
 
+Every third time their folder is like that of a bad network disk.
+"""
+
+import errno
+import fcntl
 import os
 import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,8 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
     chance = random.Random(seed)
     alone = {name: _alone(base / "alone", [name]) for name in METHODS}
     shared = _alone(base / "alone", SHARING)
-    figures, failures = dict.fromkeys(("processes", "killed", "waited", "skipped"), 0), list[str]()
+    counted = ("processes", "killed", "waited", "skipped", "network_rounds")
+    figures, failures = dict.fromkeys(counted, 0), list[str]()
     for number in range(count):
         same = number % 2 == 0
         names = [chance.choice(list(METHODS))] * PROCESSES if same else list(SHARING)
@@ -34,14 +41,17 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
         folder = base / "several"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        ended = _together(folder, names, chance, killed, seconds)
+        network = number % 3 == 2
+        ended = _together(folder, names, chance, killed, seconds, _on_a_network if network else _as_usual)
         why = _wrong(folder, names, ended, expected, same=same, killed=killed > 0)
         figures["processes"] += len(ended)
+        figures["network_rounds"] += network
         figures["killed"] += sum(each.code == -signal.SIGKILL for each in ended)
         figures["waited"] += sum("waiting for another process" in each.err for each in ended)
         figures["skipped"] += sum("finished before, skipped" in each.err for each in ended)
         if why:
-            failures.append(f"{', '.join(dict.fromkeys(names))}, {killed} to be killed: {why}")
+            where = ", on a network" if network else ""
+            failures.append(f"{', '.join(dict.fromkeys(names))}, {killed} to be killed{where}: {why}")
     return {"rounds": count, **figures, "failures": failures}
 
 
@@ -56,10 +66,31 @@ def _alone(folder: Path, names: list[str] | tuple[str, ...]) -> tuple[dict[str, 
     return outcome(folder / "outputs"), time.monotonic() - began
 
 
-def _together(folder: Path, names: list[str], chance: random.Random, killed: int, seconds: float) -> list[Ended]:
+def _as_usual() -> None:
+    pass
+
+
+def _on_a_network() -> None:
+    """Renaming takes its time, and there are neither hard links nor locks."""
+    rename = os.replace
+
+    def slow(*paths: Any) -> None:
+        time.sleep(0.02)
+        rename(*paths)
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    os.replace = os.rename = slow
+    os.link = fcntl.flock = refuse
+
+
+def _together(
+    folder: Path, names: list[str], chance: random.Random, killed: int, seconds: float, before: Callable[[], None]
+) -> list[Ended]:
     """Start all at once, kill some of them at random moments, and wait for the others."""
     captures = [folder / f"printed{number}" for number in range(len(names))]
-    children = [start([command(name)], folder, capture) for name, capture in zip(names, captures, strict=True)]
+    children = [start([command(name)], folder, capture, before) for name, capture in zip(names, captures, strict=True)]
     moments = sorted(chance.uniform(0, 1.5 * seconds) for _ in range(killed))
     began = time.monotonic()
     for moment, child in zip(moments, chance.sample(children, killed), strict=True):

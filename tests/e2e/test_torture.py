@@ -34,6 +34,12 @@ def test_damaged_files_are_refused_or_rebuilt(tmp_path: Path) -> None:
     assert found["damages"] > 4
 
 
+def test_damaged_files_of_data_sets_are_refused(tmp_path: Path) -> None:
+    found = torture(tmp_path, "files", "--count", "12", "--seed", "1")["files"]
+    assert found["failures"] == []
+    assert found["answers"]["refused"] > 4
+
+
 def test_wrong_command_lines_are_refused_in_one_line(tmp_path: Path) -> None:
     found = torture(tmp_path, "words", "--count", "30", "--seed", "1")["words"]
     assert (found["command_lines"], found["refused"], found["failures"]) == (30, 30, [])

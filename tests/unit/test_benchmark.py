@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 from benchmarks import table, usual
 from benchmarks.work import JOBS, Order, Work
+from torch import Tensor, nn
 
 from kdx.methods import build_method
 from kdx.methods.dropout import NoisyDropout

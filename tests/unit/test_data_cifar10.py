@@ -4,7 +4,6 @@ import hashlib
 import io
 import os
 import pickle
-import struct
 import tarfile
 from dataclasses import replace
 from itertools import chain
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tortures.official import batch, python2
 
 from kdx.data import cifar10, load_data
 from kdx.data.batches import parse_batch
@@ -31,41 +31,6 @@ PIXELS = {name: NUMBERS.integers(0, 256, (BATCH, 3, 32, 32), dtype=np.uint8) for
 LABELS = {name: NUMBERS.permutation(np.arange(BATCH) % 10) for name in PIXELS}
 
 
-def python2(value: Any) -> bytes:
-    """A value as Python 2 pickled it, opcode by opcode as in the official files; Python 3 writes strings otherwise."""
-    match value:
-        case None:
-            return b"N"
-        case bool():
-            return b"\x89"
-        case int():
-            return b"J" + struct.pack("<i", value)
-        case bytes():
-            return b"T" + struct.pack("<i", len(value)) + value
-        case tuple():
-            return b"(" + b"".join(map(python2, value)) + b"t"
-        case list():
-            return b"](" + b"".join(map(python2, value)) + b"e"
-        case dict():
-            return b"}(" + b"".join(python2(key) + python2(item) for key, item in value.items()) + b"u"
-        case np.ndarray():
-            dtype = b"cnumpy\ndtype\n" + python2((b"u1", 0, 1)) + b"R" + python2((3, b"|", None, None, None, -1, -1, 0))
-            state = python2(1) + python2(value.shape) + dtype + b"b" + b"\x89" + python2(value.tobytes())
-            blank = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + python2((0,)) + python2(b"b") + b"tR"
-            return blank + b"(" + state + b"tb"
-    raise AssertionError(value)
-
-
-def batch(name: str) -> bytes:
-    content = {
-        b"data": PIXELS[name].reshape(BATCH, -1),
-        b"labels": LABELS[name].tolist(),
-        b"batch_label": b"training batch",
-        b"filenames": [b"leptodactylus_pentadactylus_s_000004.png"] * BATCH,
-    }
-    return b"\x80\x02" + python2(content) + b"."
-
-
 def packed(files: dict[str, bytes]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
@@ -80,7 +45,7 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-BATCHES = {name: batch(name) for name in PIXELS}
+BATCHES = {name: batch(PIXELS[name], LABELS[name]) for name in PIXELS}
 PACKED = packed({"readme.html": b"<html>", "batches.meta": b"no pickle", **BATCHES})
 
 
@@ -155,7 +120,8 @@ def test_a_missing_batch_is_told_with_what_to_do(root):
     (root / FOLDER / "data_batch_5").unlink()
     with pytest.raises(UserError) as caught:
         load_data(settings(root))
-    for part in (ARCHIVE, f"not found below '{root}'", "dataset.download is false", "dataset=digits"):
+    absent = f"{ARCHIVE} (of what it unpacks to, data_batch_5 is not there)"
+    for part in (absent, f"not found below '{root}'", "dataset.download is false", "dataset=digits"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -3,13 +3,13 @@
 import gzip
 import hashlib
 import os
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tortures.official import idx
 
 from kdx.data import load_data, mnist
 from kdx.data.settings import MnistSettings
@@ -21,10 +21,6 @@ REAL = os.environ.get("KDX_DATA", "")  # read before a test clears it
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
 LABELS = np.arange(60, dtype=np.uint8) % 10
 TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
-
-
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def md5(content: bytes) -> str:
@@ -139,15 +135,32 @@ def test_damage_is_noticed_even_when_the_cache_is_intact(root):
         load(root)
 
 
-@pytest.mark.parametrize("labels", [LABELS[:39], LABELS[:40] + 1], ids=["too few", "out of range"])
-def test_labels_that_do_not_fit_the_images_are_refused(root, monkeypatch, labels):
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (LABELS[:39], "do not fit the 39 labels"),
+        (LABELS[:40] + 1, "^train-labels-idx1-ubyte: there are labels above 9"),
+    ],
+    ids=["too few", "out of range"],
+)
+def test_labels_that_do_not_fit_the_images_are_refused(root, monkeypatch, labels, reason):
     content = idx(labels)
     write(root, {"train-labels-idx1-ubyte": content})
     (root / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz").unlink()
     first, second, *rest = mnist.SOURCES.files
     lying = replace(second, members={"train-labels-idx1-ubyte": md5(content)})
     monkeypatch.setattr(mnist, "SOURCES", replace(mnist.SOURCES, files=(first, lying, *rest)))
-    with pytest.raises(UserError, match="labels"):
+    with pytest.raises(UserError, match=reason):
+        load(root)
+    assert cache_files() == []
+
+
+@pytest.mark.parametrize("content", [b"", PACKED[TRAIN_IMAGES][:-9], b"no gzip"], ids=["empty", "cut off", "another"])
+def test_a_file_that_changes_after_its_check_is_refused(root, monkeypatch, content):
+    first, *rest = mnist.SOURCES.files
+    write(root / "MNIST" / "raw", {TRAIN_IMAGES: content})
+    monkeypatch.setattr(mnist, "SOURCES", replace(mnist.SOURCES, files=(replace(first, md5=md5(content)), *rest)))
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte(\.gz cannot be unpacked|: is not an IDX)"):
         load(root)
     assert cache_files() == []
 

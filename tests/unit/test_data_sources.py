@@ -238,7 +238,7 @@ def test_an_archive_is_downloaded_where_one_of_its_files_is_missing(tmp_path, ad
     write(tmp_path / "served", {"all.tar.gz": TAR})
     write(tmp_path / "here", {"plain.mat": PLAIN})
     write(tmp_path / "here" / "batches", {"one": MEMBERS["batches/one"]})
-    with pytest.raises(UserError, match=r"all\.tar\.gz not found"):
+    with pytest.raises(UserError, match=r"all\.tar\.gz \(of what it unpacks to, two is not there\) not found"):
         unpacked(tmp_path / "here")
     assert unpacked(tmp_path / "here", lambda: [address]).keys() == {*WANTED, "readme"}
     assert (tmp_path / "here" / "all.tar.gz").read_bytes() == TAR

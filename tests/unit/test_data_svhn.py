@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
+from tortures.official import mat
 
 from kdx.data import load_data, svhn
 from kdx.data.dataset import Data
@@ -25,13 +26,6 @@ PIXELS = {part: NUMBERS.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8) for 
 WRITTEN = {
     part: (NUMBERS.permutation(np.arange(size) ** 2 // 7 % 10) + 1).astype(np.uint8) for part, size in SIZES.items()
 }
-
-
-def mat(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """Images (N, 32, 32, 3) and labels (N,) as in the official files: compressed, samples last, labels a column."""
-    content = io.BytesIO()
-    savemat(content, {"X": images.transpose(1, 2, 3, 0), "y": labels.reshape(-1, 1)}, do_compression=True)
-    return content.getvalue()
 
 
 def md5(content: bytes) -> str:

@@ -118,6 +118,28 @@ def test_checkpoints_leave_the_result_alone(tmp_path: Path, uninterrupted):
     assert_same(run(training(tmp_path, checkpoint_seconds=0.0)), uninterrupted)
 
 
+@pytest.mark.parametrize(("seconds", "saved"), [(0.65, [7, 12]), (0.01, [1, 6, 11, 12])], ids=["rare", "often"])
+def test_checkpoints_take_at_most_their_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, saved: list[int]
+):
+    """Every step takes 0.1 s and every checkpoint 0.009 s, a fiftieth of 0.45 s."""
+    now, steps = 0.0, list[int]()
+
+    def work(_: int) -> None:
+        nonlocal now
+        now += 0.1
+
+    def slow(path: Path, identity: str, progress: Progress, tensors: dict[str, Tensor]) -> None:
+        nonlocal now
+        now += 0.009
+        steps.append(progress.steps)
+
+    monkeypatch.setattr("kdx.trainer.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdx.member.save_checkpoint", slow)
+    run(training(tmp_path, checkpoint_seconds=seconds), work)
+    assert steps == saved
+
+
 def test_time_spent_is_added_up(tmp_path: Path):
     given, started = training(tmp_path), time.monotonic()
     with pytest.raises(Interrupted):
