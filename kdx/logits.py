@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from kdx.data.dataset import Data
 from kdx.files import sha256_of, write_atomically, write_json
+from kdx.lock import held
 from kdx.measure.accuracy import logits_of
 from kdx.tensors import tensors_sha256
 
@@ -49,8 +49,8 @@ def teacher_logits(teacher: nn.Module, data: Data, outputs: Path) -> Tensor:
     train = data.train
     source = Source(tensors_sha256(teacher.state_dict()), data.fingerprint, len(train), train.views, data.classes)
     folder = outputs / "logits" / source.key
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with held(folder):
+        folder.mkdir(exist_ok=True)
         damage = _damage(folder, source, data)
         if damage is not None:
             log.log(logging.INFO if damage == "absent" else logging.WARNING, "logit store %s: %s", folder, damage)

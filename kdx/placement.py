@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from kdx.compose import Job, launcher_settings
 from kdx.errors import UserError
 from kdx.explain import settings_from
 from kdx.launchers.fused import FusedSettings
+from kdx.lock import held
 
 _KEY = "hydra.launcher"
 # The modules that a launcher needs, and the extra that brings them.
@@ -95,16 +94,10 @@ def own_gpu(folder: Path, job: int, kind: str) -> Iterator[int | None]:
         yield None
         return
     for index in range(count):
-        lock = FileLock(folder / f".gpu-{platform.node()}-{index}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        try:
-            torch.cuda.set_device(index)
-            yield index
-        finally:
-            lock.release()
-        return
+        with held(folder / f"gpu-{platform.node()}-{index}", wait=False) as is_free:
+            if is_free:
+                torch.cuda.set_device(index)
+                yield index
+                return
     torch.cuda.set_device(job % count)
     yield job % count

@@ -5,18 +5,18 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from kdx import seal
 from kdx.config import Config, run_id, teacher_id
 from kdx.errors import UserError
 from kdx.files import json_text, write_text
+from kdx.lock import held
 from kdx.seal import METRICS
 
 log = logging.getLogger(__name__)
@@ -88,27 +88,9 @@ class RunFolder:
                 return content
         raise UserError(f"{path} is damaged: {reason}; repeat the run with force=true or delete its folder")
 
-    @contextmanager
-    def lock(self, *, wait: bool = True) -> Iterator[bool]:
-        """Hold the folder against other processes; the system releases the lock of one that died.
-
-        Gives whether it is held: without `wait` it is not where another process works in the folder.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, so that clearing it leaves the lock alone.
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not wait:
-                yield False
-                return
-            log.warning("waiting for another process that works in %s", self.path)
-            lock.acquire()
-        try:
-            yield True
-        finally:
-            lock.release()
+    def lock(self, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Hold the folder against other processes: see `held`."""
+        return held(self.path, wait=wait)
 
     def clear(self) -> None:
         """Leave an empty folder."""

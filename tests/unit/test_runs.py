@@ -1,5 +1,6 @@
 """Folders of runs: finished or not, locked, cleared, logged."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -146,13 +147,27 @@ def test_a_second_process_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "waiting for another process" in caplog.text
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path: Path):
+NO_FLOCK = """
+import errno, fcntl
+def flock(*arguments):
+    raise OSError(errno.ENOSYS, "a disk without locks")
+fcntl.flock = flock
+"""
+
+
+@pytest.mark.parametrize("disk", ["", NO_FLOCK], ids=["a disk with locks", "a disk without"])
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str):
     folder = RunFolder(tmp_path / "run")
-    with hold(folder, 600) as owner:
+    monkeypatch.setattr("fcntl.flock", fcntl.flock)
+    # Also here, until the end of the test.
+    exec(disk, {})
+    with hold(folder, 600, disk) as owner:
+        with folder.lock(wait=False) as held:
+            assert not held
         owner.kill()
         owner.wait()
-        with folder.lock():
-            pass
+        with folder.lock(wait=False) as held:
+            assert held
 
 
 def test_log_file_and_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -177,9 +192,9 @@ def test_the_configuration_is_written(tmp_path: Path):
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config.model_dump()
 
 
-def hold(folder: RunFolder, seconds: float) -> subprocess.Popen[str]:
+def hold(folder: RunFolder, seconds: float, before: str = "") -> subprocess.Popen[str]:
     """Another process that holds the lock; returns once it does."""
-    words = [sys.executable, "-c", HOLD, str(folder.path), str(seconds)]
+    words = [sys.executable, "-c", before + HOLD, str(folder.path), str(seconds)]
     owner = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     assert owner.stdout.readline() == "held\n"
