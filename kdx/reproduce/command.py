@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kdx.errors import UserError, unknown
@@ -18,7 +19,7 @@ usage: kdx reproduce TABLE|FIGURE|PAPER ... [rows=PATTERN] [seeds=N] [budget=BUD
 Run what a paper's table or figure needs and write it beside the published numbers, into outputs/paper/. Finished runs
 are not repeated, interrupted ones go on; the same command again continues.
 
-  rows=*           only the rows whose label matches, such as "rows=*SVD"
+  rows=*           train the rows whose label matches, such as "rows=*SVD", and show the others as far as they are
   seeds=3          runs of every row, with seed=0, 1, 2
   budget=paper     as long as the paper's; short: 10 epochs; smoke: a test on scikit-learn's digits
   train=false      run nothing: write the table from what is finished, the rest is shown as missing
@@ -31,7 +32,9 @@ SEEDS_MOST = 100
 def reproduce(words: Sequence[str]) -> int:
     """Reproduce the tables that `words` name; 0 when every run finished, else 1; UserError for wrong words."""
     names, order = parsed(words)
-    tables = [load_table(name).only(order.rows) for paper in names for name in named(paper)]
+    tables = [load_table(name) for paper in names for name in named(paper)]
+    if all(not fnmatchcase(row, order.rows) for table in tables for row in table.rows):
+        raise unknown("rows", order.rows, [row for table in tables for row in table.rows])
     # Every job of every table is checked before the first is run.
     planned = [(table, jobs_of(table, order)) for table in tables]
     complete = True
@@ -47,13 +50,13 @@ def reproduce(words: Sequence[str]) -> int:
 
             draw(folder, table, order, done, cells)
         seal(folder)
-        complete &= all(each.status == "finished" for each in done)
+        complete &= all(each.status == "finished" for each in done if order.trains(each.job.row))
         print((folder / "table.md").read_text(encoding="utf-8"))
         print(folder)
         if failed := [each for each in done if each.status == "failed"]:
             line = f"{len(failed)} of {len(done)} runs failed (runs.csv says why), the first: {failed[0].reason}"
             print(f"kdx: {table.name}: {line}", file=sys.stderr)
-    return 0 if complete or not order.train else 1
+    return 0 if complete else 1
 
 
 def listing() -> str:

@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,9 @@ SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked of a table: which rows (a pattern with * and ?), seeds, budget, words for every run.
+    """What is asked of a table: seeds, budget, words for every run.
 
-    `train` says whether what is missing is trained.
+    `train` says whether what is missing is trained, `rows` (a pattern with * and ?) of which rows.
     """
 
     rows: str
@@ -32,6 +33,10 @@ class Order:
     budget: Budget
     overrides: tuple[str, ...]
     train: bool
+
+    def trains(self, row: str) -> bool:
+        """Whether what is missing of a row is trained."""
+        return self.train and fnmatchcase(row, self.rows)
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,9 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     from kdx.reproduce.fused import train_together
     from kdx.reproduce.network import network_figures
 
-    if order.train:
-        _check_data(jobs)
-    failures = train_together(jobs) if order.train else {}
+    trained = [job for job in jobs if order.trains(job.row)]
+    _check_data(trained)
+    failures = train_together(trained)
     # The seeds of a row share their network.
     networks = {
         job.row: network_figures(job.config) for job in jobs if job.of in ("student", "network") and job.seed == 0
@@ -107,7 +112,8 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     for number, job in enumerate(jobs, 1):
         # Asked once for each job, because all results of a folder are read for it.
         finished = job.finished
-        if order.train and not finished:
+        train = order.trains(job.row)
+        if train and not finished:
             log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
             done = _trained(job, networks.get(job.row, {}), failures.get(job.run))
         else:
@@ -117,9 +123,7 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
             from kdx.reproduce.inference import speedups
 
             # Where nothing may be trained, nothing is timed either.
-            done = replace(
-                done, figures=done.figures | speedups(job.folder.path, time=order.train, budget=order.budget)
-            )
+            done = replace(done, figures=done.figures | speedups(job.folder.path, time=train, budget=order.budget))
         results.append(done)
     return results
 

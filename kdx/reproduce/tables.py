@@ -2,7 +2,6 @@
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -108,17 +107,6 @@ class PaperTable(Settings):
             if missing or claim.column not in self.columns:
                 raise ValueError(f"claim '{claim.text}' speaks of {missing or claim.column}, which the table lacks")
         return self
-
-    def only(self, pattern: str) -> "PaperTable":
-        """The table with the rows whose label matches `pattern` (* and ?) and the claims about them.
-
-        Raises UserError where no row does.
-        """
-        rows = {label: row for label, row in self.rows.items() if fnmatchcase(label, pattern)}
-        if not rows:
-            raise unknown(f"rows of {self.name}", pattern, self.rows)
-        claims = [claim for claim in self.claims if claim.row in rows and claim.than not in self.rows.keys() - rows]
-        return self.model_copy(update={"rows": rows, "claims": claims})
 
     def printed_runs(self, row: str, column: str) -> tuple[float, ...]:
         """The numbers of every single run that the paper printed for a cell of a row of printed runs."""

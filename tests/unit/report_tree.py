@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from excerpt import only
 
 from kdx.cli import main
 from kdx.files import write_text
@@ -77,11 +78,11 @@ def outputs_in(tmp_path: Path) -> Path:
     runs = [write_run(each) for each in done[:2]]
 
     figure = outputs / "paper" / "vs" / "figure1"
-    drawn = table.only("*-SVD").model_copy(update={"title": "A figure"})
+    drawn = only(table, "*-SVD").model_copy(update={"title": "A figure"})
     write_table(figure, drawn, order(), done[:3], cells_of(drawn, done[:3]), [])
     write_text(figure / "figure.svg", SVG)
 
-    printed = load_table("kddp/table5").only("*printed runs")
+    printed = only(load_table("kddp/table5"), "*printed runs")
     cells = cells_of(printed, [])
     write_table(outputs / "paper" / "kddp" / "table5", printed, order(), [], cells, check_claims(printed, cells))
 

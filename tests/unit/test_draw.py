@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from excerpt import only
 from matplotlib.container import BarContainer
 
 from kdx.reproduce.cells import Cell
@@ -46,14 +47,14 @@ def test_lines_and_levels():
 
 
 def test_a_logarithmic_axis_names_its_points():
-    table = load_table("vs/fig5").only("KD-SVD, *")
+    table = only(load_table("vs/fig5"), "KD-SVD, *")
     (axes,) = picture(table, ORDER, [], cells_from(table, {"KD-SVD, 500": (9.0,), "KD-SVD, 60,000": (2.0,)})).axes
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["500", "1k", "2k", "5k", "10k", "20k", "60k"]
 
 
 def test_bars_have_a_panel_for_each_network():
-    table = load_table("vs/fig3").only("*-VBD")
+    table = only(load_table("vs/fig3"), "*-VBD")
     assert list(table.rows) == ["S1, KD-VBD", "S1, ST-VBD", "Le-L, KD-VBD", "Le-L, ST-VBD"]
     ours = {"S1, KD-VBD": (30.0, 32.0), "S1, ST-VBD": (50.0,), "Le-L, ST-VBD": (99.0,)}
     first, second = picture(table, ORDER, [], cells_from(table, ours)).axes
@@ -70,7 +71,7 @@ def test_bars_have_a_panel_for_each_network():
 
 
 def test_bars_side_by_side():
-    table = load_table("vs/fig6").only("S1, *-VBD")
+    table = only(load_table("vs/fig6"), "S1, *-VBD")
     (axes,) = picture(table, ORDER, [], cells_from(table, {"S1, KD-VBD": (0.5,), "S1, ST-VBD": (2.0,)})).axes
     bars = [each for each in axes.containers if isinstance(each, BarContainer)]
     assert [group.get_label() for group in bars] == ["masked in every forward", "dense", "CSR"]
@@ -82,7 +83,7 @@ def test_bars_side_by_side():
 
 @pytest.fixture
 def histograms(tmp_path: Path) -> tuple[PaperTable, list[Done]]:
-    table = load_table("vs/fig4").only("l1/l2, *")
+    table = only(load_table("vs/fig4"), "l1/l2, *")
     jobs = jobs_of(table, replace(ORDER, seeds=2, overrides=(f"outputs={tmp_path}",)))
     weights = torch.tensor([[0.0, 0.0, 0.25], [-0.5, 0.0, 0.25]])
     for job in jobs[:2]:

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from excerpt import only
 
 from kdx.config import run_id
 from kdx.errors import UserError
@@ -114,7 +115,7 @@ def test_a_claim_about_an_absent_row_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "fc1", "keras"), [("SN_50", 28_850, 85_104), ("SN_100", 57_700, 114_454)])
 def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
     order = Order(rows=name, seeds=3, budget="paper", overrides=(), train=False)
-    table = load_table("kddp/table1").only(name)
+    table = only(load_table("kddp/table1"), name)
     (done,) = run_all(jobs_of(table, order), order)
     assert (done.figures["fc1_parameters"], done.figures["keras_parameters"]) == (fc1, keras)
     assert done.figures["fc1_percent"] == pytest.approx(100 * fc1 / keras)
@@ -126,7 +127,7 @@ def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
 def test_a_size_that_training_changes_is_not_told_beforehand(tmp_path):
     words = (f"outputs={tmp_path}",)
     order = Order(rows="*SN 50", seeds=1, budget="paper", overrides=words, train=False)
-    table = load_table("kddp/table2").only("*SN 50")
+    table = only(load_table("kddp/table2"), "*SN 50")
     done = {each.job.row: each for each in run_all(jobs_of(table, order), order)}
     assert {each.status for each in done.values()} == {"missing"}
     assert done["Vanilla SN 50"].figures["keras_parameters"] == 85_104
@@ -137,7 +138,7 @@ def test_a_size_that_training_changes_is_not_told_beforehand(tmp_path):
 def test_welchs_test_of_the_printed_runs():
     """SPEC 3: t = 9.456 (df 16.7, p = 4.1e-8) and 2.835 (df 19.6, p = 0.0104), where the paper has other variances."""
     order = Order(rows="*", seeds=1, budget="paper", overrides=(), train=False)
-    table = load_table("kddp/table5").only("*printed runs")
+    table = only(load_table("kddp/table5"), "*printed runs")
     assert jobs_of(table, order) == []
     cells = cells_of(table, [])
     assert [cell.ours.n for cell in cells if cell.ours] == [11, 11, 11]

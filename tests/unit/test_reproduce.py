@@ -10,7 +10,7 @@ import pytest
 
 from kdx.errors import UserError
 from kdx.reproduce.cells import cells_of, check_claims, verdict_of
-from kdx.reproduce.command import folder_of, parsed
+from kdx.reproduce.command import folder_of, parsed, reproduce
 from kdx.reproduce.jobs import Done, Job, Order, jobs_of
 from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
@@ -190,13 +190,12 @@ def test_wrong_words(words: list[str], message: str):
     assert str(caught.value).startswith(message)
 
 
-def test_rows_are_chosen_by_a_pattern(table: PaperTable):
-    chosen = table.only("*-VBD")
-    assert list(chosen.rows) == ["Le-L-ST-VBD"]
-    # Claims that compare with a row that is left out go with it.
-    assert [claim.text for claim in chosen.claims] == ["under 2 %"]
-    with pytest.raises(UserError, match=r"^rows of vs/table1: 'Le-L-ST-SDV' is not known; did you mean 'Le-L-ST-SVD'"):
-        table.only("Le-L-ST-SDV")
+def test_rows_to_train_are_chosen_by_a_pattern():
+    order = replace(ORDER, rows="*-VBD", train=True)
+    assert [order.trains(row) for row in ("Le-L-ST-VBD", "Le-L-ST-SVD", "VBD")] == [True, False, False]
+    assert not replace(order, train=False).trains("Le-L-ST-VBD")
+    with pytest.raises(UserError, match=r"^rows: 'Le-L-ST-SDV' is not known; did you mean 'Le-L-ST-SVD'"):
+        reproduce(["vs/table1", "rows=Le-L-ST-SDV"])
 
 
 def test_an_override_that_no_run_has_is_refused(table: PaperTable):
