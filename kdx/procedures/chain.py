@@ -7,8 +7,8 @@ from pydantic import NonNegativeFloat
 from kdx.config import Config
 from kdx.errors import UserError
 from kdx.explain import shown
-from kdx.models.refine import Operator, refined
-from kdx.models.settings import Count, Name, Network
+from kdx.models.refine import refined
+from kdx.models.settings import Count, Name, NetworkSettings, Operator
 from kdx.procedures.pruning import GradualPruning
 from kdx.settings import Settings
 
@@ -33,7 +33,7 @@ class Chain(Settings):
     prune: bool
     pruning: PruningMethod
 
-    def structures(self, network: Network) -> list[Network]:
+    def structures(self, network: NetworkSettings) -> list[NetworkSettings]:
         """The networks of all generations, `network` itself first.
 
         Raises UserError where it cannot be refined so, or not so often.
