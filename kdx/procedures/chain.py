@@ -25,7 +25,8 @@ class PruningMethod(GradualPruning):
 class Chain(Settings):
     """How runs follow one another (IKD, SPEC 2): `kdx.chain` runs them."""
 
-    member: Name
+    # Not to be chosen: what each candidate learns by is in the other settings, and this is their name.
+    member: Literal["kd-mixture"]
     generations: Count
     teacher: Literal["parental", "ancestral"]
     refine: Operator
