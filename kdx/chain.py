@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from kdx.checkpoint import Progress
-from kdx.config import Config
+from kdx.config import Config, packages_record
 from kdx.data import load_data
 from kdx.data.dataset import Data
 from kdx.device import prepare_device
@@ -19,7 +19,7 @@ from kdx.measure import measure
 from kdx.measure.accuracy import error_percent
 from kdx.measure.footprint import parameter_count
 from kdx.models import build_model
-from kdx.models.settings import Network
+from kdx.models.settings import NetworkSettings
 from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Figure, Outcome
 from kdx.results import read_history, write_results
@@ -116,14 +116,16 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
     _write(folder.path / "pruned.csv", [_pruned_row(number, pruned, outputs) for number in range(len(pruned))])
     save_weights(folder.path / "student.safetensors", final)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": str(config.method["name"])}
-    names |= {"teacher": config.teacher.name, "student": structure.name}
+    names |= {"teacher": config.teacher.name, "student": structure.name, **packages_record(config)}
     # Everything is compared with M_0, the teacher of the chain as a whole.
     measured = measure(final, origin, data, engine.device, engine.latency_seconds)
     plan = Plan(names["method"], config.trainer, config.seed, folder)
     write_results(plan, names, measured, _outcome(final, accepted, trained, pruned), engine)
 
 
-def _config_of(config: Config, chain: Chain, structures: list[Network], generation: int, teacher: Member) -> Config:
+def _config_of(
+    config: Config, chain: Chain, structures: list[NetworkSettings], generation: int, teacher: Member
+) -> Config:
     """The run of one candidate, as a user could type it."""
     method = {key: value for key, value in config.method.items() if key not in {"procedure", *Chain.model_fields}}
     settings = config.teacher
@@ -139,7 +141,7 @@ def _config_of(config: Config, chain: Chain, structures: list[Network], generati
     return Config.model_validate(content)
 
 
-def _pruning_of(config: Config, chain: Chain, structures: list[Network], member: Member) -> Config:
+def _pruning_of(config: Config, chain: Chain, structures: list[NetworkSettings], member: Member) -> Config:
     """The run that prunes an accepted member, as a user could type it."""
     student = structures[member.generation].model_dump() | {"checkpoint": str(member.weights)}
     method = chain.pruning.model_dump()

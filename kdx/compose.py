@@ -17,10 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from kdx.config import Config
 from kdx.errors import UserError, nearest, one_line, unknown
 from kdx.explain import settings_from
-from kdx.groups import Group, conf_folder, load_groups
+from kdx.groups import Group, conf_folder, load_groups, package_folders
 
 CONFIG_NAME = "config"
 HYDRA_VERSION = "1.3"
+SEARCH_PATH = "hydra.searchpath"
 
 
 def single(overrides: Sequence[str]) -> Config:
@@ -89,15 +90,25 @@ def check_method(config: Config) -> None:
 
 
 def hydra_words(words: Iterable[str]) -> list[str]:
-    """Overrides in Hydra's spelling, which names the folder of a group that shares it: teacher@teacher2=nin."""
+    """Overrides in Hydra's spelling, which names the folder of a group that shares it: teacher@teacher2=nin.
+
+    With them goes where it finds the groups of installed packages.
+    """
     names = {group.name: group.hydra_name for group in load_groups().values()}
-    return [_renamed(word, names) for word in words]
+    folders = ",".join(quoted(f"file://{folder}") for folder in package_folders())
+    return [*([f"{SEARCH_PATH}=[{folders}]"] if folders else []), *(_renamed(word, names) for word in words)]
 
 
 def typed_words(words: Iterable[str]) -> list[str]:
     """Overrides as the user typed them, from Hydra's spelling."""
     names = {group.hydra_name: group.name for group in load_groups().values()}
     return [_renamed(word, names) for word in words]
+
+
+def quoted(value: str) -> str:
+    """A text as Hydra reads it, whatever is in it."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _without_hydra(words: Iterable[str]) -> list[str]:
@@ -137,6 +148,8 @@ def _check_form(override: Override, groups: dict[str, Group], *, sweep: bool) ->
     if override.is_hydra_override():
         if not sweep:
             raise UserError(f"{text}: Hydra's own settings act on sweeps only; add -m or leave it out")
+        if key == SEARCH_PATH:
+            raise UserError(f"{text}: it has the folders of installed packages; allowed: a package that has the choice")
         return
     if key.partition(".")[0] == "sweep" and not sweep:
         raise UserError(f"{text}: this acts on sweeps only; add -m or leave it out")

@@ -2,37 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    StringConstraints,
+    ValidationInfo,
+    model_validator,
+)
 
 from kdx.data.settings import DatasetSettings
 from kdx.errors import UserError
+from kdx.explain import settings_from
 from kdx.files import sha256_of
-from kdx.models.settings import (
-    ConvnetSettings,
-    Count,
-    DensenetSettings,
-    DropoutRate,
-    KddpSettings,
-    KerasResnetSettings,
-    Network,
-    NetworkSettings,
-    PlainSettings,
-    RefinedSettings,
-    ResnetSettings,
-    Student,
-)
+from kdx.models.settings import Count, DropoutRate, NetworkSettings, RefinedSettings, Student, network_of
+from kdx.registry import DATASETS, MODELS, PARTS, PROCEDURES, Package
 from kdx.settings import Settings
 
 # Part of every id: raise it when a change of the program makes old runs another experiment.
 FORMAT = 2
-
-# (C, H, W) of each data set's images.
-IMAGE_SHAPES = {"mnist": (1, 28, 28), "digits": (1, 28, 28), "cifar10": (3, 32, 32), "svhn": (3, 32, 32)}
 
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -62,34 +56,35 @@ class Recipe(Settings):
     input_dropout: DropoutRate
     trainer: TrainerSettings
 
-    def network(self) -> Network:
+
+class Teacher(NetworkSettings, Recipe):
+    """The network of a teacher, and its recipe beside it."""
+
+    def network(self) -> NetworkSettings:
         """The network alone, without what trains it."""
-        content = self.model_dump(exclude=set(Recipe.model_fields))
-        return TypeAdapter[Network](Annotated[Network, Field(discriminator="family")]).validate_python(content)
+        return network_of(self.model_dump(exclude=set(Recipe.model_fields)), NetworkSettings, "teacher")
 
 
-# The teacher's group is one level deep: a network of any family, and the recipe beside it.
-class _Plain(PlainSettings, Recipe): ...
+def _dataset(content: Any, info: ValidationInfo) -> Any:
+    if not isinstance(content, dict):
+        return content
+    key = str(info.field_name)
+    if "name" not in content:
+        raise UserError(f"{key}.name: no value is given")
+    return settings_from(DATASETS.find(content["name"], f"{key}.name"), content, key)
 
 
-class _Convnet(ConvnetSettings, Recipe): ...
+def _teacher(content: Any, info: ValidationInfo) -> Any:
+    return network_of(content, Teacher, str(info.field_name)) if isinstance(content, dict) else content
 
 
-class _Resnet(ResnetSettings, Recipe): ...
+def _further_teacher(content: Any, info: ValidationInfo) -> Any:
+    # Hydra composes the choice `none` into an empty group.
+    return _teacher(content, info) if content else None
 
 
-class _Densenet(DensenetSettings, Recipe): ...
-
-
-class _KerasResnet(KerasResnetSettings, Recipe): ...
-
-
-class _Kddp(KddpSettings, Recipe): ...
-
-
-Teacher = Annotated[_Plain | _Convnet | _Resnet | _Densenet | _KerasResnet | _Kddp, Field(discriminator="family")]
-# Hydra composes the choice `none` into an empty group.
-FurtherTeacher = Annotated[Teacher | None, BeforeValidator(lambda content: content or None)]
+def _student(content: Any, info: ValidationInfo) -> Any:
+    return network_of(content, Student, str(info.field_name)) if isinstance(content, dict) else content
 
 
 class DeviceSettings(Settings):
@@ -124,14 +119,14 @@ def _named(method: dict[str, Any]) -> dict[str, Any]:
 class Config(Settings):
     """The whole configuration of a run; the fields of `method` belong to its parts, which check them themselves."""
 
-    dataset: Annotated[DatasetSettings, Field(discriminator="name")]
-    teacher: Teacher
-    student: Student
+    dataset: Annotated[SerializeAsAny[DatasetSettings], BeforeValidator(_dataset)]
+    teacher: Annotated[SerializeAsAny[Teacher], BeforeValidator(_teacher)]
+    student: Annotated[SerializeAsAny[Student], BeforeValidator(_student)]
     trainer: TrainerSettings
     method: Annotated[dict[str, Any], AfterValidator(_named)]
     device: DeviceSettings
-    teacher2: FurtherTeacher
-    teacher3: FurtherTeacher
+    teacher2: Annotated[SerializeAsAny[Teacher] | None, BeforeValidator(_further_teacher)]
+    teacher3: Annotated[SerializeAsAny[Teacher] | None, BeforeValidator(_further_teacher)]
     seed: Seed
     force: bool
     outputs: Annotated[str, StringConstraints(min_length=1)]
@@ -166,18 +161,23 @@ class Config(Settings):
                 )
         networks: dict[str, NetworkSettings] = {**self.teachers, "student": self.student}
         for role, network in networks.items():
-            side, least = IMAGE_SHAPES[self.dataset.name][1], network.smallest_side
-            if side < least:
+            (height, width), least = self.dataset.image_shape[1:], network.smallest_side
+            if min(height, width) < least:
                 raise ValueError(
                     f"{role}.{network.sized_by}: {getattr(network, network.sized_by)} is not allowed with"
                     f" dataset={self.dataset.name}; it needs images of at least {least}x{least} pixels, these have"
-                    f" {side}x{side}"
+                    f" {height}x{width}"
                 )
         self._check_chain()
         self._teachers_differ()
         return self
 
     def _check_chain(self) -> None:
+        for key, teacher in self.teachers.items():
+            if isinstance(teacher, RefinedSettings):
+                raise ValueError(
+                    f"{key}.family: 'refined' is not allowed, since it is made of a teacher; allowed: another family"
+                )
         name, chained = self.method["name"], self.method.get("procedure") == "chain"
         if chained == isinstance(self.student, RefinedSettings):
             return
@@ -200,6 +200,28 @@ class Config(Settings):
                 )
 
 
+def packages_record(config: Config, *groups: str) -> dict[str, str]:
+    """`packages` as in metrics.json, if any: names and versions of those whose code these groups (or all) use.
+
+    kdx says with FORMAT when its code makes another experiment of the same settings; of a package only its version can.
+    """
+    code = {"dataset": [DATASETS.package(config.dataset.name)], "method": list(_method_packages(config.method))}
+    networks: dict[str, NetworkSettings] = {**config.teachers, "student": config.student}
+    code |= {key: [MODELS.package(network.family)] for key, network in networks.items()}
+    used = {str(package) for key in groups or code for package in code[key] if package}
+    return {"packages": ", ".join(sorted(used))} if used else {}
+
+
+def _method_packages(method: Mapping[str, Any]) -> Iterator[Package | None]:
+    """Also of a method within the method, such as that which prunes a chain."""
+    yield PROCEDURES.package(method.get("procedure", "once"))
+    for name in method["parts"]:
+        yield PARTS.package(name)
+    for value in method.values():
+        if isinstance(value, Mapping) and "parts" in value:
+            yield from _method_packages(value)
+
+
 def run_id(config: Config) -> str:
     """Twelve hexadecimal digits that name the experiment: equal for equal experiments, wherever and however run."""
     return _digest({**_identity(config), "format": FORMAT})
@@ -208,7 +230,8 @@ def run_id(config: Config) -> str:
 def teacher_id(config: Config) -> str:
     """The same for the first teacher, which depends on its own settings and the data set's only."""
     identity = _identity(config)
-    return _digest({"teacher": identity["teacher"], "dataset": identity["dataset"], "format": FORMAT})
+    own = {"teacher": identity["teacher"], "dataset": identity["dataset"]}
+    return _digest({**own, **packages_record(config, *own), "format": FORMAT})
 
 
 def sweep_id(configs: Iterable[Config]) -> str:
@@ -237,7 +260,7 @@ def _identity(config: Config) -> dict[str, Any]:
         del content["student"]["checkpoint"]
     else:
         content["student"]["checkpoint"] = _checkpoint_sha256("student", Path(config.student.checkpoint))
-    return _canonical(content)
+    return _canonical({**content, **packages_record(config)})
 
 
 def _checkpoint_sha256(key: str, checkpoint: Path) -> str:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from kdx.chain import run_chain
-from kdx.config import Config
+from kdx.config import Config, packages_record
 from kdx.data import load_data
 from kdx.data.dataset import Data
 from kdx.device import Engine, prepare_device
@@ -87,4 +87,5 @@ def report(config: Config, plan: Plan, outcome: Outcome, lesson: Lesson, engine:
     measured = measure(student, teacher, data, engine.device, engine.latency_seconds, lesson.further_teachers)
     names = {"run_id": plan.folder.path.name, "dataset": data.name, "method": config.method["name"]}
     names |= {"teacher": "+".join(each.name for each in config.teachers.values()), "student": config.student.name}
+    names |= packages_record(config)
     write_results(plan, names, measured, outcome, engine)

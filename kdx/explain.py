@@ -32,17 +32,14 @@ def explained(error: ValidationError, key: str = "", model: type[BaseModel] | No
     value, kind = first["input"], first["type"]
     if kind == "extra_forbidden" and model:
         return unknown(name or "settings", rest[0], node.get("properties", {}))
-    if kind.startswith("union_tag") and model:
-        node = _chosen(node, schema)
-        field = node["discriminator"]["propertyName"]
-        if field in value:
-            return unknown(_dotted(name, [field]), value[field], node["discriminator"]["mapping"])
-        return UserError(f"{_dotted(name, [field])}: no value is given")
     if kind == "missing":
         return UserError(f"{_dotted(name, rest)}: no value is given")
     if kind == "value_error":
         # A validator of ours speaks; where it judged a whole group, the group's content would only be noise.
-        allowed = str(first.get("ctx", {}).get("error", first["msg"]))
+        told = first.get("ctx", {}).get("error", first["msg"])
+        if isinstance(told, UserError):
+            return told
+        allowed = str(told)
         return UserError(
             f"{name}: {allowed}".removeprefix(": ")
             if isinstance(value, dict | BaseModel)
@@ -69,11 +66,6 @@ def _locate(schema: Schema, location: Location) -> tuple[Location, Schema, Locat
     path: list[int | str] = []
     for depth, part in enumerate(location):
         node = _chosen(node, schema)
-        member = node.get("discriminator", {}).get("mapping", {}).get(part)
-        if member is not None:
-            # Pydantic's location names the union's member; the user's key does not.
-            node = _resolved({"$ref": member}, schema)
-            continue
         step = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
         if step is None:
             # An unknown key, or the name of a union's member.

@@ -1,16 +1,27 @@
-"""The groups of `conf/` and their choices, read from the folder without Hydra."""
+"""The groups of `conf/` and their choices, kdx's own and those of installed packages, read without Hydra."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from kdx.errors import UserError
+from kdx.registry import Package, packages
+
 NONE = "none"
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A choice of a group: its one-line description, and the package that brings it; None for kdx's own."""
+
+    description: str
+    package: Package | None
+
+
+@dataclass(frozen=True)
 class Group:
-    """A group of settings, the choice that holds when none is made, and each choice with its one-line description.
+    """A group of settings, the choice that holds when none is made, and all choices.
 
     `folder` is where its choices lie; several groups may share one (`teacher2` chooses from `teacher`).
     """
@@ -18,7 +29,7 @@ class Group:
     name: str
     folder: str
     default: str
-    choices: dict[str, str]
+    choices: dict[str, Choice]
 
     @property
     def hydra_name(self) -> str:
@@ -33,27 +44,65 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
+def package_folders() -> list[Path]:
+    """The folders of YAML groups that installed packages add."""
+    return [package.conf for package in packages() if package.conf]
+
+
 def load_groups() -> dict[str, Group]:
-    """The groups that a user may choose from: those in the defaults of `config.yaml`, in their order there."""
-    folder = conf_folder()
-    defaults = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    """The groups that a user may choose from: those in the defaults of `config.yaml`, in their order there.
+
+    Raises UserError where a package has a file under a name that is taken.
+    """
+    files = _files()
+    defaults = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     chosen = {name: choice for entry in defaults if isinstance(entry, dict) for name, choice in entry.items()}
     groups = {}
     for entry, choice in chosen.items():
         if not entry.startswith("override "):
             source, _, name = entry.rpartition("@")
             source = source or name
-            groups[name] = Group(name, source, choice, _choices(folder / source, optional=choice == NONE))
+            groups[name] = Group(name, source, choice, _choices(files, source, optional=choice == NONE))
     return groups
 
 
-def _choices(folder: Path, *, optional: bool) -> dict[str, str]:
+@dataclass(frozen=True)
+class _File:
+    """A YAML file, and the package that brings it."""
+
+    path: Path
+    package: Package | None
+
+
+def _files() -> dict[str, _File]:
+    """Every YAML file by its path in the folder of groups, without its ending.
+
+    Of two files with one name Hydra would read the first only, so that is refused.
+    """
+    files: dict[str, _File] = {}
+    for package, folder in [(None, conf_folder()), *((package, package.conf) for package in packages())]:
+        for path in sorted(folder.rglob("*.yaml")) if folder else ():
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in files:
+                raise UserError(
+                    f"package {package}: its conf/{name}.yaml is a name of {files[name].package or 'kdx'};"
+                    " uninstall one of them"
+                )
+            files[name] = _File(path, package)
+    return files
+
+
+def _choices(files: dict[str, _File], folder: str, *, optional: bool) -> dict[str, Choice]:
     # A leading underscore marks what choices share; only where nothing is chosen by default may nothing be chosen.
-    files = (file for file in folder.rglob("*.yaml") if not file.name.startswith("_"))
-    choices = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    found = {
+        name.removeprefix(f"{folder}/"): file
+        for name, file in files.items()
+        if name.startswith(f"{folder}/") and not file.path.name.startswith("_")
+    }
     if not optional:
-        choices.pop(NONE, None)
-    return {name: _description(choices[name]) for name in sorted(choices, key=lambda name: (name.count("/"), name))}
+        found.pop(NONE, None)
+    names = sorted(found, key=lambda name: (name.count("/"), name))
+    return {name: Choice(_description(found[name].path), found[name].package) for name in names}
 
 
 def _description(file: Path) -> str:

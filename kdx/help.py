@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kdx.explain import shown
-from kdx.groups import Group, load_groups
+from kdx.groups import Choice, Group, load_groups
 
 _EXAMPLES = """\
 examples:
@@ -38,11 +38,13 @@ def _group_help(group: Group) -> str:
     if group.folder != group.name:
         return f"{group.name}=\n  {group.default} (default)\n  or a choice of {group.folder}="
     width = max(map(len, group.choices), default=0)
-    lines = (
-        f"  {choice:<{width}}  {description}{' (default)' if choice == group.default else ''}".rstrip()
-        for choice, description in group.choices.items()
-    )
-    return "\n".join((f"{group.name}=", *lines))
+    lines = (f"  {name:<{width}}  {_choice(choice, name == group.default)}" for name, choice in group.choices.items())
+    return "\n".join((f"{group.name}=", *map(str.rstrip, lines)))
+
+
+def _choice(choice: Choice, default: bool) -> str:
+    package = f" (package {choice.package})" if choice.package else ""
+    return f"{choice.description}{package}{' (default)' if default else ''}"
 
 
 def _value(value: object) -> str:

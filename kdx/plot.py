@@ -10,11 +10,10 @@ from string import ascii_letters
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from kdx.errors import UserError, unknown
 from kdx.files import write_csv
-from kdx.report.drawing import MARKERS, STYLE, WIDTH, canvas_of, save
+from kdx.report.drawing import MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
 from kdx.report.finished import finished_runs
 from kdx.report.palette import COLOURS, GREY
 from kdx.report.summary import Group, groups_of
@@ -124,9 +123,7 @@ def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
     axes.autoscale_view()
     if x in RATIOS:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        label_logarithmic(axes.xaxis)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.25, linewidth=0.4)
     entries = [_entry(method, "o", *styles[method]) for method in methods]

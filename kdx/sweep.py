@@ -14,7 +14,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from kdx.compose import CONFIG_NAME, HYDRA_VERSION, Job, check_method, expand, hydra_words, to_config, typed_words
+from kdx.compose import (
+    CONFIG_NAME,
+    HYDRA_VERSION,
+    Job,
+    check_method,
+    expand,
+    hydra_words,
+    quoted,
+    to_config,
+    typed_words,
+)
 from kdx.config import Config, sweep_id
 from kdx.errors import UserError, one_line
 from kdx.explain import shown
@@ -50,7 +60,7 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
         check_method(job.config)
         run_folder(job.config)  # finds out whether the teacher's checkpoint is there
     folder = _folder(overrides, jobs)
-    words = [*shares(overrides, jobs), *overrides, f"hydra.sweep.dir={_quoted(str(folder.path.absolute()))}"]
+    words = [*shares(overrides, jobs), *overrides, f"hydra.sweep.dir={quoted(str(folder.path.absolute()))}"]
     with folder.lock():
         # Those of an earlier time are not ours.
         for path in folder.path.rglob(RECORD):
@@ -147,11 +157,6 @@ def _launched(words: Sequence[str], folder: RunFolder) -> str | None:
                 raise UserError(one_line(failure.__cause__)) from None
             return describe(failure)
     return None
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from kdx.config import Config
+from kdx.config import Config, packages_record
 from kdx.data.dataset import Data
 from kdx.device import Engine
 from kdx.errors import UserError
@@ -94,7 +94,7 @@ def _train(config: Config, data: Data, engine: Engine, weights: Path) -> nn.Modu
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name, "teacher": None}
     write_results(
         plan,
-        names | {"student": settings.name},
+        names | {"student": settings.name} | packages_record(config, "dataset", "teacher"),
         measure(teacher, None, data, engine.device, engine.latency_seconds),
         outcome,
         engine,

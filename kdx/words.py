@@ -4,7 +4,16 @@ from collections.abc import Collection, Sequence
 
 from kdx.errors import UserError, unknown
 
+HELP = ("-h", "--help")
 RUNS = "the folders or ids of finished runs"
+
+
+def split_options(words: Sequence[str], allowed: Collection[str]) -> tuple[list[str], list[str]]:
+    """The options among `words`, and the other words; UserError for an option that is not `allowed`."""
+    options = [word for word in words if word.startswith("-")]
+    for option in sorted(set(options).difference(allowed)):
+        raise unknown("option", option, (*HELP, *allowed))
+    return options, [word for word in words if not word.startswith("-")]
 
 
 def names_and_settings(
@@ -24,7 +33,7 @@ def words_and_settings(words: Sequence[str], keys: Collection[str]) -> tuple[lis
     for word in words:
         key, equals, value = word.partition("=")
         if word.startswith("-"):
-            raise unknown("option", word, ("-h", "--help"))
+            raise unknown("option", word, HELP)
         if not equals or "/" in key:
             plain.append(word)
         elif key not in keys:

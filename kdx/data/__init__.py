@@ -8,15 +8,15 @@ if TYPE_CHECKING:
 
 
 def load_data(settings: "DatasetSettings") -> "Data":
-    """Load the data set that `settings` names, on the CPU; raises UserError when its files are missing or damaged."""
-    from kdx.data import cifar10, digits, mnist, svhn  # here, so that reading settings does not import torch
+    """Load the data set of `settings`, on the CPU; raises UserError when its files are missing or damaged.
 
-    match settings.name:
-        case "mnist":
-            return mnist.load(settings)
-        case "digits":
-            return digits.load(settings)
-        case "cifar10":
-            return cifar10.load(settings)
-        case "svhn":
-            return svhn.load(settings)
+    Raises ValueError where a package's data set is not what its settings declare.
+    """
+    data = settings.load()
+    loaded, declared = (data.image_shape, data.classes), (settings.image_shape, settings.classes)
+    if loaded != declared:
+        raise ValueError(
+            f"{type(settings).__name__} declares images {declared[0]} of {declared[1]} classes, its data has"
+            f" {loaded[0]} and {loaded[1]}"
+        )
+    return data

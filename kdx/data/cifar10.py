@@ -12,7 +12,6 @@ from kdx.data.preprocessing import PER_BATCH
 from kdx.data.settings import Cifar10Settings
 from kdx.data.sources import SourceFile, SourceSet, Verified, obtain
 
-CLASSES = 10
 PARTS = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 
 
@@ -54,13 +53,13 @@ def load(settings: Cifar10Settings) -> Data:
     files = obtain(SOURCES, settings.root, settings.download)
     stored = decoded("cifar10", SOURCES.key(), lambda: _decode(files))
     train, test = ((stored[f"{part}_images"], stored[f"{part}_labels"].long()) for part in PARTS)
-    return build_data(settings, train, test, CLASSES, PER_BATCH[settings.preprocessing])
+    return build_data(settings, train, test, PER_BATCH[settings.preprocessing])
 
 
 def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:
     wanted = {name for names in PARTS.values() for name in names}
     batches = {
-        name: parse_batch(content, CLASSES, name)
+        name: parse_batch(content, Cifar10Settings.classes, name)
         for file in files.values()
         for name, content in file.unpacked()
         if name in wanted

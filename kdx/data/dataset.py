@@ -97,7 +97,6 @@ def build_data(
     settings: DatasetSettings,
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
-    classes: int,
     preprocessing: Preprocessing,
     held_out: Tensor | None = None,
 ) -> Data:
@@ -125,7 +124,7 @@ def build_data(
         train=training,
         validation=split(images[held_out], labels[held_out]) if settings.validation else None,
         test=split(*test),
-        classes=classes,
+        classes=settings.classes,
         fingerprint=fingerprint(training, fitted.name),
     )
 

@@ -14,7 +14,6 @@ from kdx.data.stratified import stratified_choice
 
 log = logging.getLogger("kdx.data")
 
-CLASSES = 10
 TEST_SAMPLES = 360
 # The test set is the same whatever the settings, so that results of different splits can be compared.
 TEST_SEED = 1797
@@ -28,7 +27,7 @@ def load(settings: DigitsSettings) -> Data:
     pixels, labels = torch.tensor(flat).reshape(-1, 1, 8, 8), torch.tensor(targets).long()
     test = stratified_choice(labels, TEST_SAMPLES, TEST_SEED)
     train, test = (pixels[~test], labels[~test]), (pixels[test], labels[test])
-    return build_data(settings, train, test, CLASSES, PREPROCESSING[settings.preprocessing])
+    return build_data(settings, train, test, PREPROCESSING[settings.preprocessing])
 
 
 def _enlarge(pixels: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from kdx.data.settings import MnistSettings
 from kdx.data.sources import SourceFile, SourceSet, Verified, obtain
 from kdx.errors import UserError
 
-CLASSES = 10
 IMAGE_SIZE = (28, 28)
 
 
@@ -67,7 +66,7 @@ def load(settings: MnistSettings) -> Data:
     train, test = (
         (stored[f"{part}_images"].unsqueeze(1), stored[f"{part}_labels"].long()) for part in ("train", "test")
     )
-    return build_data(settings, train, test, CLASSES, PER_BATCH[settings.preprocessing])
+    return build_data(settings, train, test, PER_BATCH[settings.preprocessing])
 
 
 def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:
@@ -77,8 +76,8 @@ def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:
         images_name, labels_name = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
         images = parse_idx(contents[images_name], 3, images_name)
         labels = parse_idx(contents[labels_name], 1, labels_name)
-        if (labels >= CLASSES).any():
-            raise UserError(f"{labels_name}: there are labels above {CLASSES - 1}")
+        if (labels >= MnistSettings.classes).any():
+            raise UserError(f"{labels_name}: there are labels above {MnistSettings.classes - 1}")
         if tuple(images.shape) != (len(labels), *IMAGE_SIZE):
             raise UserError(f"{images_name}: images {tuple(images.shape)} do not fit the {len(labels)} labels")
         tensors |= {f"{part}_images": images, f"{part}_labels": labels}

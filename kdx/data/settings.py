@@ -1,56 +1,110 @@
-"""The settings of the `dataset` group: one schema for each data set, told apart by `name`."""
+"""The settings of the `dataset` group: one class for each data set, told apart by `name`."""
 
-from typing import Annotated, Literal
+# Settings are frozen, which pyright does not see: a field may have a narrower type than in the base.
+# pyright: reportIncompatibleVariableOverride=false
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from kdx.settings import Settings
 
+if TYPE_CHECKING:
+    from kdx.data.dataset import Data
+
 Mirror = Literal["none", "copies", "random"]
 """Mirrored training images: never, each as a sample of its own, or each sample mirrored at random in every epoch."""
 
 
-class _Common(Settings):
-    """From where to load images, how many training samples to hold out, and how many of the others to train on."""
+class DatasetSettings(Settings):
+    """What all data sets have: from where to load images, and which training samples to hold out and to train on.
 
+    `name` is the one that the registry has for the class.
+    """
+
+    image_shape: ClassVar[tuple[int, int, int]]
+    """(C, H, W) of every image."""
+    classes: ClassVar[int]
+
+    name: str
     root: Annotated[str, Field(min_length=1)] | None
     validation: Annotated[int, Field(ge=0)]
     split_seed: Annotated[int, Field(ge=0, lt=2**63)]
     train_size: Annotated[int, Field(ge=1)] | None
+    preprocessing: str
+    mirror: Mirror
     download: bool
 
+    def load(self) -> "Data":
+        """Load the data set, on the CPU; raises UserError when its files are missing or damaged."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
 
-class MnistSettings(_Common):
+
+# Torch is imported where something is loaded, so that settings are read without it.
+class MnistSettings(DatasetSettings):
     """MNIST; a mirrored digit is another sign, so there is no mirroring."""
+
+    image_shape = (1, 28, 28)
+    classes = 10
 
     name: Literal["mnist"]
     preprocessing: Literal["scale", "symmetric"]
     mirror: Literal["none"]
 
+    def load(self) -> "Data":
+        """From its official files."""
+        from kdx.data import mnist
 
-class DigitsSettings(_Common):
+        return mnist.load(self)
+
+
+class DigitsSettings(DatasetSettings):
     """scikit-learn's digits; not mirrored either."""
+
+    image_shape = (1, 28, 28)
+    classes = 10
 
     name: Literal["digits"]
     preprocessing: Literal["scale", "symmetric"]
     mirror: Literal["none"]
 
+    def load(self) -> "Data":
+        """From scikit-learn."""
+        from kdx.data import digits
 
-class Cifar10Settings(_Common):
+        return digits.load(self)
+
+
+class Cifar10Settings(DatasetSettings):
     """CIFAR-10."""
+
+    image_shape = (3, 32, 32)
+    classes = 10
 
     name: Literal["cifar10"]
     preprocessing: Literal["scale", "symmetric", "per-pixel-mean"]
     mirror: Mirror
 
+    def load(self) -> "Data":
+        """From its official files."""
+        from kdx.data import cifar10
 
-class SvhnSettings(_Common):
+        return cifar10.load(self)
+
+
+class SvhnSettings(DatasetSettings):
     """SVHN; with `extra` its extra images are training samples too."""
+
+    image_shape = (3, 32, 32)
+    classes = 10
 
     name: Literal["svhn"]
     extra: bool
     preprocessing: Literal["scale", "symmetric", "per-pixel-mean", "local-contrast"]
     mirror: Mirror
 
+    def load(self) -> "Data":
+        """From its official files."""
+        from kdx.data import svhn
 
-DatasetSettings = MnistSettings | DigitsSettings | Cifar10Settings | SvhnSettings
+        return svhn.load(self)

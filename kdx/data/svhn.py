@@ -16,7 +16,6 @@ from kdx.data.sources import SourceFile, SourceSet, Verified, obtain
 from kdx.data.stratified import balanced_choice, stratified_choice
 from kdx.errors import UserError
 
-CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
 
 
@@ -53,7 +52,7 @@ def load(settings: SvhnSettings) -> Data:
     train, sizes = _joined([first, *extra], verified)
     test, _ = _joined([second], verified)
     held_out = _held_out(settings, train[1], sizes)
-    return build_data(settings, train, test, CLASSES, PER_BATCH[settings.preprocessing], held_out)
+    return build_data(settings, train, test, PER_BATCH[settings.preprocessing], held_out)
 
 
 def _joined(sources: Sequence[SourceFile], verified: dict[str, Verified]) -> tuple[tuple[Tensor, Tensor], list[int]]:
@@ -76,7 +75,7 @@ def _held_out(settings: SvhnSettings, labels: Tensor, sizes: list[int]) -> Tenso
     shares = (count - count // 3, count // 3)
     chosen = torch.cat(
         [
-            balanced_choice(part, share, CLASSES, settings.split_seed)
+            balanced_choice(part, share, SvhnSettings.classes, settings.split_seed)
             for part, share in zip(labels.split(sizes), shares, strict=True)
         ]
     )
@@ -102,8 +101,8 @@ def _decode(file: Verified, name: str) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{name}: is not a file of SVHN ({' '.join(str(error).split())})") from error
     whole = images.dtype == np.uint8 and images.shape == (*IMAGE_SHAPE, len(labels)) and labels.dtype.kind in "iuf"
-    if not whole or not np.isin(labels, np.arange(1, CLASSES + 1)).all():
+    if not whole or not np.isin(labels, np.arange(1, SvhnSettings.classes + 1)).all():
         raise UserError(f"{name}: is not a file of SVHN (its images and labels do not fit together)")
     # (height, width, channel, sample) to (sample, channel, height, width); the digit 0 has label 10.
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(3, 2, 0, 1)))
-    return {"images": pixels, "labels": torch.from_numpy((labels % CLASSES).astype(np.uint8))}
+    return {"images": pixels, "labels": torch.from_numpy((labels % SvhnSettings.classes).astype(np.uint8))}

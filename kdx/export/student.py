@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from kdx.config import Config
@@ -17,7 +16,7 @@ from kdx.errors import UserError, one_line
 from kdx.explain import explained
 from kdx.models import Shape, build_model
 from kdx.models.ensemble import Ensemble
-from kdx.models.settings import Network, RefinedSettings
+from kdx.models.settings import NetworkSettings, RefinedSettings, network_of
 from kdx.models.widths import widened_as, with_used_inputs
 from kdx.report.finished import Figures, check_seal, read_figures
 from kdx.tensors import DamagedTensors, load_tensors, save_tensors
@@ -37,7 +36,7 @@ class Student:
     network: nn.Module
 
     @property
-    def settings(self) -> Network:
+    def settings(self) -> NetworkSettings:
         """What the student was built from."""
         assert not isinstance(self.config.student, RefinedSettings), "a chain has no student of its own"
         return self.config.student
@@ -67,17 +66,17 @@ def load_shrunk(path: Path) -> nn.Module:
     if header.get("format") != SHRUNK:
         raise UserError(f"{path}: not a shrunk network; allowed: a file written by kdx export RUN format=shrink")
     try:
-        settings = TypeAdapter[Network](Annotated[Network, Field(discriminator="family")]).validate_python(
-            header["network"]
-        )
-    except ValidationError as error:
-        raise UserError(f"{path}: made by another version of kdx: {one_line(explained(error, 'network'))}") from None
+        settings = network_of(header["network"], NetworkSettings, "network")
+    except UserError as error:
+        raise UserError(f"{path}: made by another version of kdx or of a package: {one_line(error)}") from None
     channels, height, width = header["image_shape"]
     blank = blank_network(settings, (channels, height, width), header["classes"], tensors)
     return load_weights(path, blank).eval()
 
 
-def blank_network(settings: Network, image_shape: Shape, classes: int, tensors: Mapping[str, Tensor]) -> nn.Module:
+def blank_network(
+    settings: NetworkSettings, image_shape: Shape, classes: int, tensors: Mapping[str, Tensor]
+) -> nn.Module:
     """A network as `settings` describes it, with the widths, members and chosen inputs of `tensors`, in eval mode."""
     members = {name.partition(".")[0] for name in tensors if name.startswith("member")}
 
@@ -100,12 +99,14 @@ def _read_config(run: Path) -> Config:
         raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         reason = one_line(explained(error, model=Config))
-        raise UserError(f"run: {path} was written by another version of kdx: {reason}; repeat the run") from None
+        raise UserError(
+            f"run: {path} was written by another version of kdx or of a package: {reason}; repeat the run"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise UserError(f"run: {path} is damaged: it is not YAML; repeat the run with force=true") from None
 
 
-def _read_network(path: Path, settings: Network, image_shape: Shape, classes: int) -> nn.Module:
+def _read_network(path: Path, settings: NetworkSettings, image_shape: Shape, classes: int) -> nn.Module:
     # A method may have removed neurons (kddp) or made an ensemble (sgld), so the file says what there is.
     tensors, _ = _read_tensors(path)
     network = load_weights(path, blank_network(settings, image_shape, classes, tensors)).eval()

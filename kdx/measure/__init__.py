@@ -49,7 +49,7 @@ def measure(
     images, _ = next(data.test.batches(max(BATCHES)))
     timings = latencies(student, images, device, latency_seconds) if latency_seconds else []
     answering = MeanLogits([teacher, *further_teachers]) if teacher and further_teachers else teacher
-    figures = _errors(student, answering, data) | _sizes(student, teacher, rows)
+    figures = {"classes": data.classes} | _errors(student, answering, data) | _sizes(student, teacher, rows)
     figures |= _work(student, teacher, data) | _latency_figures(timings)
     return Measurements(figures, rows, timings)
 

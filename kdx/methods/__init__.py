@@ -8,40 +8,10 @@ from torch import Tensor, nn
 
 from kdx.errors import unknown
 from kdx.explain import settings_from
-from kdx.methods.activity import Activity
-from kdx.methods.bayesian_compression import BayesianCompression
-from kdx.methods.bsr import BlockSparsity
-from kdx.methods.dark_knowledge import DarkKnowledge
-from kdx.methods.dropout import Dropout, FullyConnectedDropout, noise_outside, without_dropout
-from kdx.methods.hint import Hint
-from kdx.methods.l2 import L2
-from kdx.methods.labels import Labels
-from kdx.methods.langevin import LangevinDynamics
-from kdx.methods.masked import Masked
-from kdx.methods.mixture import Mixture
+from kdx.methods.dropout import noise_outside, without_dropout
 from kdx.methods.part import Context, Part
-from kdx.methods.regression import Regression
-from kdx.methods.soft_labels import SoftLabels
-from kdx.methods.variational import Variational
 from kdx.objective import Objective
-
-PARTS: dict[str, type[Part]] = {
-    "labels": Labels,
-    "hint": Hint,
-    "mixture": Mixture,
-    "dropout": Dropout,
-    "variational": Variational,
-    "bsr": BlockSparsity,
-    "l2": L2,
-    "masked": Masked,
-    "langevin": LangevinDynamics,
-    "dark-knowledge": DarkKnowledge,
-    "bayesian-compression": BayesianCompression,
-    "soft_labels": SoftLabels,
-    "activity": Activity,
-    "regression": Regression,
-    "fc_dropout": FullyConnectedDropout,
-}
+from kdx.registry import PARTS
 
 
 @dataclass(frozen=True)
@@ -103,9 +73,7 @@ def build_method(settings: Mapping[str, Any], other_keys: Sequence[str] = ()) ->
     values = {key: value for key, value in settings.items() if key not in ("name", "parts")}
     parts = []
     for name in settings["parts"]:
-        if name not in PARTS:
-            raise unknown("method.parts", name, PARTS)
-        part = PARTS[name]
+        part = PARTS.find(name, "method.parts")
         own = {key: values.pop(key) for key in part.model_fields if key in values}
         parts.append(settings_from(part, own, "method"))
     if values:

@@ -1,5 +1,6 @@
 """Noisy Teachers: regression on logits that are perturbed by multiplicative noise (SPEC 4)."""
 
+import logging
 from typing import Annotated, Literal, Self
 
 import torch
@@ -11,6 +12,8 @@ from kdx.objective import Draw, Schedule, Step, Term
 from kdx.streams import stream
 
 XI, SELECTION, SIGMA = "regression.xi", "regression.selection", "regression.sigma"
+
+log = logging.getLogger(__name__)
 
 Range = Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -89,6 +92,9 @@ class Regression(Part):
 
     def terms(self, context: Context) -> dict[str, Term]:
         """`regression`, of weight 1."""
+        idle = self._without_effect()
+        if idle:
+            log.warning("%s: no effect, since %s leaves no noise", *idle)
 
         def regression(step: Step) -> Tensor:
             if not self.resample:
@@ -125,6 +131,17 @@ class Regression(Part):
         if self.sigma_range is not None:
             draws[SIGMA] = Draw(lambda batch: torch.empty(()), _uniform)
         return draws
+
+    def _without_effect(self) -> tuple[str, str] | None:
+        """The settings that say how noise is made where there is none, and the one for which there is none."""
+        reason = "method.sigma=0" if self.sigma == 0 else "method.alpha=0" if self.alpha == 0 else None
+        given = {
+            "method.noise_in=student": self.noise_in == "student",
+            "method.per=batch": self.per == "batch",
+            "method.resample=false": not self.resample,
+        }
+        idle = ", ".join(key for key, is_given in given.items() if is_given)
+        return (idle, reason) if idle and reason else None
 
     def _noisy(self, logits: Tensor, step: Step) -> Tensor:
         numbers, noise = step.numbers, step.noise

@@ -7,18 +7,20 @@ from kdx.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdx.models.settings import Network
+    from kdx.models.settings import NetworkSettings
 
 Shape = tuple[int, int, int]
 
 
-def build_model(settings: "Network", image_shape: Shape, classes: int, seed: int) -> "nn.Sequential":
+def build_model(settings: "NetworkSettings", image_shape: Shape, classes: int, seed: int) -> "nn.Sequential":
     """Build the network for images of `image_shape` (channels, height, width), with initial weights drawn from `seed`.
 
-    Raises UserError where the images are too small for the network.
+    Raises UserError where the images are too small for the network, and TypeError for a package's network that is no
+    plain sequence of named layers, which methods and measurements rely on.
     """
     # Here, so that reading settings does not import torch.
-    from kdx.models.families import FAMILIES
+    from torch import nn
+
     from kdx.streams import seeded
 
     least = settings.smallest_side
@@ -27,5 +29,7 @@ def build_model(settings: "Network", image_shape: Shape, classes: int, seed: int
             f"{settings.name}: images of {image_shape[1]}x{image_shape[2]} pixels are too small for "
             f"{settings.sized_by}={getattr(settings, settings.sized_by)}; allowed: {least}x{least} or more"
         )
-    family = FAMILIES[settings.family]
-    return seeded(seed, "init", lambda: family(settings, image_shape, classes))
+    network = seeded(seed, "init", lambda: settings.build(image_shape, classes))
+    if not isinstance(network, nn.Sequential):
+        raise TypeError(f"{settings.family}: its build gives a {type(network).__name__}; allowed: an nn.Sequential")
+    return network

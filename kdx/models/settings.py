@@ -1,11 +1,23 @@
-"""The settings of the `student` group, and of the network in the `teacher` group: one schema per family."""
+"""The settings of the `student` group, and of the network in the `teacher` group: one class for each family."""
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+# Settings are frozen, which pyright does not see: a field may have a narrower type than in the base.
+# pyright: reportIncompatibleVariableOverride=false
 
-from pydantic import Field, StringConstraints, model_validator
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
+from pydantic import Field, StringConstraints, create_model, model_validator
+
+from kdx.errors import UserError
+from kdx.explain import settings_from
+from kdx.registry import MODELS
 from kdx.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdx.models import Shape
 
 # Names become folders.
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
@@ -15,26 +27,49 @@ Multiplier = Annotated[float, Field(gt=0)]
 # As the Noisy paper writes them: C5@64 is a convolution with 64 filters of 5x5 and its ReLU, MP3 and AP3 pool the
 # maximum or average of 3x3, D0.5 is dropout at rate 0.5.
 LayerCode = Annotated[str, StringConstraints(pattern=r"^(C\d*[13579]@[1-9]\d*|[AM]P[23]|D0\.\d+)$")]
+Operator = Literal["filters", "growth", "planes", "blocks", "blocks_ceil"]
+"""The refinements of IKD: `kdx.models.refine` says what each does."""
 
 
 class NetworkSettings(Settings):
-    """What all networks have; each family adds the sizes of its layers."""
+    """What all networks have; each family adds the sizes of its layers.
+
+    `family` is the name that the registry has for the class.
+    """
 
     sized_by: ClassVar[str] = "blocks"
     """The field that decides how small images may be."""
+    halved: ClassVar[Mapping[Operator, tuple[str, ...]]] = {}
+    """The fields that each refinement halves; one that is absent has nothing to halve."""
 
     name: Name
+    family: str
 
     @property
     def smallest_side(self) -> int:
         """The side, in pixels, of the smallest square images that the network can see."""
         return 1
 
+    def smallest_widths(self, fields: Sequence[str]) -> dict[str, float]:
+        """The smallest width in each of these fields of `halved`; those that are empty are absent."""
+        values = {name: getattr(self, name) for name in fields}
+        widths = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+        return {name: min(found) for name, found in widths.items() if found}
 
+    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
+        """The network, with fresh weights: images (batch, *image_shape) to logits (batch, classes)."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is built")
+
+
+_BLOCKS: Mapping[Operator, tuple[str, ...]] = {"blocks": ("blocks",), "blocks_ceil": ("blocks",)}
+
+
+# Torch is imported where a network is built, so that settings are read without it.
 class PlainSettings(NetworkSettings):
     """A perceptron or Caffe's LeNet, by the widths of its layers (`channels` only where there are convolutions)."""
 
     sized_by = "channels"
+    halved: ClassVar = {"filters": ("channels", "hidden")}
 
     family: Literal["mlp", "lenet"]
     hidden: list[Count]
@@ -55,11 +90,19 @@ class PlainSettings(NetworkSettings):
             side = 2 * side + 4
         return side
 
+    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
+        """One of the two families."""
+        from kdx.models.lenet import lenet
+        from kdx.models.mlp import mlp
+
+        return (lenet if self.family == "lenet" else mlp)(self, image_shape, classes)
+
 
 class ConvnetSettings(NetworkSettings):
     """A sequence of convolutions and poolings under a classifier: VGG, Network in Network, AlexNet, LeNets."""
 
     sized_by = "layers"
+    halved: ClassVar = {"filters": ("width",)}
 
     family: Literal["convnet"]
     layers: list[LayerCode]
@@ -92,9 +135,23 @@ class ConvnetSettings(NetworkSettings):
             side = max(1, 2 * side + window - 3)
         return 1 if side <= self.pad_to else side
 
+    def smallest_widths(self, fields: Sequence[str]) -> dict[str, float]:
+        """Those of the layers, which `width` multiplies."""
+        filters = [int(code.partition("@")[2]) for code in self.layers if code[0] == "C"]
+        widths = {"layers": filters, "hidden": self.hidden}
+        return {name: min(found) * self.width for name, found in widths.items() if found}
+
+    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
+        """`kdx.models.convnet`."""
+        from kdx.models.convnet import convnet
+
+        return convnet(self, image_shape, classes)
+
 
 class ResnetSettings(NetworkSettings):
     """ResNet as in torchvision: for each stage its number of blocks and the channels of its bottlenecks."""
+
+    halved: ClassVar = {"filters": ("stem", "channels"), "planes": ("channels",), **_BLOCKS}
 
     family: Literal["resnet"]
     stem: Count
@@ -106,9 +163,17 @@ class ResnetSettings(NetworkSettings):
         _as_many(self.blocks, self.channels)
         return self
 
+    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
+        """`kdx.models.resnet`."""
+        from kdx.models.resnet import resnet
+
+        return resnet(self, image_shape, classes)
+
 
 class DensenetSettings(NetworkSettings):
     """DenseNet with bottlenecks, as in torchvision: the blocks' layers, each adding `growth` channels to `stem`."""
+
+    halved: ClassVar = {"filters": ("stem", "growth"), "growth": ("growth",), **_BLOCKS}
 
     family: Literal["densenet"]
     stem: Count
@@ -124,9 +189,17 @@ class DensenetSettings(NetworkSettings):
         side = 4 * (2 ** (len(self.blocks) - 1) - 1) + 1
         return 1 if side <= self.pad_to else side
 
+    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
+        """`kdx.models.densenet`."""
+        from kdx.models.densenet import densenet
+
+        return densenet(self, image_shape, classes)
+
 
 class KerasResnetSettings(NetworkSettings):
     """ResNet v2 of Keras' CIFAR-10 example: for each stage its number of blocks and of channels that come out."""
+
+    halved: ClassVar = {"filters": ("stem", "channels"), "planes": ("channels",), **_BLOCKS}
 
     family: Literal["keras-resnet"]
     stem: Count
@@ -138,11 +211,18 @@ class KerasResnetSettings(NetworkSettings):
         _as_many(self.blocks, self.channels)
         return self
 
+    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
+        """`kdx.models.keras_resnet`."""
+        from kdx.models.keras_resnet import keras_resnet
+
+        return keras_resnet(self, image_shape, classes)
+
 
 class KddpSettings(NetworkSettings):
     """KDDP's student SN_n: the channels of its convolutions, and n as its only hidden layer."""
 
     sized_by = "channels"
+    halved: ClassVar = {"filters": ("channels", "hidden")}
 
     family: Literal["kddp"]
     channels: Count
@@ -153,6 +233,12 @@ class KddpSettings(NetworkSettings):
         """7x7 with stride 2, 3x3 with stride 2, 2x2: one pixel is left of 9."""
         return 9
 
+    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
+        """`kdx.models.kddp`."""
+        from kdx.models.kddp import kddp
+
+        return kddp(self, image_shape, classes)
+
 
 class RefinedSettings(NetworkSettings):
     """No network of its own: the teacher's, made smaller by a chain of runs."""
@@ -160,40 +246,38 @@ class RefinedSettings(NetworkSettings):
     family: Literal["refined"]
 
 
-Network = PlainSettings | ConvnetSettings | ResnetSettings | DensenetSettings | KerasResnetSettings | KddpSettings
-
-
-class Start(Settings):
-    """The file of trained weights with which a student starts; null starts with fresh ones."""
+class Student(NetworkSettings):
+    """The network of the student, and the file of trained weights with which it starts; null starts with fresh ones."""
 
     checkpoint: str | None
 
 
-# The student's group is one level deep, as the teacher's is.
-class _Plain(PlainSettings, Start): ...
+Role = TypeVar("Role", bound=NetworkSettings)
 
 
-class _Convnet(ConvnetSettings, Start): ...
+def network_of(content: Mapping[str, Any], role: type[Role], key: str) -> Role:
+    """The settings of the family that `content` names, and of `role` beside them: `key` is where they stand.
+
+    Raises UserError where they do not fit, and for a family of a package that has fields of the role.
+    """
+    if "family" not in content:
+        raise UserError(f"{key}.family: no value is given")
+    return settings_from(_in_role(MODELS.find(content["family"], f"{key}.family"), role), content, key)
 
 
-class _Resnet(ResnetSettings, Start): ...
-
-
-class _Densenet(DensenetSettings, Start): ...
-
-
-class _KerasResnet(KerasResnetSettings, Start): ...
-
-
-class _Kddp(KddpSettings, Start): ...
-
-
-class _Refined(RefinedSettings, Start): ...
-
-
-Student = Annotated[
-    _Plain | _Convnet | _Resnet | _Densenet | _KerasResnet | _Kddp | _Refined, Field(discriminator="family")
-]
+# Once, since settings of different classes are never equal.
+@cache
+def _in_role(network: type[NetworkSettings], role: type[Role]) -> type[Role]:
+    """A class with the fields of both, since the groups of the configuration are one level deep."""
+    common = NetworkSettings.model_fields.keys()
+    doubled = (network.model_fields.keys() & role.model_fields.keys()) - common
+    if doubled:
+        raise UserError(
+            f"{network.__module__}.{network.__name__}: its field '{min(doubled)}' is one that kdx has for every"
+            f" {role.__name__.lower()}; allowed: another name"
+        )
+    both: type[Any] = create_model(network.__name__, __base__=(network, role), __module__=network.__module__)
+    return both
 
 
 def _as_many(blocks: Sequence[int], channels: Sequence[int]) -> None:

@@ -3,25 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods import Method, build_method
 from kdx.procedures.chain import Chain
-from kdx.procedures.dark_knowledge import DarkKnowledgeFit
-from kdx.procedures.procedure import Once, Procedure
-from kdx.procedures.pruning import GradualPruning, IterativePruning
-from kdx.procedures.sampling import Sampling
-from kdx.procedures.shrink import Shrink
-
-PROCEDURES: dict[str, type[Procedure] | type[Chain]] = {
-    "once": Once,
-    "chain": Chain,
-    "iterative-pruning": IterativePruning,
-    "gradual-pruning": GradualPruning,
-    "shrink": Shrink,
-    "sampling": Sampling,
-    "dark-knowledge": DarkKnowledgeFit,
-}
+from kdx.procedures.procedure import Procedure
+from kdx.registry import PROCEDURES
 
 
 def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure | Chain]:
@@ -31,10 +17,7 @@ def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure | Chain]:
     of range.
     """
     values = dict(settings)
-    name = values.pop("procedure", "once")
-    if name not in PROCEDURES:
-        raise unknown("method.procedure", name, PROCEDURES)
-    kind = PROCEDURES[name]
+    kind = PROCEDURES.find(values.pop("procedure", "once"), "method.procedure")
     own = {key: values.pop(key) for key in kind.model_fields if key in values}
     procedure = settings_from(kind, own, "method")
     return build_method(values, other_keys=list(kind.model_fields)), procedure

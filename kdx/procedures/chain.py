@@ -7,8 +7,8 @@ from pydantic import NonNegativeFloat
 from kdx.config import Config
 from kdx.errors import UserError
 from kdx.explain import shown
-from kdx.models.refine import Operator, refined
-from kdx.models.settings import Count, Name, Network
+from kdx.models.refine import refined
+from kdx.models.settings import Count, Name, NetworkSettings, Operator
 from kdx.procedures.pruning import GradualPruning
 from kdx.settings import Settings
 
@@ -25,7 +25,8 @@ class PruningMethod(GradualPruning):
 class Chain(Settings):
     """How runs follow one another (IKD, SPEC 2): `kdx.chain` runs them."""
 
-    member: Name
+    # Not to be chosen: what each candidate learns by is in the other settings, and this is their name.
+    member: Literal["kd-mixture"]
     generations: Count
     teacher: Literal["parental", "ancestral"]
     refine: Operator
@@ -33,7 +34,7 @@ class Chain(Settings):
     prune: bool
     pruning: PruningMethod
 
-    def structures(self, network: Network) -> list[Network]:
+    def structures(self, network: NetworkSettings) -> list[NetworkSettings]:
         """The networks of all generations, `network` itself first.
 
         Raises UserError where it cannot be refined so, or not so often.

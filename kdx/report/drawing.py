@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from kdx.files import write_atomically
 
@@ -46,3 +48,10 @@ def canvas_of(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, 
     """A figure with panels, all of them in one list."""
     canvas = Canvas(layout="constrained", **options)
     return canvas, list(canvas.subplots(rows, columns, squeeze=False).flat)
+
+
+def label_logarithmic(axis: Axis) -> None:
+    """Label 1, 2, 5, 10, ... on a logarithmic axis, 2,000 rather than 2 x 10^3, and nothing between them."""
+    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,17 +1,18 @@
 """`kdx reproduce`: a paper's table, or all of them, beside the published numbers."""
 
-import os
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from kdx.commands import outputs_folder
 from kdx.errors import UserError, unknown
 from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import BUDGETS, Budget, Order, jobs_of, run_all
 from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import load_table, named, table_names
 from kdx.seal import seal, unseal
+from kdx.words import split_options
 
 HELP = """\
 usage: kdx reproduce TABLE|FIGURE|PAPER ... [rows=PATTERN] [seeds=N] [budget=BUDGET] [train=false] [KEY=VALUE ...]
@@ -27,6 +28,15 @@ are not repeated, interrupted ones go on; the same command again continues.
 
   kdx reproduce --list    the tables and figures"""
 SEEDS_MOST = 100
+
+
+def main(words: Sequence[str]) -> int:
+    """`kdx reproduce`: the tables that are named, or with -l the list of all."""
+    options, names = split_options(words, ("-l", "--list"))
+    if options:
+        print(listing())
+        return 0
+    return reproduce(names)
 
 
 def reproduce(words: Sequence[str]) -> int:
@@ -69,7 +79,7 @@ def listing() -> str:
 def folder_of(name: str, order: Order) -> Path:
     """Where a table is written: a budget other than the paper's has a folder of its own."""
     given = [word.partition("=")[2] for word in order.overrides if word.startswith("outputs=")]
-    outputs = Path(given[-1] if given else os.environ.get("KDX_OUTPUTS", "outputs"))
+    outputs = Path(given[-1]) if given else outputs_folder()
     return outputs / "paper" / (name if order.budget == "paper" else f"{name}-{order.budget}")
 
 

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdx.config import IMAGE_SHAPES, Config
+from kdx.config import Config
 from kdx.measure.footprint import parameter_count, parameter_ratio
 from kdx.measure.multiplications import multiplications
 from kdx.models import build_model
 from kdx.models.settings import RefinedSettings
 
 Figures = dict[str, Any]
-CLASSES = 10
 
 
 def network_figures(config: Config) -> Figures:
@@ -23,11 +22,11 @@ def network_figures(config: Config) -> Figures:
     """
     if isinstance(config.student, RefinedSettings):
         return {}
-    shape = IMAGE_SHAPES[config.dataset.name]
+    shape, classes = config.dataset.image_shape, config.dataset.classes
     # Shapes are enough: no memory is filled and nothing is drawn.
     with torch.device("meta"):
-        student = build_model(config.student, shape, CLASSES, config.seed)
-        teacher = build_model(config.teacher.network(), shape, CLASSES, config.seed)
+        student = build_model(config.student, shape, classes, config.seed)
+        teacher = build_model(config.teacher.network(), shape, classes, config.seed)
     layers = {name.rpartition(".")[2]: layer for name, layer in student.named_modules()}
     norms = [layer for layer in student.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     return {

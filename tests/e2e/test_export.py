@@ -177,7 +177,9 @@ def with_configuration(run: Path, base: Path, text: str | None) -> Path:
 def test_a_configuration_of_another_version_is_refused(run: Path, tmp_path: Path):
     text = (run / "config.yaml").read_text()
     other = with_configuration(run, tmp_path, text.replace("threads: 1", "threads: one"))
-    with pytest.raises(UserError, match=r"written by another version of kdx: device\.threads: 'one' is not allowed"):
+    with pytest.raises(
+        UserError, match=r"written by another version of kdx or of a package: device\.threads: 'one' is not allowed"
+    ):
         finished_student(other)
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         finished_student(with_configuration(run, tmp_path, None))

@@ -6,7 +6,7 @@ from kdx.models.settings import (
     DensenetSettings,
     KddpSettings,
     KerasResnetSettings,
-    Network,
+    NetworkSettings,
     PlainSettings,
     ResnetSettings,
 )
@@ -19,7 +19,7 @@ PLAIN_CONVNET = ConvnetSettings(
     hidden_dropout=0.5, spread=2, pad_to=14, width=1.0,
 )  # fmt: skip
 
-SETTINGS: dict[str, Network] = {
+SETTINGS: dict[str, NetworkSettings] = {
     "mlp": PlainSettings(name="mlp", family="mlp", hidden=[6], channels=[]),
     "lenet": PlainSettings(name="lenet", family="lenet", hidden=[6], channels=[3]),
     "vgg": PLAIN_CONVNET,

@@ -92,7 +92,7 @@ def test_an_ancestral_chain_ends_only_if_its_best_candidate_is_too_bad():
         (["method.tolerance=-1"], "method.tolerance: -1 is not allowed; allowed: "),
         (["method.teacher=parent"], "method.teacher: 'parent' is not allowed; did you mean 'parental'? allowed: "),
         (["method.refine=filter"], "method.refine: 'filter' is not allowed; did you mean 'filters'? allowed: one of"),
-        (["method.member=a/b"], "method.member: 'a/b' is not allowed; allowed: a text that matches "),
+        (["method.member=kd"], "method.member: 'kd' is not allowed; allowed: kd-mixture"),
         (["method.alpha=1.5"], "method.alpha: 1.5 is not allowed; allowed: a finite number >= 0 and <= 1"),
         (["dataset.validation=0", "method.teacher=ancestral"], "method.teacher: 'ancestral' is not allowed with datas"),
         (

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,9 +16,10 @@ from sklearn.datasets import load_digits
 from kdx.data import load_data
 from kdx.data.dataset import Data, Split, build_data, fingerprint
 from kdx.data.preprocessing import Preprocessing
-from kdx.data.settings import DatasetSettings, DigitsSettings
+from kdx.data.settings import DigitsSettings
 from kdx.data.stratified import balanced_choice, class_counts, nested_choice, stratified_choice
 from kdx.errors import UserError
+from kdx.registry import DATASETS
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
@@ -35,9 +35,7 @@ def numbered(count: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def build(**changes) -> Data:
-    return build_data(
-        settings(**changes), numbered(), numbered(20), 4, Preprocessing("as they are", torch.Tensor.float)
-    )
+    return build_data(settings(**changes), numbered(), numbered(20), Preprocessing("as they are", torch.Tensor.float))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 17, 99, 100])
@@ -223,9 +221,9 @@ def test_digits_say_that_files_are_not_used(caplog):
     assert "have no effect" in caplog.text
 
 
-@pytest.mark.parametrize("schema", get_args(DatasetSettings))
-def test_every_data_set_has_its_yaml_with_a_first_line_that_says_what_it_is(schema):
-    (name,) = get_args(schema.model_fields["name"].annotation)
+@pytest.mark.parametrize("name", DATASETS.names())
+def test_every_data_set_has_its_yaml_with_a_first_line_that_says_what_it_is(name):
+    schema = DATASETS.find(name, "dataset.name")
     text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
     content = OmegaConf.to_container(OmegaConf.create(text))
     content.pop("defaults", None)

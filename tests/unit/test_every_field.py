@@ -9,16 +9,16 @@ from typing import Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-import kdx.methods
-import kdx.procedures
+import kdx
 from kdx.compose import single
 from kdx.config import Config
 from kdx.groups import conf_folder, load_groups
 from kdx.procedures import build
+from kdx.registry import DATASETS, MODELS, PARTS, PROCEDURES
 from kdx.reproduce.tables import table_names
 from kdx.settings import Settings
 
-PACKAGE = Path(kdx.methods.__file__).parents[1]
+PACKAGE = Path(kdx.__file__).parent
 CHOICES = [(group.name, choice) for group in load_groups().values() for choice in group.choices]
 
 
@@ -37,6 +37,9 @@ def all_settings(kind: type[BaseModel] = Settings) -> Iterator[type[BaseModel]]:
 
 
 def test_every_field_of_the_schema_is_read():
+    for registry in (DATASETS, MODELS, PARTS, PROCEDURES):
+        for name in registry.names():
+            registry.find(name, registry.group)
     fields = {
         (kind.__name__, name)
         for kind in all_settings()

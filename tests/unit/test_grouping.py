@@ -8,7 +8,7 @@ from torch import nn
 from kdx import grouping
 from kdx.compose import expand
 from kdx.grouping import bytes_per_model, groups, kind, models_that_fit, parts
-from kdx.methods import PARTS
+from kdx.registry import PARTS
 
 
 def grouped(*words: str) -> list[list[int]]:
@@ -74,7 +74,7 @@ def test_what_varies_are_settings():
     for job in expand(["dataset=digits", "method=kd,st-vbd,noisy,bc,dropout,soft-labels,kd-mixture,ip"]):
         values = {key: value for key, value in job.config.method.items() if key not in ("name", "procedure", "parts")}
         for name in job.config.method["parts"]:
-            part = PARTS[name]
+            part = PARTS.find(name, "method.parts")
             own = part.model_construct(**{key: values[key] for key in part.model_fields if key in values})
             assert own.varying <= part.model_fields.keys(), name
     assert kind(job.config) is None

@@ -149,6 +149,7 @@ def test_measure_composes_the_figures(tmp_path):
         "multiplications": 42,
         "nonzero_multiplications": 30,
         "teacher_multiplications": 140,
+        "classes": 3,
     }
     assert {key: measured.figures[key] for key in expected} == expected
     assert [row.layer for row in measured.layers] == ["fc1", "fc2"]

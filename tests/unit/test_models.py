@@ -9,7 +9,7 @@ from torch import nn
 from kdx.compose import single
 from kdx.errors import UserError
 from kdx.models import build_model
-from kdx.models.settings import Network, PlainSettings
+from kdx.models.settings import NetworkSettings, PlainSettings
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
@@ -19,7 +19,7 @@ def built(words: str, image_shape: tuple[int, int, int] = GREY, seed: int = 0) -
 
 
 @cache
-def settings(words: str) -> Network:
+def settings(words: str) -> NetworkSettings:
     return getattr(single([words]), words.partition("=")[0])
 
 

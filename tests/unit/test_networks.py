@@ -11,17 +11,17 @@ from torch import nn
 from kdx.compose import single
 from kdx.models import build_model
 from kdx.models.blocks import Residual
-from kdx.models.settings import DensenetSettings, Network, ResnetSettings
+from kdx.models.settings import DensenetSettings, NetworkSettings, ResnetSettings
 
 COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 
 
 @cache
-def settings(name: str) -> Network:
+def settings(name: str) -> NetworkSettings:
     return single([f"student={name}"]).student
 
 
-def unweighted(network: Network, image_shape: tuple[int, int, int] = COLOUR) -> nn.Sequential:
+def unweighted(network: NetworkSettings, image_shape: tuple[int, int, int] = COLOUR) -> nn.Sequential:
     """The network without numbers in it, so that its size costs nothing."""
     with torch.device("meta"):
         return build_model(network, image_shape, 10, seed=0)
@@ -36,7 +36,7 @@ def keras_count(network: nn.Module) -> int:
     return parameters(network) + sum(value.numel() for value in network.buffers() if value.dim())
 
 
-def resized(name: str, **fields: object) -> Network:
+def resized(name: str, **fields: object) -> NetworkSettings:
     return settings(name).model_copy(update=fields)
 
 
@@ -79,7 +79,7 @@ def test_parameters_as_keras_counts(name: str, hidden: list[int] | None, count: 
         assert keras_count(network) - keras_count(smaller) == 587
 
 
-def times_fewer(refined: list[Network], original: Network) -> list[float]:
+def times_fewer(refined: list[NetworkSettings], original: NetworkSettings) -> list[float]:
     return [parameters(unweighted(original)) / parameters(unweighted(one)) for one in refined]
 
 
@@ -160,7 +160,7 @@ def test_every_weight_has_the_shape_of_torchvisions(name: str, theirs):
     assert shapes(unweighted(settings(name)).state_dict().values()) == shapes(expected.values())
 
 
-def small_torchvision(name: str) -> tuple[nn.Module, Network]:
+def small_torchvision(name: str) -> tuple[nn.Module, NetworkSettings]:
     if name == "densenet":
         theirs = torchvision.models.DenseNet(4, (2, 1, 2, 1), num_init_features=8, bn_size=2, num_classes=10)
         sizes = {"stem": 8, "growth": 4, "bottleneck": 2, "blocks": [2, 1, 2, 1]}

@@ -15,9 +15,10 @@ from kdx.methods import Method
 from kdx.methods.labels import Labels
 from kdx.noise import NoiseSource
 from kdx.objective import Draw, Objective, Term
-from kdx.procedures import PROCEDURES, build
+from kdx.procedures import build
 from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Once, Outcome, Procedure, joined
+from kdx.registry import PROCEDURES
 from kdx.runs import RunFolder
 from kdx.step import BETA1, BETA2, Batch, State, make_step
 from kdx.weights import emptied
@@ -190,6 +191,7 @@ def test_unknown_procedures_and_settings_are_told_by_name():
 
 
 def test_every_procedure_says_how_it_trains():
-    for kind in PROCEDURES.values():
+    for name in PROCEDURES.names():
+        kind = PROCEDURES.find(name, "method.procedure")
         # A chain is no procedure: it consists of runs.
         assert kind is Chain or kind.run is not Procedure.run

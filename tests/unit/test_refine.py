@@ -8,16 +8,16 @@ from kdx.compose import single
 from kdx.errors import UserError
 from kdx.models import build_model
 from kdx.models.refine import Operator, refined
-from kdx.models.settings import Network
+from kdx.models.settings import NetworkSettings
 
 
-def settings(name: str, *words: str) -> Network:
+def settings(name: str, *words: str) -> NetworkSettings:
     network = single([f"student={name}", *words]).student
     assert network.family != "refined"
     return network
 
 
-def parameters(network: Network, image_shape: tuple[int, int, int] = (3, 32, 32)) -> int:
+def parameters(network: NetworkSettings, image_shape: tuple[int, int, int] = (3, 32, 32)) -> int:
     with torch.device("meta"):
         return sum(value.numel() for value in build_model(network, image_shape, 10, seed=0).parameters())
 
@@ -58,7 +58,7 @@ def test_how_many_times_fewer_parameters(name: str, operator: Operator, printed:
         (settings("densenet121"), "growth", {"growth": 8}),
     ],
 )
-def test_what_two_refinements_halve_and_what_they_leave(network: Network, operator: Operator, expected: dict):
+def test_what_two_refinements_halve_and_what_they_leave(network: NetworkSettings, operator: Operator, expected: dict):
     names = {"name": f"{network.name}-{operator}-2"}
     assert refined(network, operator, 2).model_dump() == network.model_dump() | expected | names
 
@@ -82,7 +82,7 @@ def test_the_refined_network_of_every_family_is_a_network(family: str):
         (settings("densenet121"), "planes", "filters, growth, blocks, blocks_ceil"),
     ],
 )
-def test_an_operator_that_means_nothing_for_the_network(network: Network, operator: Operator, allowed: str):
+def test_an_operator_that_means_nothing_for_the_network(network: NetworkSettings, operator: Operator, allowed: str):
     with pytest.raises(UserError) as caught:
         refined(network, operator, 1)
     assert str(caught.value) == (
@@ -102,7 +102,7 @@ def test_an_operator_that_means_nothing_for_the_network(network: Network, operat
         (settings("densenet121"), "growth", 5, "growth=32"),
     ],
 )
-def test_a_width_never_reaches_zero(network: Network, operator: Operator, possible: int, least: str):
+def test_a_width_never_reaches_zero(network: NetworkSettings, operator: Operator, possible: int, least: str):
     assert parameters(refined(network, operator, possible)) > 0
     with pytest.raises(UserError) as caught:
         refined(network, operator, possible + 1)

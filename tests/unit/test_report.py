@@ -9,6 +9,7 @@ import yaml
 from kdx.errors import UserError
 from kdx.report import layout
 from kdx.report.table import finished_run, print_comparison, print_run
+from kdx.report.verdict import warnings_of
 
 FIGURES = {
     "dataset": "mnist", "method": "kd-svd", "student": "lenet-300-100", "teacher": "mlp-1200-1200", "seed": 0,
@@ -98,6 +99,14 @@ def test_worthless_results_are_warned_about(tmp_path, capsys):
     assert "no weight is left" in output
     print_comparison([run])
     assert "none" in cells(capsys.readouterr().out, "3fa9c01b  kd-svd")
+
+
+@pytest.mark.parametrize(("classes", "chance"), [(None, 85.0), (10, 85.0), (2, 45.0), (100, 98.5)])
+def test_how_wrong_chance_is_depends_on_the_classes(classes: int | None, chance: float):
+    figures = {} if classes is None else {"classes": classes}
+    assert warnings_of(figures | {"test_error_percent": chance - 0.1}) == []
+    (line,) = warnings_of(figures | {"test_error_percent": chance})
+    assert line == f"the student is no better than chance: test error {chance:.2f} %."
 
 
 def test_a_run_without_teacher_validation_and_latency(tmp_path, capsys):

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from kdx.compose import single
 from kdx.methods.variational import KL, VariationalLayer, kl_svd, log_alpha
 from kdx.models import build_model
-from kdx.models.settings import Network
+from kdx.models.settings import NetworkSettings
 
 THRESHOLD = 2.5
 PLAIN = {nn.Sequential, nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity}
 
 
 @cache
-def settings(name: str) -> Network:
+def settings(name: str) -> NetworkSettings:
     return single([f"student={name}"]).student
 
 

@@ -1,18 +1,31 @@
 """`kdx report`: one HTML page of everything that an outputs folder holds."""
 
-import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from kdx.commands import outputs_folder
 from kdx.errors import UserError
 from kdx.files import write_text
 from kdx.report.page.found import Found, read_outputs
 from kdx.report.page.page import page_of
 from kdx.words import words_and_settings
 
+HELP = """\
+usage: kdx report [OUTPUTS] [file=PATH]
+
+Write every reproduced table and figure, every sweep and every finished run of the folder OUTPUTS (by default
+$KDX_OUTPUTS, else outputs) as one HTML page, which needs no other file and no network.
+
+file       the page; OUTPUTS/report.html by default"""
 DAMAGES_SHOWN = 3
+
+
+def main(words: Sequence[str]) -> int:
+    """`kdx report`: write the page and print its path."""
+    print(report(words))
+    return 0
 
 
 def report(words: Sequence[str]) -> Path:
@@ -23,7 +36,7 @@ def report(words: Sequence[str]) -> Path:
     folders, settings = words_and_settings(words, ("file",))
     if len(folders) > 1:
         raise UserError(f"report: '{folders[1]}' is a second folder; allowed: one")
-    outputs = Path(folders[0] if folders else os.environ.get("KDX_OUTPUTS", "outputs"))
+    outputs = Path(folders[0]) if folders else outputs_folder()
     path = Path(settings.get("file") or outputs / "report.html")
     if path.is_dir():
         raise UserError(f"file: '{path}' is a folder; allowed: a file")

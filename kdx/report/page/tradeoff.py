@@ -47,7 +47,8 @@ def _drawn(runs: Sequence[Run]) -> bytes:
     # Here, because it takes a second that a page without timings need not wait for.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    from kdx.report.drawing import label_logarithmic
 
     with rc_context({"svg.hashsalt": "kdx", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -69,10 +70,7 @@ def _drawn(runs: Sequence[Run]) -> bytes:
         by_time.set(xscale="log", xlabel="one image on one thread, µs (median, p10 to p90)")
         for axes in (by_size, by_time):
             axes.grid(alpha=0.25, linewidth=0.6)
-            # 2,000 rather than 2 x 10^3, and few of them.
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            label_logarithmic(axes.xaxis)
         buffer = BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

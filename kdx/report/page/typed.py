@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from kdx.compose import single
+from kdx.compose import quoted, single
 from kdx.config import Config, run_id
 from kdx.errors import UserError
 from kdx.explain import settings_from
@@ -78,7 +78,6 @@ def _typed(value: Any) -> str:
         case list():
             return f"[{','.join(map(_typed, value))}]"
         case str() if not PLAIN.fullmatch(value):
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            return f"'{escaped}'"
+            return quoted(value)
         case _:
             return str(value)

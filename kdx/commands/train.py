@@ -1,0 +1,68 @@
+"""`kdx train`: one run, or a sweep with -m."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdx.failure import recorded
+from kdx.words import split_options
+
+
+def main(words: Sequence[str]) -> int:
+    """`kdx train`: one run, or a sweep with -m."""
+    options, overrides = split_options(words, ("-m", "--multirun"))
+    return _sweep(overrides) if options else _single(overrides)
+
+
+def _help(words: Sequence[str]) -> str:
+    """Every choice, and every key with the value that these words give it."""
+    from kdx.help import train_help
+
+    return train_help([word for word in words if not word.startswith("-")])
+
+
+HELP = _help
+
+
+def _single(overrides: list[str]) -> int:
+    from kdx.compose import check_method, single
+    from kdx.runs import run_folder
+
+    config = single(overrides)
+    check_method(config)
+    log_file = run_folder(config).log_file
+    from kdx.experiment import run
+    from kdx.report.table import print_run
+
+    with recorded(log_file):
+        folder = run(config)
+    print_run(folder)
+    print(folder)
+    return 0
+
+
+def _sweep(overrides: list[str]) -> int:
+    from kdx.report.summary import groups_of, print_summary, write_failures, write_summary
+    from kdx.report.table import print_comparison
+    from kdx.seal import seal, unseal
+    from kdx.sweep import sweep
+
+    folder, records = sweep(overrides)
+    finished = [Path(record.run) for record in records if record.run]
+    groups = groups_of(finished)
+    unseal(folder)
+    write_summary(folder / "summary.csv", groups)
+    failed = [record for record in records if record.error]
+    write_failures(
+        folder / "failed.csv",
+        [{"job": one.number, "overrides": " ".join(one.overrides), "reason": one.error} for one in failed],
+    )
+    seal(folder)
+    if finished:
+        print_comparison(finished)
+        print_summary(groups)
+    print(folder)
+    for record in failed:
+        ended = "failed" if record.started else "skipped"
+        print(f"kdx: job {record.number} ({' '.join(record.overrides)}) {ended}: {record.error}", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,208 @@
+"""What the names in a configuration stand for: kdx's own classes, and those of installed packages.
+
+A package registers a class as an entry point (packaging.python.org, "Entry points"), and the folder `conf` beside its
+code has its YAML choices. Nothing is imported before it is used, so that `kdx train --help` needs neither torch nor a
+package that works.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from kdx.errors import UserError, one_line, unknown
+
+if TYPE_CHECKING:
+    from kdx.data.settings import DatasetSettings
+    from kdx.methods.part import Part
+    from kdx.models.settings import NetworkSettings
+    from kdx.procedures.chain import Chain
+    from kdx.procedures.procedure import Procedure
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed package that registers something, and the folder of its YAML choices, where it has one."""
+
+    name: str
+    version: str
+    conf: Path | None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry point and its package; kdx's own have none."""
+
+    point: EntryPoint
+    package: Package | None = None
+
+
+class Registry(Generic[T]):
+    """The names of one kind, each of which stands for a class.
+
+    `group` is that of the packages' entry points. `own` has kdx's names, and `base` the class that those of packages
+    must be derived from, written as entry points are: module:class.
+    """
+
+    def __init__(self, group: str, base: str, own: Mapping[str, str]) -> None:
+        self.group, self.base = group, EntryPoint("base", base, group)
+        self.own = {name: _Entry(EntryPoint(name, value, group)) for name, value in own.items()}
+
+    def names(self) -> list[str]:
+        """All names; UserError where packages contradict each other."""
+        return list(self._entries())
+
+    def find(self, name: object, key: str) -> type[T]:
+        """The class that `name` stands for, the value of `key`.
+
+        Raises UserError for an unknown name, and for a package that cannot be imported or registers something else.
+        """
+        entries = self._entries()
+        if not isinstance(name, str) or name not in entries:
+            raise unknown(key, name, entries)
+        point, package = entries[name].point, entries[name].package
+        if package is None:
+            # What is wrong with our own is no mistake of the user's.
+            return point.load()
+        source = f"{key}: '{name}' is {point.value} of the package {package}"
+        try:
+            kind = point.load()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"{source}, which cannot be imported: {reason}; repair or uninstall it") from error
+        if not (isinstance(kind, type) and issubclass(kind, self.base.load())):
+            raise UserError(f"{source}; allowed: a class that is derived from {self.base.value}")
+        return kind
+
+    def package(self, name: str) -> Package | None:
+        """The package that registers `name`; None for kdx's own names and those that nobody has."""
+        entry = self._entries().get(name)
+        return entry and entry.package
+
+    def _entries(self) -> dict[str, _Entry]:
+        found = dict(self.own)
+        for entry in _registered():
+            if entry.point.group == self.group:
+                other = found.setdefault(entry.point.name, entry)
+                if other is not entry:
+                    raise UserError(
+                        f"package {entry.package}: it registers '{entry.point.name}' in {self.group}, which is a name"
+                        f" of {other.package or 'kdx'}; uninstall one of them"
+                    )
+        return found
+
+
+DATASETS: Registry["DatasetSettings"] = Registry(
+    "kdx.datasets",
+    "kdx.data.settings:DatasetSettings",
+    {
+        "mnist": "kdx.data.settings:MnistSettings",
+        "digits": "kdx.data.settings:DigitsSettings",
+        "cifar10": "kdx.data.settings:Cifar10Settings",
+        "svhn": "kdx.data.settings:SvhnSettings",
+    },
+)
+"""`dataset.name`."""
+
+MODELS: Registry["NetworkSettings"] = Registry(
+    "kdx.models",
+    "kdx.models.settings:NetworkSettings",
+    {
+        "mlp": "kdx.models.settings:PlainSettings",
+        "lenet": "kdx.models.settings:PlainSettings",
+        "convnet": "kdx.models.settings:ConvnetSettings",
+        "resnet": "kdx.models.settings:ResnetSettings",
+        "densenet": "kdx.models.settings:DensenetSettings",
+        "keras-resnet": "kdx.models.settings:KerasResnetSettings",
+        "kddp": "kdx.models.settings:KddpSettings",
+        "refined": "kdx.models.settings:RefinedSettings",
+    },
+)
+"""`student.family` and `teacher.family`."""
+
+PARTS: Registry["Part"] = Registry(
+    "kdx.methods",
+    "kdx.methods.part:Part",
+    {
+        "labels": "kdx.methods.labels:Labels",
+        "hint": "kdx.methods.hint:Hint",
+        "mixture": "kdx.methods.mixture:Mixture",
+        "dropout": "kdx.methods.dropout:Dropout",
+        "variational": "kdx.methods.variational:Variational",
+        "bsr": "kdx.methods.bsr:BlockSparsity",
+        "l2": "kdx.methods.l2:L2",
+        "masked": "kdx.methods.masked:Masked",
+        "langevin": "kdx.methods.langevin:LangevinDynamics",
+        "dark-knowledge": "kdx.methods.dark_knowledge:DarkKnowledge",
+        "bayesian-compression": "kdx.methods.bayesian_compression:BayesianCompression",
+        "soft_labels": "kdx.methods.soft_labels:SoftLabels",
+        "activity": "kdx.methods.activity:Activity",
+        "regression": "kdx.methods.regression:Regression",
+        "fc_dropout": "kdx.methods.dropout:FullyConnectedDropout",
+    },
+)
+"""Each of `method.parts`."""
+
+PROCEDURES: Registry["Procedure | Chain"] = Registry(
+    "kdx.procedures",
+    "kdx.procedures.procedure:Procedure",
+    {
+        "once": "kdx.procedures.procedure:Once",
+        "chain": "kdx.procedures.chain:Chain",
+        "iterative-pruning": "kdx.procedures.pruning:IterativePruning",
+        "gradual-pruning": "kdx.procedures.pruning:GradualPruning",
+        "shrink": "kdx.procedures.shrink:Shrink",
+        "sampling": "kdx.procedures.sampling:Sampling",
+        "dark-knowledge": "kdx.procedures.dark_knowledge:DarkKnowledgeFit",
+    },
+)
+"""`method.procedure`."""
+
+GROUPS = tuple(registry.group for registry in (DATASETS, MODELS, PARTS, PROCEDURES))
+
+
+def packages() -> list[Package]:
+    """The packages that register something, by name; UserError where one does it wrongly."""
+    return sorted({entry.package for entry in _registered() if entry.package}, key=str)
+
+
+def _registered() -> tuple[_Entry, ...]:
+    return _of_packages(tuple(sys.path))
+
+
+# What is installed is read once for each path on which Python looks for it.
+@cache
+def _of_packages(path: tuple[str, ...]) -> tuple[_Entry, ...]:
+    groups = sorted(group for group in entry_points().groups if group.startswith("kdx."))
+    return tuple(_Entry(point, _package(point)) for group in groups for point in entry_points(group=group))
+
+
+def _package(point: EntryPoint) -> Package:
+    assert point.dist is not None, "an installed entry point knows its distribution"
+    name, version = point.dist.name, point.dist.version
+    if point.group not in GROUPS:
+        raise unknown(f"package {name} {version}: the group of the entry point '{point.name}'", point.group, GROUPS)
+    top, *below = point.module.split(".")
+    spec = find_spec(top)
+    if spec is None:
+        raise UserError(f"package {name} {version}: its module {top} is not there; install it again or uninstall it")
+    folders = _conf_folders(list(spec.submodule_search_locations or ()), below)
+    return Package(name, version, next(folders, None))
+
+
+def _conf_folders(locations: Sequence[str], below: Sequence[str]) -> Iterator[Path]:
+    """The folders `conf` beside a module, and above it up to its top-level package, where they exist."""
+    for depth in range(len(below), -1, -1):
+        for location in locations:
+            folder = Path(location, *below[:depth], "conf")
+            if folder.is_dir():
+                yield folder

@@ -1,0 +1,26 @@
+"""Label smoothing (Szegedy et al. 2016)."""
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from kdx.methods.part import Context, Part
+from kdx.objective import Schedule, Step, Term
+
+
+class SmoothLabels(Part):
+    """Cross entropy with the uniform distribution, weighted by `smoothing`."""
+
+    smoothing: NonNegativeFloat
+
+    def terms(self, context: Context) -> dict[str, Term]:
+        """`uniform`, in nats."""
+
+        def uniform(step: Step) -> Tensor:
+            return -F.log_softmax(step.logits, dim=1).mean()
+
+        return {"uniform": Term(uniform, weight="smoothing")}
+
+    def numbers(self) -> dict[str, Schedule]:
+        """The weight, constant over the run."""
+        return {"smoothing": lambda epoch: self.smoothing}
