@@ -1,0 +1,37 @@
+"""What the README shows of the results is what was measured."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COLUMNS = ("test_error_percent", "R_s", "memory_compression")
+
+
+def line(row: str, cells: dict[str, dict[str, str]]) -> str:
+    """A row of the README's table from those of table.csv, with the published numbers in brackets."""
+    shown = []
+    for column in COLUMNS:
+        cell = cells[column]
+        ours = f"{float(cell['mean']):.2f}" if cell["mean"] else "–"
+        ours += f" ± {float(cell['interval95']):.2f}" if cell["interval95"] else ""
+        shown.append(ours + (f" [{cell['published']}]" if cell["published"] else ""))
+    return f"| {row} | {' | '.join(shown)} |"
+
+
+@pytest.mark.parametrize("table", ["table1", "table2"])
+def test_the_tables_are_those_of_the_results(table: str):
+    rows: dict[str, dict[str, dict[str, str]]] = {}
+    with (ROOT / "outputs" / "paper" / "vs" / table / "table.csv").open(newline="") as file:
+        for cell in csv.DictReader(file):
+            rows.setdefault(cell["row"], {})[cell["column"]] = cell
+    lines = [line(row, cells) for row, cells in rows.items()]
+    assert [each for each in lines if each not in README] == []
+
+
+def test_the_pictures_are_there():
+    pictures = [text.partition(")")[0] for text in README.split("](")[1:] if text.partition(")")[0].endswith(".png")]
+    assert pictures
+    assert [path for path in pictures if not (ROOT / path).is_file()] == []
