@@ -116,7 +116,7 @@ def _trainee(
 ) -> Trainee:
     """Layers are substituted, then moved to the device, then handed to the optimiser: here, for every method."""
     data = lesson.data
-    student = method.prepare(network).to(engine.device)
+    student = engine.placed(method.prepare(network))
     objective = method.objective(student, lesson.teacher, data.train.per_epoch)
 
     def evaluate(epoch: int) -> dict[str, float | None]:
