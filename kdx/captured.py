@@ -60,16 +60,17 @@ class Graphs:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         # They are never replayed at the same time, so one may use what the others have left.
         self._pool = torch.cuda.graph_pool_handle()
+        # One for rehearsals and captures, because cuBLAS keeps memory for every stream that it has seen.
+        self._stream = torch.cuda.Stream()
         self._under_way: deque[torch.cuda.Event] = deque()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """A stream of its own, as what is captured has too."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """On the stream of the captures."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             yield
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
         """Capture the work; raises CaptureFailed, or torch.OutOfMemoryError."""
@@ -78,7 +79,7 @@ class Graphs:
             graph.register_generator_state(generator)
         stream = torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 try:
                     run()
                 except Exception as error:
@@ -99,12 +100,12 @@ class Graphs:
 
     def close(self) -> None:
         """Destroy the graphs now: while another one is captured it would not be allowed."""
-        if self._graphs:
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
         for graph in self._graphs:
             graph.reset()
         self._graphs.clear()
         self._under_way.clear()
+        torch._C._cuda_clearCublasWorkspaces()
 
     def _play(self, graph: torch.cuda.CUDAGraph) -> None:
         graph.replay()

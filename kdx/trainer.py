@@ -128,8 +128,10 @@ class _Loop:
             changed = [*state.tensors().values(), state.broken]
             return Chunks(one, changed, sources, self.batch_size, recorder)
 
+        size = self.batch_size
+
         def advance(order: Tensor, rows: Tensor, index: int) -> int:
-            one(order[..., index * self.batch_size : (index + 1) * self.batch_size], rows[index])
+            one(order[..., index * size : (index + 1) * size], rows[index])
             return 1
 
         return advance

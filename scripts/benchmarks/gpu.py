@@ -27,10 +27,9 @@ from kdx.report import layout
 
 # What is measured, the most important first: when the time is over, the rest is left out.
 PLAN = [
-    ("kd", ["graph", "graph-bf16", "eager", USUAL]),
+    ("kd", ["graph", "graph-bf16", "eager", USUAL, "fused"]),
     ("st-vbd", ["graph", "graph-bf16", "eager", USUAL]),
     ("nin", ["graph-bf16", "graph", "graph-tf32", "eager", USUAL]),
-    ("kd", ["fused"]),
     ("vgg19", ["graph-bf16", "graph", "eager", USUAL]),
     ("t1", ["graph", "graph-bf16", "eager", USUAL]),
     ("kddp", ["graph", "graph-bf16", "eager", USUAL]),
@@ -40,9 +39,6 @@ PLAN = [
     ("kd", ["compiled-bf16", "fused-compiled"]),
     ("st-vbd", ["compiled-bf16"]),
 ]
-# These get time for a hundred epochs, so that what a whole training takes is measured.
-WHOLE = {("kd", "graph"), ("st-vbd", "graph")}
-WHOLE_SECONDS = 20.0
 # Beside its own seconds a way starts, loads, captures or compiles within these; nobody waits for a trial on a CPU.
 STARTING, COMPILING = {"cuda": 60.0, "cpu": 600.0}, 90.0
 LIMITS = {
@@ -59,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", default=",".join(TITLES), metavar="A,B", help="default: %(default)s")
     parser.add_argument("--ways", default=",".join(WAYS), metavar="A,B", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=300, help="for everything (default: %(default)s)")
-    parser.add_argument("--way-seconds", type=float, default=5, help="for one way of a job (default: %(default)s)")
+    parser.add_argument("--way-seconds", type=float, default=4, help="for one way of a job (default: %(default)s)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu is for trying the script")
     parser.add_argument(
         "--tiny", action="store_true", help="synthetic data, narrow networks: to try it, not to measure"
@@ -147,13 +143,9 @@ def _measured(order: Order, end: float) -> Iterator[tuple[str, dict[str, Any]]]:
         if end - time.monotonic() < order.seconds:
             yield from ((way, {"failed": "left out: the time of --seconds is over"}) for way in left)
             return
-        # Those that get more time have a process of their own.
-        whole = (order.job, left[0]) in WHOLE and not order.tiny
-        seconds = WHOLE_SECONDS if whole else order.seconds
-        asked = left[:1] if whole else [way for way in left if (order.job, way) not in WHOLE or order.tiny]
-        with _Worker(replace(order, ways=asked, seconds=seconds)) as worker:
-            for way in asked:
-                allowed = STARTING[order.device] + (COMPILING if "compiled" in way else 0.0) + 3 * seconds
+        with _Worker(replace(order, ways=left)) as worker:
+            for way in list(left):
+                allowed = STARTING[order.device] + (COMPILING if "compiled" in way else 0.0) + 3 * order.seconds_of(way)
                 figures = worker.result(min(allowed, max(order.seconds, end - time.monotonic())))
                 left.remove(way)
                 yield way, figures

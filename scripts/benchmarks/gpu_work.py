@@ -50,6 +50,9 @@ _WORDS = {
 BATCH_SIZE, TOGETHER, EPOCHS, SEED = 128, 64, 100, 0
 # An epoch of these is cut to so many steps, all of which take as long as each other.
 STEPS = {"nin": 150, "vgg19": 80}
+# These get time for a hundred epochs, so that what a whole training takes is measured.
+WHOLE = {("kd", "graph"), ("st-vbd", "graph")}
+WHOLE_SECONDS = 20.0
 # A trial has batches of TINY images, two of them in an epoch, and narrow layers.
 TINY = 4
 _NARROW = {"nin": ["student.width=0.05"], "vgg19": ["student.width=0.02", "student.hidden=[8]"]}
@@ -85,6 +88,10 @@ class Order:
                 *(["dataset.validation=8", *_NARROW.get(self.job, [])] if self.tiny else []),
             ]
         )
+
+    def seconds_of(self, way: str) -> float:
+        """How long a way is measured."""
+        return WHOLE_SECONDS if (self.job, way) in WHOLE and not self.tiny else self.seconds
 
     @property
     def models(self) -> int:

@@ -87,7 +87,7 @@ def measure(order: Order, way: str, data: Data) -> dict[str, Any]:
     config = order.config(way)
     whole, steps = steps_of(order, data)
     if way == USUAL:
-        figures = gpu_usual.measure(config, data, order.device, order.seconds, whole)
+        figures = gpu_usual.measure(config, data, order.device, order.seconds_of(way), whole)
     else:
         figures = _kdx(order, way, config, data, steps)
     gflop = gflop_per_step(config, data) * figures["models"]
@@ -117,7 +117,7 @@ def _kdx(order: Order, way: str, config: Config, data: Data, steps: int) -> dict
     teacher = build_model(config.teacher.network(), data.image_shape, data.classes, SEED).to(engine.device).eval()
     logits = torch.randn(examples, data.classes, generator=torch.Generator().manual_seed(SEED)).to(engine.device)
     count = order.models if way.startswith(FUSED) else 1
-    clock = Clock(order.seconds)
+    clock = Clock(order.seconds_of(way))
     trainees = []
     for index, method in enumerate(variants(config.method, count)):
         plan = Plan(f"{order.job} {way}", config.trainer, SEED, RunFolder(Path(order.outputs, way, str(index))))
