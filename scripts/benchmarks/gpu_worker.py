@@ -120,7 +120,9 @@ def _kdx(order: Order, way: str, config: Config, data: Data, steps: int) -> dict
     clock = Clock(order.seconds_of(way))
     trainees = []
     for index, method in enumerate(variants(config.method, count)):
-        plan = Plan(f"{order.job} {way}", config.trainer, SEED, RunFolder(Path(order.outputs, order.job, way, str(index))))
+        plan = Plan(
+            f"{order.job} {way}", config.trainer, SEED, RunFolder(Path(order.outputs, order.job, way, str(index)))
+        )
         student = build_model(config.student, data.image_shape, data.classes, SEED + index)
         lesson = Lesson(own, teacher, logits if method.needs_teacher else None)
         trainees.append(trainee_of(student, method, lesson, plan, engine))
