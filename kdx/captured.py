@@ -95,6 +95,8 @@ class Graphs:
                 f"the training step cannot be captured as a CUDA graph ({one_line(reason)}); device.graph=false runs it"
                 " without"
             ) from reason
+        # To begin a capture sets where the generators stand, on its stream; what is replayed sets it again, on ours.
+        stream.wait_stream(self._stream)
         self._graphs.append(graph)
         return lambda: self._play(graph)
 
