@@ -124,7 +124,7 @@ def _random_data(config: Config, training: int, test: int) -> Data:
         return pixels, torch.arange(count) % 10
 
     chosen = PER_BATCH[config.dataset.preprocessing]
-    return build_data(config.dataset, samples(training), samples(test), 10, chosen)
+    return build_data(config.dataset, samples(training), samples(test), chosen)
 
 
 def steps_of(order: Order, data: Data) -> tuple[int, int]:
