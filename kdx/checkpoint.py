@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 class Progress:
     """How far a training is: steps done, the history of finished epochs, seconds spent.
 
-    `best_epoch` counts from 1 and is the one with the lowest validation error, where the training stops early.
+    `best_epoch` counts from 1 and is the one with the lowest validation error, where the training stops early;
+    `execution` is how the latest steps were executed.
     """
 
     steps: int = 0
@@ -25,6 +26,7 @@ class Progress:
     epoch_seconds: float = 0.0
     history: list[dict[str, float | None]] = field(default_factory=list)
     best_epoch: int | None = None
+    execution: str | None = None
 
 
 def save_checkpoint(path: Path, identity: str, progress: Progress, tensors: dict[str, Tensor]) -> None:

@@ -14,10 +14,10 @@ Step = Callable[..., None]
 log = logging.getLogger(__name__)
 
 
-def compiled_step(make: Callable[[bool], Step], *, required: bool) -> Step:
-    """Compile `make(False)` at its first call; where that fails take `make(True)`, the eager step, and say so.
+def compiled_step(make: Callable[[bool], Step], *, required: bool, failed: Callable[[], None]) -> Step:
+    """Compile `make(False)` at its first call; where that fails, say so and take `make(True)`, the eager step.
 
-    With `required` a failure is a UserError instead.
+    `failed` is then called; with `required` a failure is a UserError instead.
     """
     # Shapes, types and modules never change within a training, so there is nothing to guard: checking it before every
     # step would take longer than drawing its noise. The reset keeps the code of one training from serving another.
@@ -46,6 +46,7 @@ def compiled_step(make: Callable[[bool], Step], *, required: bool) -> Step:
             if required:
                 raise UserError(f"device.compile: 'true' failed ({reason}); allowed: auto, false") from error
             log.warning("not compiled, the compiler failed (%s)", reason)
+            failed()
             chosen = make(True)
             chosen(*arguments)
 

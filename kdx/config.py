@@ -95,6 +95,8 @@ class DeviceSettings(Settings):
     precision: Literal["fp32", "tf32", "bf16"]
     gemm: Literal["auto", "default", "onednn"]
     compile: Literal["auto"] | bool
+    # Runs from before the key was there are read too.
+    graph: Literal["auto"] | bool = "auto"
     latency_seconds: Annotated[float, Field(ge=0)]
 
 
@@ -150,6 +152,11 @@ class Config(Settings):
             raise ValueError(
                 f"device.precision: 'tf32' is not allowed with device.kind={self.device.kind}, only with cuda;"
                 " allowed: fp32, bf16"
+            )
+        if self.device.kind in ("cpu", "mps") and self.device.graph is True:
+            raise ValueError(
+                f"device.graph: true is not allowed with device.kind={self.device.kind}, only with cuda; allowed: auto,"
+                " false"
             )
         trainers = {f"{key}.trainer": teacher.trainer for key, teacher in self.teachers.items()}
         trainers["trainer"] = self.trainer

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from kdx.config import DeviceSettings
 from kdx.errors import UserError
 from kdx.gemm import set_gemm
 from kdx.machine import peak_rss_bytes
+
+Network = TypeVar("Network", bound=nn.Module)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class Engine:
     device: torch.device
     precision: Literal["fp32", "tf32", "bf16"]
     compile: bool | Literal["auto"]
+    graph: bool | Literal["auto"]
     gemm: str
     latency_seconds: float
 
@@ -36,6 +39,21 @@ class Engine:
     def autocast(self) -> str | None:
         """The device type whose matrix products run in bfloat16, or None."""
         return self.device.type if self.precision == "bf16" else None
+
+    @property
+    def captures(self) -> bool:
+        """Whether training steps are captured as CUDA graphs."""
+        return self.device.type == "cuda" and self.graph is not False
+
+    def placed(self, network: Network) -> Network:
+        """The network on the device, there with the layout of memory that its convolutions are fastest with.
+
+        That is channels_last on a GPU with tensor cores; the numbers and their order in files are the same.
+        """
+        network = network.to(self.device)
+        if self.device.type == "cuda" and has_convolutions(network):
+            network = network.to(memory_format=torch.channels_last)
+        return network
 
     def record(self) -> dict[str, str | int]:
         """What the run was executed on, and the most memory that its process had so far, for its metrics."""
@@ -55,7 +73,8 @@ class Engine:
         `auto` decides by the work alone, never by the clock, so that the same run always executes the same way.
         Raises UserError where compilation is asked for and no C++ compiler is there.
         """
-        if self.compile is False:
+        if self.compile is False or (self.compile == "auto" and self.captures):
+            # What fusing kernels saves within a graph is measured by `scripts/benchmark gpu`, not yet known.
             return False
         compiler = self.device.type != "cpu" or has_compiler()
         if self.compile is True:
@@ -70,6 +89,11 @@ class Engine:
         if not compiler:
             log.info("not compiled: there is no C++ compiler (g++ or clang++)")
         return compiler
+
+
+def has_convolutions(network: nn.Module) -> bool:
+    """Whether any parameter has the shape of filters."""
+    return any(parameter.dim() > 2 for parameter in network.parameters())
 
 
 def has_compiler() -> bool:
@@ -88,12 +112,23 @@ def prepare_device(settings: DeviceSettings) -> Engine:
         torch.set_num_threads(settings.threads)
     device = _chosen(settings.kind)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
-        gemm = "cublas"
+        gemm = _set_cuda(tf32=settings.precision == "tf32")
+    elif settings.graph is True:
+        raise UserError(f"device.graph: true needs an NVIDIA GPU, here is {device.type} only; allowed: auto, false")
     else:
         gemm = set_gemm(settings.gemm)
     log.info("device %s, precision %s, matrix products %s", device, settings.precision, gemm)
-    return Engine(device, settings.precision, settings.compile, gemm, settings.latency_seconds)
+    return Engine(device, settings.precision, settings.compile, settings.graph, gemm, settings.latency_seconds)
+
+
+def _set_cuda(*, tf32: bool) -> str:
+    """Select the precision of float32 products and convolutions on GPUs; the library that multiplies."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    # By itself torch lets convolutions, unlike products, round to TF32.
+    torch.backends.cudnn.allow_tf32 = tf32
+    # A network's batches have one shape, so trying every algorithm once is repaid.
+    torch.backends.cudnn.benchmark = True
+    return "cublas"
 
 
 def _chosen(kind: str) -> torch.device:

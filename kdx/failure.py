@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import re
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +14,10 @@ from kdx.errors import UserError, one_line
 # The file system says no; a traceback would add nothing.
 _PLAIN = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO}
+)
+_OUT_OF_MEMORY = (
+    "the GPU's memory is full{}; try a smaller trainer.batch_size (teacher.trainer.batch_size while a teacher is"
+    " trained), hydra.launcher.max_models with hydra/launcher=fused, or device=cpu"
 )
 
 
@@ -43,12 +49,22 @@ def recorded(log_file: Path) -> Iterator[None]:
 
 
 def is_plain(failure: BaseException) -> bool:
-    """Whether the failure is the file system's refusal: no space, no permission."""
-    return isinstance(failure, OSError) and failure.errno in _PLAIN
+    """Whether the failure is a refusal that needs no traceback: no space, no permission, no GPU memory."""
+    return (isinstance(failure, OSError) and failure.errno in _PLAIN) or _is_out_of_memory(failure)
+
+
+def _is_out_of_memory(failure: BaseException) -> bool:
+    # Where torch was not imported, it raised nothing.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(failure, torch.OutOfMemoryError)
 
 
 def describe(failure: BaseException) -> str:
     """A failure in one line."""
+    if _is_out_of_memory(failure):
+        # What torch says beside that is what holds the rest of the memory.
+        wanted = re.search(r"ried to allocate [\d.]+ \w+", str(failure))
+        return _OUT_OF_MEMORY.format(f" (t{wanted[0]})" if wanted else "")
     if isinstance(failure, OSError) and failure.strerror:
         return f"{failure.filename}: {failure.strerror}" if failure.filename else failure.strerror
     if isinstance(failure, UserError | RunFailed):

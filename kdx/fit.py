@@ -74,7 +74,7 @@ def fit(
     after_epoch: AfterEpoch = lambda student, epoch: None,
 ) -> tuple[nn.Module, Progress]:
     """Train `network` by `method`; give back the plain network and the history."""
-    trainee = _trainee(network, method, lesson, plan, engine, after_epoch)
+    trainee = trainee_of(network, method, lesson, plan, engine, after_epoch)
     progress = train(trainee.student, trainee.objective, trainee.training, engine, trainee.evaluate)
     return method.finalize(trainee.student), progress
 
@@ -99,14 +99,14 @@ class Fitted:
 
 def fit_together(fits: Sequence[Fit], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged]:
     """`fit` for several networks of one structure, in step; where one diverged, the exception."""
-    trainees = [_trainee(each.network, each.method, lesson, each.plan, engine) for each in fits]
+    trainees = [trainee_of(each.network, each.method, lesson, each.plan, engine) for each in fits]
     return [
         trained.failure or Fitted(each.method.finalize(trainee.student), trained.progress, trained.models)
         for each, trainee, trained in zip(fits, trainees, train_together(trainees, engine, way), strict=True)
     ]
 
 
-def _trainee(
+def trainee_of(
     network: nn.Module,
     method: Method,
     lesson: Lesson,
@@ -114,9 +114,12 @@ def _trainee(
     engine: Engine,
     after_epoch: AfterEpoch = lambda student, epoch: None,
 ) -> Trainee:
-    """Layers are substituted, then moved to the device, then handed to the optimiser: here, for every method."""
+    """What the trainer is given of one fit.
+
+    Layers are substituted, then moved to the device, then handed to the optimiser: here, for every method.
+    """
     data = lesson.data
-    student = method.prepare(network).to(engine.device)
+    student = engine.placed(method.prepare(network))
     objective = method.objective(student, lesson.teacher, data.train.per_epoch)
 
     def evaluate(epoch: int) -> dict[str, float | None]:

@@ -21,7 +21,7 @@ class NoiseSource:
         self, model: nn.Module, images: Tensor, generator: torch.Generator, draws: Mapping[str, Draw] | None = None
     ) -> None:
         """Learn the shapes from one pass of `images`, a batch of the size that will be trained on."""
-        self._generator = generator
+        self.generator = generator
         layers = {f"{name}.noise": layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)}
         self.buffers = _empty_noise(model, layers, images)
         self._fill: dict[str, Callable[[Tensor, torch.Generator], object]]
@@ -34,16 +34,16 @@ class NoiseSource:
     def draw(self) -> dict[str, Tensor]:
         """Fresh noise, by buffer name; the same memory every time."""
         for name, fill in self._fill.items():
-            fill(self.buffers[name], self._generator)
+            fill(self.buffers[name], self.generator)
         return self.buffers
 
     def position(self) -> Tensor:
         """Where the generator stands, for a checkpoint."""
-        return self._generator.get_state()
+        return self.generator.get_state()
 
     def seek(self, position: Tensor) -> None:
         """Go on from a position that `position` gave."""
-        self._generator.set_state(position)
+        self.generator.set_state(position)
 
 
 def _empty_noise(model: nn.Module, layers: dict[str, NoisyLayer], images: Tensor) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ def write_results(
             "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history)
             if progress.history
             else None,
+            "execution": progress.execution,
             **engine.record(),
             **({"warnings": " ".join(warned)} if (warned := warnings_of({**names, **measured.figures})) else {}),
             "kdx_version": __version__,

@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kdx.compiled import Step, compiled_step
-from kdx.device import Engine
+from kdx.captured import recorded
+from kdx.compiled import Step
+from kdx.device import has_convolutions
+from kdx.execution import Execution
 from kdx.layers import NoisyLayer
 from kdx.member import Member
 from kdx.state import State, stacked, unstacked
@@ -19,8 +21,6 @@ Way = Literal["auto", "stacked", "loop"]
 """How several models make a step: as one program over stacked tensors, one after another, or what is faster here."""
 
 Gather = Callable[[Tensor], Batch]
-Executed = Callable[[Callable[[bool], Step]], Step]
-"""Compiles what it is given the maker of, or takes it as it is."""
 
 REPETITIONS = 3
 # A training of fewer steps would be over before measuring has paid.
@@ -29,31 +29,27 @@ LEAST_STEPS = 100
 log = logging.getLogger(__name__)
 
 
-def stacked_step(members: Sequence[Member], engine: Engine, steps: int, way: Way) -> tuple[State, Noise, RunStep]:
+def stacked_step(members: Sequence[Member], execution: Execution, steps: int, way: Way) -> tuple[State, Noise, RunStep]:
     """Move the members' tensors into stacked ones, and give state, noise and the step of them all.
 
-    The members are of one structure and see their own parts of both. `steps` is the length of the training, by which
-    the engine decides whether to compile. The way `auto` is measured, but for a compiled step without convolutions,
-    whose batched products are never slower, and for a short training, in which `loop` can lose nothing.
+    The members are of one structure and see their own parts of both. `steps` is the length of the training. The way
+    `auto` is measured, but for a compiled or captured step without convolutions, whose batched products are never
+    slower, and for a short training, in which `loop` can lose nothing.
     """
     state, noise = _stack(members)
-    compiled = engine.compiles(members[0].student, steps * len(members))
     gather, stacking = _gathering(members)
 
-    def executed(make: Callable[[bool], Step]) -> Step:
-        return compiled_step(make, required=engine.compile is True) if compiled else make(True)
-
     def made(way: str) -> RunStep:
-        return (_loop if way == "loop" else _at_once)(members[0], engine, gather, stacking, executed)
+        return (_loop if way == "loop" else _at_once)(members[0], execution, gather, stacking)
 
-    if way == "auto" and compiled and not _has_convolutions(members[0].student):
+    if way == "auto" and execution.name != "eager" and not has_convolutions(members[0].student):
         way = "stacked"
     elif way == "auto" and steps < LEAST_STEPS:
         way = "loop"
     if way != "auto":
         log.info("%d models in a step: %s", len(members), way)
         return state, noise, made(way)
-    seconds = {name: _seconds(made(name), members, state, noise) for name in ("loop", "stacked")}
+    seconds = {name: _seconds(made(name), members, state, noise, execution) for name in ("loop", "stacked")}
     fastest = min(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {1000 * each / len(members):.3f} ms" for name, each in seconds.items())
     log.info("%d models in a step: %s is faster (measured, for each model: %s)", len(members), fastest, times)
@@ -126,23 +122,23 @@ def _gathering(members: Sequence[Member]) -> tuple[Gather, Stacking]:
     return gather, Stacking(not one_order, logits is not None and not (one_order and one_target))
 
 
-def _at_once(first: Member, engine: Engine, gather: Gather, stacking: Stacking, executed: Executed) -> RunStep:
+def _at_once(first: Member, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
     def make(eager: bool) -> RunStep:
-        step = make_step(first.student, first.objective, eager=eager, autocast=engine.autocast, stacking=stacking)
+        step = make_step(first.student, first.objective, eager=eager, autocast=execution.autocast, stacking=stacking)
 
         def all_models(state: State, chosen: Tensor, noise: Noise, rows: Tensor) -> None:
             step(state, gather(chosen), noise, rows)
 
         return all_models
 
-    return executed(make)
+    return execution.executed(make)
 
 
-def _loop(first: Member, engine: Engine, gather: Gather, stacking: Stacking, executed: Executed) -> RunStep:
+def _loop(first: Member, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
     def make(eager: bool) -> StepOnBatch:
-        return make_step(first.student, first.objective, eager=eager, autocast=engine.autocast)
+        return make_step(first.student, first.objective, eager=eager, autocast=execution.autocast)
 
-    step = executed(make)
+    step: Step = execution.executed(make)
 
     def model_by_model(state: State, chosen: Tensor, noise: Noise, rows: Tensor) -> None:
         batch = gather(chosen)
@@ -152,23 +148,20 @@ def _loop(first: Member, engine: Engine, gather: Gather, stacking: Stacking, exe
     return model_by_model
 
 
-def _has_convolutions(network: nn.Module) -> bool:
-    return any(parameter.dim() > 2 for parameter in network.parameters())
-
-
-def _seconds(step: RunStep, members: Sequence[Member], state: State, noise: Noise) -> float:
-    """How long a step takes at best; it is tried on a copy of the state."""
+def _seconds(step: RunStep, members: Sequence[Member], state: State, noise: Noise, execution: Execution) -> float:
+    """How long a step takes at best, executed as it will be; it is tried on a copy of the state."""
     scratch, examples = State.stack(state.models), members[0].training.examples
     device = examples.images.device
     epoch = min(member.epoch for member in members)
     rows = torch.tensor([member.rows(epoch)[0] for member in members], dtype=torch.float32, device=device)
     chosen = orders(members, epoch)[..., : members[0].batch_size]
     best = float("inf")
-    # The first call compiles, or warms up.
-    for _ in range(1 + REPETITIONS):
-        started = time.perf_counter()
-        step(scratch, chosen, noise, rows)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        best = min(best, time.perf_counter() - started)
+    with recorded(lambda: step(scratch, chosen, noise, rows), execution.recorder()) as run:
+        # The first call compiles, or warms up.
+        for _ in range(1 + REPETITIONS):
+            started = time.perf_counter()
+            run()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            best = min(best, time.perf_counter() - started)
     return best

@@ -217,7 +217,7 @@ def _fused_adam(
     for members in groups.values():
         torch._fused_adam_(  # type: ignore[attr-defined]
             [state.parameters[name] for name in members],
-            [gradients[name] for name in members],
+            [_laid_out_as(state.parameters[name], gradients[name]) for name in members],
             [state.first[name] for name in members],
             [state.second[name] for name in members],
             [],
@@ -233,6 +233,11 @@ def _fused_adam(
         )
 
 
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the same order in memory as the parameter, which the kernel takes for granted."""
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+
+
 def _fused_adams(
     state: State,
     gradients: Mapping[str, Tensor],
@@ -240,7 +245,7 @@ def _fused_adams(
     rates: Mapping[str, str],
     broken: Tensor,
 ) -> None:
-    # The kernel takes one rate for all that it updates, and reads gradients in the order of their memory.
+    # The kernel takes one rate for all that it updates; the gradients of all models are put in order at once.
     models = len(state.sums)
     own = unstacked({name: gradient.contiguous() for name, gradient in gradients.items()}, models)
     for model, (own_gradients, own_numbers) in enumerate(zip(own, unstacked(numbers, models), strict=True)):

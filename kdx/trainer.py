@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -15,18 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from kdx import display
+from kdx.captured import Chunks
 from kdx.checkpoint import Progress
-from kdx.compiled import compiled_step
 from kdx.device import Engine
 from kdx.errors import Diverged, Interrupted
+from kdx.execution import Execution
 from kdx.member import Evaluate, Member, Trainee, Training
 from kdx.objective import Objective
 from kdx.stacked import Way, orders, stacked_step
 from kdx.state import State
 from kdx.step import Noise, RunStep, make_step
+from kdx.transfer import onto
 
-Advance = Callable[[Tensor, Tensor], None]
-"""One step, with the numbers of the batch's examples and the row of numbers, of every model where there are several."""
+Advance = Callable[[Tensor, Tensor, int], int]
+"""Steps of an epoch from a number on, by its order (..., examples) and its rows (steps, ..., numbers); how many."""
 
 CHECKPOINT_SHARE = 0.02
 """At most this part of the time goes into checkpoints: one that was slow to write puts the next one off."""
@@ -89,18 +91,50 @@ class _Loop:
         self.mark = time.monotonic()
         self.checkpoint_seconds = members[0].training.trainer.checkpoint_seconds
         self.due = self.mark + self.checkpoint_seconds
-        self.engine = engine
+        self.engine, self.held = engine, ExitStack()
         self.way: Way = way
         first, count = members[0], len(members)
         self.title = first.training.title + (f", {count} models" if count > 1 else "")
         self.epochs, self.steps_per_epoch = first.training.trainer.epochs, first.steps_per_epoch
         self.batch_size, self.device = first.batch_size, first.training.examples.images.device
+        # The number of an epoch and its order and rows, drawn ahead.
+        self._next: tuple[int, tuple[Tensor, Tensor] | None] = (-1, None)
+
+    @cached_property
+    def execution(self) -> Execution:
+        """How steps are executed: decided when one is needed, since a training that was finished before needs none."""
+        steps = self.epochs * self.steps_per_epoch
+        return Execution(self.engine, self.members[0].student, steps * len(self.members))
 
     @cached_property
     def advance(self) -> Advance:
-        """Made when it is first needed, since a training that was finished before needs none."""
-        steps = self.epochs * self.steps_per_epoch
-        return self._together(steps) if len(self.members) > 1 else _alone(self.members[0], self.engine, steps)
+        """Steps of all members: one, or a captured chunk of them."""
+        if len(self.members) > 1:
+            steps = self.epochs * self.steps_per_epoch
+            state, noise, step = stacked_step(self.members, self.execution, steps, self.way)
+        else:
+            state, noise, step = _alone(self.members[0], self.execution)
+        sources = [member.noise for member in self.members]
+
+        def one(chosen: Tensor, row: Tensor) -> None:
+            # Of those too that ended: they are computed on with the others, but nobody reads them.
+            for source in sources:
+                source.draw()
+            step(state, chosen, noise, row)
+
+        recorder = self.execution.recorder()
+        if recorder is not None:
+            self.held.callback(recorder.close)
+            changed = [*state.tensors().values(), state.broken]
+            return Chunks(one, changed, sources, self.batch_size, recorder)
+
+        size = self.batch_size
+
+        def advance(order: Tensor, rows: Tensor, index: int) -> int:
+            one(order[..., index * size : (index + 1) * size], rows[index])
+            return 1
+
+        return advance
 
     @property
     def epoch(self) -> int:
@@ -108,7 +142,7 @@ class _Loop:
 
     def run(self) -> None:
         """Train the members, and give each the weights that it ends with."""
-        with display.stage(self.title, self.epochs) as stage:
+        with display.stage(self.title, self.epochs) as stage, self.held:
             stage.advance(self.epoch)
             while self.active:
                 self.run_epoch()
@@ -120,19 +154,24 @@ class _Loop:
 
     def run_epoch(self) -> None:
         epoch = self.epoch
-        order = orders(self.members, epoch)
-        rows = self._rows(epoch)
-        for index in range(self.active[0].progress.steps - epoch * self.steps_per_epoch, self.steps_per_epoch):
-            self.advance(order[..., index * self.batch_size : (index + 1) * self.batch_size], rows[index])
+        order, rows = self._inputs(epoch)
+        index = self.active[0].progress.steps - epoch * self.steps_per_epoch
+        while index < self.steps_per_epoch:
+            taken = self.advance(order, rows, index)
+            index += taken
             for member in self.active:
-                member.progress.steps += 1
+                member.progress.steps += taken
+                member.progress.execution = self.execution.name
             # Elsewhere the look would wait for the device; it stops moving the weights all the same.
             if self.device.type == "cpu":
                 self.give_up(Member.broken_term)
             if not self.active:
                 return
-            if index + 1 < self.steps_per_epoch:
+            if index < self.steps_per_epoch:
                 self.heed()
+        if self.device.type != "cpu" and epoch + 1 < self.epochs:
+            # While the device is still busy with this epoch, which nobody has waited for yet.
+            self._next = epoch + 1, self._drawn(epoch + 1)
 
     def give_up(self, found: Callable[[Member], Diverged | None]) -> None:
         """Go on without the members in which something is no longer finite."""
@@ -188,20 +227,19 @@ class _Loop:
         shown = [member.headline() for member in self.members if member.failure is None]
         return {name: sum(each[name] for each in shown) / len(shown) for name in (shown[0] if shown else ())}
 
+    def _inputs(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """An epoch's order and rows, which may have been drawn before."""
+        ahead, inputs = self._next
+        self._next = -1, None
+        return inputs if ahead == epoch and inputs is not None else self._drawn(epoch)
+
+    def _drawn(self, epoch: int) -> tuple[Tensor, Tensor]:
+        return orders(self.members, epoch), onto(self._rows(epoch), self.device)
+
     def _rows(self, epoch: int) -> Tensor:
         """The numbers of every step of an epoch: (steps, numbers), or of several models (steps, models, numbers)."""
-        rows = torch.tensor([member.rows(epoch) for member in self.members], dtype=torch.float32, device=self.device)
+        rows = torch.tensor([member.rows(epoch) for member in self.members], dtype=torch.float32)
         return rows[0] if len(self.members) == 1 else rows.transpose(0, 1).contiguous()
-
-    def _together(self, steps: int) -> Advance:
-        state, noise, step = stacked_step(self.members, self.engine, steps, self.way)
-
-        def advance(chosen: Tensor, rows: Tensor) -> None:
-            for member in self.active:
-                member.noise.draw()
-            step(state, chosen, noise, rows)
-
-        return advance
 
     def _lap(self, *, training: bool) -> None:
         now = time.monotonic()
@@ -214,11 +252,11 @@ class _Loop:
         self.mark = now
 
 
-def _alone(member: Member, engine: Engine, steps: int) -> Advance:
+def _alone(member: Member, execution: Execution) -> tuple[State, Noise, RunStep]:
     student, training = member.student, member.training
 
     def make(eager: bool) -> RunStep:
-        step = make_step(student, member.objective, eager=eager, autocast=engine.autocast)
+        step = make_step(student, member.objective, eager=eager, autocast=execution.autocast)
 
         # The batch is put together here, so that a compiler makes one pass of reading and preprocessing it.
         def gathering(state: State, chosen: Tensor, noise: Noise, row: Tensor) -> None:
@@ -226,8 +264,7 @@ def _alone(member: Member, engine: Engine, steps: int) -> Advance:
 
         return gathering
 
-    step = compiled_step(make, required=engine.compile is True) if engine.compiles(student, steps) else make(True)
-    return lambda chosen, row: step(member.state, chosen, member.noise.draw(), row)
+    return member.state, member.noise.buffers, execution.executed(make)
 
 
 @contextmanager

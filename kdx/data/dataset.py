@@ -11,6 +11,7 @@ from kdx.data.preprocessing import Preprocessing
 from kdx.data.settings import DatasetSettings, Mirror
 from kdx.data.stratified import nested_choice, stratified_choice
 from kdx.errors import UserError
+from kdx.transfer import onto
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,14 @@ class Split:
         return 2 * len(self) if self.mirror == "copies" else len(self)
 
     def order(self, shuffle: torch.Generator, flip: torch.Generator) -> Tensor:
-        """The views (per_epoch,) that one epoch shows, in its order; `flip` decides which are mirrored at random."""
+        """The views (per_epoch,) that one epoch shows, in its order; `flip` decides which are mirrored at random.
+
+        Drawn on the CPU, so that a seed has the same order on every device.
+        """
         order = torch.randperm(self.per_epoch, generator=shuffle)
         if self.mirror == "random":
             order = 2 * order + torch.randint(2, order.shape, generator=flip)
-        return order.to(self.images.device)
+        return onto(order, self.images.device)
 
     def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The images, float32 (batch, C, H, W), and labels (batch,) of the views `chosen` (batch,)."""

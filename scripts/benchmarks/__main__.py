@@ -4,10 +4,10 @@ import argparse
 import signal
 import sys
 
-from benchmarks import sweep, train
+from benchmarks import gpu, sweep, train
 from kdx.errors import UserError
 
-SUBCOMMANDS = {"train": train, "sweep": sweep}
+SUBCOMMANDS = {"train": train, "sweep": sweep, "gpu": gpu}
 
 
 def main() -> int:

@@ -115,6 +115,10 @@ def test_keys_of_other_methods_are_told():
 def test_fields_that_do_not_fit_together():
     with pytest.raises(UserError, match=r"^device\.precision: 'tf32' is not allowed with device\.kind=cpu"):
         single(["device=cpu", "device.precision=tf32"])
+    with pytest.raises(UserError, match=r"^device\.graph: true is not allowed with device\.kind=cpu, only with cuda;"):
+        single(["device=cpu", "device.graph=true"])
+    with pytest.raises(UserError, match=r"^device\.graph: 'sometimes' is not allowed; allowed: "):
+        single(["device.graph=sometimes"])
     with pytest.raises(
         UserError,
         match=r"^teacher\.channels: \[1, 2, 3, 4\] is not allowed with dataset=cifar10; it needs images of at least",
@@ -183,6 +187,7 @@ BASE = ("method=kd", "dataset=digits")
     [
         "device=cpu",
         "device.precision=bf16",
+        "device.graph=false",
         "device.threads=7",
         "outputs=elsewhere",
         "force=true",

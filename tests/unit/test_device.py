@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from miniature import engine, method, perceptron
+from miniature import convolutional, engine, method, perceptron
 
 from kdx.compose import single
 from kdx.device import prepare_device
 from kdx.errors import UserError
+from kdx.failure import describe, is_plain
 
 MANY, FEW = 1_000_000, 10
 
@@ -70,6 +71,42 @@ def test_a_device_that_is_not_there_is_the_users_mistake(kind: str, monkeypatch:
     settings = single(["device=cpu"]).device.model_copy(update={"kind": kind})
     with pytest.raises(UserError, match=rf"'{kind}' is not available on this machine; allowed: cpu, auto"):
         prepare_device(settings)
+
+
+def test_a_graph_is_the_users_mistake_where_there_is_no_nvidia_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = single([]).device.model_copy(update={"graph": True})
+    with pytest.raises(UserError, match=r"^device\.graph: true needs an NVIDIA GPU, here is (cpu|mps) only; allowed: "):
+        prepare_device(settings)
+
+
+@pytest.mark.parametrize(("graph", "captures"), [("auto", True), (True, True), (False, False)])
+def test_on_cuda_steps_are_captured_unless_it_is_refused(graph, captures: bool):
+    cuda = replace(engine(), device=torch.device("cuda"), graph=graph, compile="auto")
+    assert cuda.captures is captures
+    # What is captured is compiled only where it is asked for.
+    assert cuda.compiles(perceptron(), MANY) is not captures
+    assert replace(cuda, compile=True).compiles(perceptron(), FEW)
+    assert not replace(engine(), graph=graph).captures
+
+
+def test_a_network_on_the_cpu_stays_as_it_is():
+    network = convolutional()
+    assert engine().placed(network) is network
+    assert network.conv1.weight.is_contiguous()
+
+
+def test_a_full_gpu_is_told_in_one_line_with_what_to_make_smaller():
+    failure = torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of ..."
+    )
+    assert is_plain(failure)
+    assert describe(failure) == (
+        "the GPU's memory is full (tried to allocate 2.50 GiB); try a smaller trainer.batch_size"
+        " (teacher.trainer.batch_size while a teacher is trained), hydra.launcher.max_models with hydra/launcher=fused,"
+        " or device=cpu"
+    )
+    assert not is_plain(RuntimeError("CUDA out of memory"))
 
 
 def test_denormals_are_flushed_to_zero():

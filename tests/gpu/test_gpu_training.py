@@ -1,0 +1,296 @@
+"""Training on a GPU: captured as one by one, resumed as undisturbed, together as alone, never waiting."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from miniature import CLASSES, method, method_and_procedure, normal, perceptron, split
+from networks import IMAGE, small
+from torch import nn
+
+from kdx.captured import AHEAD, Graphs
+from kdx.checkpoint import Progress
+from kdx.compose import single
+from kdx.config import TrainerSettings
+from kdx.data.dataset import Data, Split
+from kdx.device import Engine, prepare_device
+from kdx.errors import Interrupted
+from kdx.execution import Execution
+from kdx.fit import Fit, Fitted, Lesson, Plan, fit, fit_together
+from kdx.methods.dark_knowledge import StudentAndSampler
+from kdx.runs import RunFolder
+from kdx.stacked import Way
+from kdx.tensors import load_tensors
+from kdx.trainer import Training, _Loop, train
+
+EXAMPLES, BATCH, EPOCHS = 1200, 32, 3
+STEPS = EXAMPLES // BATCH
+# Sums of products are rounded in another order, and each step goes on from the last one's rounding.
+CLOSE = {"rel": 2e-3, "abs": 1e-5}
+
+
+def engine(**settings: str | bool) -> Engine:
+    words = [f"device.{key}={str(value).lower()}" for key, value in settings.items()]
+    return prepare_device(single(["device=cuda", *words]).device)
+
+
+def both() -> nn.Module:
+    return StudentAndSampler(perceptron(), perceptron(hidden=7, seed=1), 0.05)
+
+
+def network(family: str) -> Callable[[], nn.Module]:
+    return lambda: small(family)
+
+
+def examples_of(shape: tuple[int, ...], channels_of: int = EXAMPLES) -> Split:
+    """Images whose label is a linear function of them, so that there is something to learn."""
+    images = normal(channels_of, *shape, seed=1)
+    answers = images.flatten(1) @ normal(images[0].numel(), CLASSES, seed=2)
+    return Split(images, answers.argmax(dim=1))
+
+
+@dataclass
+class Trained:
+    """What one training left."""
+
+    progress: Progress
+    checkpoint: dict[str, torch.Tensor]
+    student: nn.Module
+
+    def losses(self) -> list[float]:
+        return [row["loss"] or 0.0 for row in self.progress.history]
+
+
+def trained(
+    folder: Path, how: Engine, name: str = "st-vbd", build: Callable[[], nn.Module] = perceptron, **trainer: float
+) -> Trained:
+    chosen, _ = method_and_procedure(name)
+    shape = IMAGE if build.__name__ == "<lambda>" else (1, 6, 6)
+    examples = examples_of(shape).to(how.device)
+    student = how.placed(chosen.prepare(build()))
+    objective = chosen.objective(student, perceptron(hidden=9, seed=1).to(how.device), EXAMPLES)
+    values = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 1e-3, "hold": 0.5, "patience": None}
+    settings = TrainerSettings(**(values | {"checkpoint_seconds": 1e9} | trainer))
+    logits = normal(EXAMPLES, CLASSES, seed=4).to(how.device)
+    given = Training("miniature", "it", examples, logits, settings, 0, folder / "checkpoint")
+    progress = train(student, objective, given, how, lambda epoch: {})
+    return Trained(progress, load_tensors(folder / "checkpoint")[0], student)
+
+
+def assert_same(one: Trained, two: Trained) -> None:
+    assert one.progress.steps == two.progress.steps == EPOCHS * STEPS
+    assert one.losses() == pytest.approx(two.losses(), **CLOSE)
+    assert torch.equal(one.checkpoint["noise_position"], two.checkpoint["noise_position"]), "other noise was drawn"
+    for name, value in one.checkpoint.items():
+        if name.startswith("parameter/"):
+            # A gradient that is nothing but rounding has any sign, and Adam makes a step of it: so on average.
+            assert (value - two.checkpoint[name]).abs().mean().item() < 2e-4, name
+
+
+CASES = [
+    *((name, perceptron) for name in ("vanilla", "kd", "st-vbd", "st-svd", "kd-dropout", "bc", "sgld")),
+    *((name, perceptron) for name in ("noisy", "noisy-student")),
+    ("bdk", both),
+    # Convolutions, batch norm, dropout that belongs to the network; channels_last all.
+    *(("kd", network(family)) for family in ("lenet", "vgg", "nin", "keras-resnet", "densenet")),
+    ("st-vbd", network("lenet")),
+]
+
+
+@pytest.mark.parametrize(("name", "build"), CASES)
+def test_captured_steps_are_the_steps_one_by_one(tmp_path: Path, name: str, build: Callable[[], nn.Module]):
+    one_by_one = trained(tmp_path / "eager", engine(graph=False), name, build)
+    in_chunks = trained(tmp_path / "captured", engine(), name, build)
+    assert one_by_one.progress.execution == "eager"
+    assert in_chunks.progress.execution == "captured"
+    assert_same(one_by_one, in_chunks)
+
+
+def test_noise_is_fresh_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A graph that repeated its numbers would train on one noise for ever."""
+    seen: list[torch.Tensor] = []
+    original = Graphs._play
+
+    def play(self: Graphs, graph: torch.cuda.CUDAGraph) -> None:
+        original(self, graph)
+        seen.append(noise[0].clone())
+
+    noise: list[torch.Tensor] = []
+    draw = "kdx.noise.NoiseSource.draw"
+    from kdx.noise import NoiseSource
+
+    first = NoiseSource.draw
+
+    def drawing(self: NoiseSource) -> dict[str, torch.Tensor]:
+        noise[:] = list(self.buffers.values())[:1]
+        return first(self)
+
+    monkeypatch.setattr(draw, drawing)
+    monkeypatch.setattr(Graphs, "_play", play)
+    trained(tmp_path, engine(), "st-vbd")
+    values = torch.stack(seen)
+    assert len(values) > 2
+    assert len(values.flatten(1)[:, 0].unique()) == len(values)
+    assert abs(values.mean().item()) < 0.05
+    assert abs(values.std().item() - 1) < 0.05
+
+
+@pytest.mark.parametrize("play", [1, 2, 3, 5])
+def test_stopped_between_chunks_and_continued(tmp_path: Path, play: int, monkeypatch: pytest.MonkeyPatch):
+    whole = trained(tmp_path / "whole", engine())
+    original, plays = Graphs._play, iter(range(1, 10**6))
+
+    def stopping(self: Graphs, graph: torch.cuda.CUDAGraph) -> None:
+        original(self, graph)
+        if next(plays) == play:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Graphs, "_play", stopping)
+        with pytest.raises(Interrupted):
+            trained(tmp_path / "stopped", engine())
+    assert_same(trained(tmp_path / "stopped", engine()), whole)
+    # What a graph began is finished without one, too.
+    with monkeypatch.context() as patched:
+        plays = iter(range(1, 10**6))
+        patched.setattr(Graphs, "_play", stopping)
+        with pytest.raises(Interrupted):
+            trained(tmp_path / "otherwise", engine())
+    assert_same(trained(tmp_path / "otherwise", engine(graph=False)), whole)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize(("name", "build"), [("st-vbd", perceptron), ("kd", network("vgg")), ("sgld", perceptron)])
+def test_no_epoch_waits_for_the_device(
+    tmp_path: Path, graph: bool, name: str, build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+):
+    """torch raises an error where it would wait; the first epoch is left out, in which the steps are captured."""
+    original, watched = _Loop.run_epoch, []
+
+    def run_epoch(self: _Loop) -> None:
+        if self.epoch:
+            torch.cuda.set_sync_debug_mode("error")
+            watched.append(self.epoch)
+        try:
+            original(self)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(_Loop, "run_epoch", run_epoch)
+    trained(tmp_path, engine(graph=graph), name, build)
+    assert watched == list(range(1, EPOCHS))
+
+
+def test_python_is_never_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    original, lengths = Graphs._play, []
+
+    def play(self: Graphs, graph: torch.cuda.CUDAGraph) -> None:
+        original(self, graph)
+        lengths.append(len(self._under_way))
+
+    monkeypatch.setattr(Graphs, "_play", play)
+    trained(tmp_path, engine())
+    assert max(lengths) <= AHEAD
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "build"), [("kd", perceptron), ("st-vbd", perceptron), ("kd", network("keras-resnet"))]
+)
+def test_precision_changes_no_conclusion(
+    tmp_path: Path, graph: bool, precision: str, name: str, build: Callable[[], nn.Module]
+):
+    """Every epoch's loss within 5 %; batch norm over small batches of bfloat16 within 15 %."""
+    exact = trained(tmp_path / "fp32", engine(graph=graph), name, build)
+    rounded = trained(tmp_path / precision, engine(graph=graph, precision=precision), name, build)
+    assert rounded.losses() == pytest.approx(exact.losses(), rel=0.05 if build is perceptron else 0.15)
+    # For products as small as these cuBLAS may have nothing faster than float32 in TF32's place.
+    assert precision == "tf32" or rounded.losses() != exact.losses()
+    assert all(value.dtype == torch.float32 for value in rounded.student.parameters())
+
+
+def test_fp32_is_not_tf32_in_convolutions_either():
+    images, filters = normal(32, 256, 16, 16, seed=1).cuda(), normal(256, 256, 3, 3, seed=2).cuda()
+    exact = torch.conv2d(images.double(), filters.double())
+    errors = {}
+    for precision in ("fp32", "tf32"):
+        engine(precision=precision)
+        errors[precision] = ((torch.conv2d(images, filters) - exact).norm() / exact.norm()).item()
+    assert errors["fp32"] < 5e-5 < errors["tf32"]
+
+
+@contextmanager
+def without_graphs() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Execution, "recorder", lambda self: None)
+        yield
+
+
+def fits(folder: Path, name: str, count: int) -> list[Fit]:
+    each = []
+    for seed in range(count):
+        trainer = TrainerSettings(
+            epochs=EPOCHS, batch_size=BATCH, lr=1e-3 * (1 + seed), hold=0.5, patience=None, checkpoint_seconds=1e9
+        )
+        own = {"kd-dropout": {"dropout": 0.1 + seed / 5}, "st-vbd": {"lambda_V": 0.5 + seed}}.get(name, {})
+        how = method(name, **own)
+        each.append(Fit(perceptron(seed=seed), how, Plan("it", trainer, seed, RunFolder(folder / str(seed)))))
+    return each
+
+
+@pytest.mark.parametrize("way", ["stacked", "loop"])
+@pytest.mark.parametrize("name", ["vanilla", "kd", "kd-dropout", "st-vbd"])
+def test_together_is_alone(tmp_path: Path, way: Way, name: str):
+    """Orders, noise, rates and weights of their own."""
+    how = engine()
+    examples = examples_of((1, 6, 6))
+    data = Data("miniature", examples, examples, examples, CLASSES, "pixels").to(how.device)
+    teacher = perceptron(hidden=9, seed=3).to(how.device)
+    lesson = Lesson(data, teacher, normal(EXAMPLES, CLASSES, seed=4).to(how.device))
+    found = fit_together(fits(tmp_path / "together", name, 3), lesson, how, way)
+    for one, together in zip(fits(tmp_path / "alone", name, 3), found, strict=True):
+        _, progress = fit(one.network, one.method, lesson, one.plan, how)
+        assert isinstance(together, Fitted)
+        assert together.progress.execution == progress.execution == "captured"
+        losses = [[row["loss"] for row in each.history] for each in (progress, together.progress)]
+        assert losses[1] == pytest.approx(losses[0], **CLOSE)
+
+
+def test_convolutions_lie_channels_last_in_memory_and_not_in_files(tmp_path: Path):
+    result = trained(tmp_path, engine(), "kd", network("vgg"))
+    filters = result.student.get_parameter("conv2.weight")
+    assert filters.is_contiguous(memory_format=torch.channels_last)
+    assert not filters.is_contiguous()
+    stored = result.checkpoint["parameter/conv2.weight"]
+    assert stored.is_contiguous()
+    assert torch.equal(stored, filters.detach().cpu())
+
+
+def test_the_order_of_the_examples_is_that_of_the_cpu(tmp_path: Path):
+    examples = replace(split(100), mirror="random")
+    orders = [
+        each.order(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)).cpu()
+        for each in (examples, examples.to("cuda"))
+    ]
+    assert torch.equal(*orders)
+
+
+def test_memory_is_given_back(tmp_path: Path):
+    how, kept = engine(), []
+    for index in range(4):
+        trained(tmp_path / str(index), how, "kd", network("vgg"))
+        torch.cuda.synchronize()
+        kept.append(torch.cuda.memory_allocated())
+    assert max(kept[1:]) <= kept[0] + 2**20
+
+
+def test_a_loss_that_breaks_is_named_at_the_end_of_the_epoch(tmp_path: Path):
+    from kdx.errors import Diverged
+
+    with pytest.raises(Diverged, match=r"is no longer finite in epoch 1, step \d+; try a lower trainer\.lr$"):
+        trained(tmp_path, engine(), "vanilla", lr=1e38)
