@@ -214,6 +214,8 @@ class _Loop:
         began = time.monotonic()
         for member in members:
             member.save()
+        # No epoch is charged for it.
+        self._lap(training=False)
         now = time.monotonic()
         log.info(
             "%s: step %d, %d checkpoints in %.3f s", self.title, members[0].progress.steps, len(members), now - began

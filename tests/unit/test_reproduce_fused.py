@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from excerpt import only
 
 from kdx.compose import single
 from kdx.errors import Diverged
@@ -24,7 +25,7 @@ def order(tmp_path: Path) -> Order:
 
 
 def jobs(order: Order) -> list[Job]:
-    return jobs_of(load_table("noisy/table1").only("sigma 0.*"), order)
+    return jobs_of(only(load_table("noisy/table1"), "sigma 0.*"), order)
 
 
 def test_rows_and_seeds_that_fit_are_trained_together(order: Order, monkeypatch: pytest.MonkeyPatch):
