@@ -12,8 +12,14 @@ from kdx.reproduce.tables import load_table, table_names
 SMOKE = ("budget=smoke", "device.threads=1")
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all tables, so that what several of them need is trained once."""
+    return tmp_path_factory.mktemp("tables")
+
+
 @pytest.mark.parametrize("name", table_names())
-def test_every_table_at_smoke_budget(kdx, tmp_path: Path, name: str) -> None:
+def test_every_table_at_smoke_budget(kdx, outputs: Path, name: str) -> None:
     # Of the large grids a part.
     parts = {"kddp/table3": "SN 50, T 2,*", "kddp/table4": "SN 50, T 2,*", "vs/fig5": "*D, ?,000"}
     parts |= {
@@ -25,9 +31,9 @@ def test_every_table_at_smoke_budget(kdx, tmp_path: Path, name: str) -> None:
     }
     parts |= {f"noisy/table{number}": "*0.5*" for number in (2, 3, 4)}
     part = parts.get(name, "*")
-    result = kdx("reproduce", name, "seeds=1", *SMOKE, f"rows={part}")
+    result = kdx("reproduce", name, "seeds=1", *SMOKE, f"rows={part}", KDX_OUTPUTS=str(outputs))
     assert result.returncode == 0, result.stderr
-    folder = tmp_path / "outputs" / "paper" / f"{name}-smoke"
+    folder = outputs / "paper" / f"{name}-smoke"
     files = {"runs.csv", "table.csv", "table.md", "table.tex", "provenance.json", "checksums.sha256"}
     pictures = {"figure.svg", "figure.png"} if "fig" in name else set()
     assert {path.name for path in folder.iterdir()} == files | pictures
