@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdx.config import DeviceSettings
+from kdx.crowd import POLICY
 from kdx.errors import UserError
 from kdx.gemm import set_gemm
 from kdx.machine import peak_rss_bytes
@@ -118,6 +119,8 @@ def prepare_device(settings: DeviceSettings) -> Engine:
     else:
         gemm = set_gemm(settings.gemm)
     log.info("device %s, precision %s, matrix products %s", device, settings.precision, gemm)
+    if device.type == "cpu" and POLICY in os.environ:
+        log.info("%d threads, which wait as %s=%s says", torch.get_num_threads(), POLICY, os.environ[POLICY])
     return Engine(device, settings.precision, settings.compile, settings.graph, gemm, settings.latency_seconds)
 
 

@@ -7,24 +7,41 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from forked import forked_kdx
 
 Kdx = Callable[..., subprocess.CompletedProcess[str]]
+TIMEOUT = 600.0
+
+
+def _environment(**more: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "KDX_OUTPUTS"}
+    if "KDX_DATA" in inherited:
+        inherited["KDX_DATA"] = str(Path(inherited["KDX_DATA"]).resolve())
+    return {**inherited, **more}
 
 
 @pytest.fixture
-def kdx(tmp_path: Path) -> Kdx:
+def kdx(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Kdx:
     """Run `kdx WORDS` in `tmp_path`, from which its outputs hang; returns code, stdout and stderr."""
+    printed = tmp_path_factory.mktemp("printed")
+
+    def run(*words: str, timeout: float = TIMEOUT, **environment: str) -> subprocess.CompletedProcess[str]:
+        return forked_kdx(words, tmp_path, printed, _environment(**environment), timeout)
+
+    return run
+
+
+@pytest.fixture
+def started_kdx(tmp_path: Path) -> Kdx:
+    """The same in an interpreter that is started anew, as a shell does it; `python` are its first words."""
 
     def run(
-        *words: str, timeout: float = 600, python: Sequence[str] = ("-m", "kdx"), **environment: str
+        *words: str, timeout: float = TIMEOUT, python: Sequence[str] = ("-m", "kdx"), **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        inherited = {name: value for name, value in os.environ.items() if name != "KDX_OUTPUTS"}
-        if "KDX_DATA" in inherited:
-            inherited["KDX_DATA"] = str(Path(inherited["KDX_DATA"]).resolve())
         return subprocess.run(
             [sys.executable, *python, *words],
             cwd=tmp_path,
-            env={**inherited, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+            env=_environment(PYTHONPATH=str(Path(__file__).parents[1])) | environment,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdx.crowd import wait_for_cores
 from kdx.failure import recorded
 from kdx.words import split_options
 
@@ -11,6 +12,7 @@ from kdx.words import split_options
 def main(words: Sequence[str]) -> int:
     """`kdx train`: one run, or a sweep with -m."""
     options, overrides = split_options(words, ("-m", "--multirun"))
+    wait_for_cores()
     return _sweep(overrides) if options else _single(overrides)
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kdx.commands import outputs_folder
+from kdx.crowd import wait_for_cores
 from kdx.errors import UserError, unknown
 from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import BUDGETS, Budget, Order, jobs_of, run_all
@@ -42,6 +43,7 @@ def main(words: Sequence[str]) -> int:
 def reproduce(words: Sequence[str]) -> int:
     """Reproduce the tables that `words` name; 0 when every run finished, else 1; UserError for wrong words."""
     names, order = parsed(words)
+    wait_for_cores()
     tables = [load_table(name) for paper in names for name in named(paper)]
     if all(not fnmatchcase(row, order.rows) for table in tables for row in table.rows):
         raise unknown("rows", order.rows, [row for table in tables for row in table.rows])

@@ -9,11 +9,11 @@ BROKEN = {"CXX": "false"}
 
 
 @pytest.mark.parametrize("choice", ["auto", "true"])
-def test_a_compiler_that_fails(kdx, tmp_path: Path, choice: str) -> None:
+def test_a_compiler_that_fails(started_kdx, tmp_path: Path, choice: str) -> None:
     # auto compiles long runs only, so the run is made to look long.
     script = "import kdx.device as d; d.COMPILE_SECONDS = 0; import sys; from kdx.cli import main; sys.exit(main())"
     words = ("train", *SHORT, "teacher.hidden=[8]", "device.threads=1", f"device.compile={choice}")
-    result = kdx(*words, python=("-c", script), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), **BROKEN)
+    result = started_kdx(*words, python=("-c", script), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), **BROKEN)
     if choice == "auto":
         assert result.returncode == 0, result.stderr
         assert "not compiled, the compiler failed" in result.stderr

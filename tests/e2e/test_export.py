@@ -146,12 +146,12 @@ def test_a_mistake_in_bench(run: Path, capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == "kdx: seconds: '0' is not allowed; allowed: a number above 0 and below 3600\n"
 
 
-def test_the_commands_from_a_shell(kdx, run: Path):
+def test_the_commands_from_a_shell(started_kdx, run: Path):
     """The whole way once: no warning of a library reaches the screen."""
-    result = kdx("export", str(run), "format=onnx")
+    result = started_kdx("export", str(run), "format=onnx")
     assert (result.returncode, result.stderr) == (0, "")
-    assert kdx("export", "--help").stdout.startswith("usage: kdx export RUN format=FORMAT")
-    assert kdx("bench", "--help").stdout.startswith("usage: kdx bench RUN ...")
+    assert started_kdx("export", "--help").stdout.startswith("usage: kdx export RUN format=FORMAT")
+    assert started_kdx("bench", "--help").stdout.startswith("usage: kdx bench RUN ...")
 
 
 def test_masking_in_every_forward_changes_nothing(run: Path):

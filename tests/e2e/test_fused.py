@@ -64,7 +64,7 @@ def test_one_that_diverges_is_recorded_and_the_others_finish(kdx, tmp_path: Path
     assert reasons[2:] == ["not started, since job 0 failed (sweep.fail_fast=true)"] * 6
 
 
-LONG = (*TINY, "method=kd-vbd", "trainer.epochs=20", "trainer.checkpoint_seconds=0")
+LONG = (*TINY, "method=kd-vbd", "trainer.epochs=20")
 SWEPT = ("seed=0,1", "method.lambda_V=0.5,1")
 
 
@@ -82,7 +82,8 @@ def test_stopped_and_continued(kdx, tmp_path: Path, whole: Path, stop: signal.Si
     def checkpoints() -> bool:
         return len(list(tmp_path.glob("stopped/runs/*/*/*/*/checkpoint.safetensors"))) == 4
 
-    process = started(tmp_path, "train", "-m", *LONG, *SWEPT, *LOOP, "outputs=stopped", until=checkpoints)
+    often = ("outputs=stopped", "trainer.checkpoint_seconds=0")
+    process = started(tmp_path, "train", "-m", *LONG, *SWEPT, *LOOP, *often, until=checkpoints)
     process.send_signal(stop)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == (130 if stop == signal.SIGINT else -stop), stderr

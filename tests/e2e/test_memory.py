@@ -29,7 +29,7 @@ print(json.dumps(sizes))
 
 @pytest.mark.slow
 def test_thirty_runs_in_one_process_do_not_grow(tmp_path: Path) -> None:
-    words = [*SHORT, "trainer.epochs=2", "device.threads=1", "device.gemm=default", "device.compile=false"]
+    words = [*SHORT, "trainer.epochs=2", "device.gemm=default", "device.compile=false"]
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, *words],
         cwd=tmp_path,

@@ -23,12 +23,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{ROOT}:{target}"
 
 
-def test_a_run_on_its_data_with_its_network_and_method(path: str, kdx, tmp_path: Path):
+def test_a_run_on_its_data_with_its_network_and_method(path: str, started_kdx, tmp_path: Path):
     fast = [
         f"{trainer}.{setting}" for trainer in ("trainer", "teacher.trainer") for setting in ("lr=0.01", "batch_size=16")
     ]
     words = ("train", "dataset=stripes", "method=kd-smooth", *fast, *SHORT)
-    ended = kdx(*words, PYTHONPATH=path)
+    ended = started_kdx(*words, PYTHONPATH=path)
     assert ended.returncode == 0, ended.stderr
     run = ended.stdout.splitlines()[-1]
     assert run.startswith("outputs/runs/stripes/bottleneck/kd-smooth/")
@@ -42,28 +42,28 @@ def test_a_run_on_its_data_with_its_network_and_method(path: str, kdx, tmp_path:
     assert json.loads(teacher.read_bytes())["packages"] == "kdx-stripes 1.0"
     assert "uniform" in (tmp_path / run / "history.csv").read_text().splitlines()[0]
 
-    again = kdx(*words, PYTHONPATH=path)
+    again = started_kdx(*words, PYTHONPATH=path)
     assert (again.returncode, again.stdout) == (0, ended.stdout)
     assert "finished before, skipped" in again.stderr
 
-    exported = kdx("export", run, "format=csr", PYTHONPATH=path)
+    exported = started_kdx("export", run, "format=csr", PYTHONPATH=path)
     assert exported.returncode == 0, exported.stderr
 
     # Without the package its results are still shown; what needs its code says so.
-    assert kdx("table", run).returncode == 0
-    refused = kdx("export", run, "format=csr")
+    assert started_kdx("table", run).returncode == 0
+    refused = started_kdx("export", run, "format=csr")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "written by another version of kdx or of a package: dataset.name: 'stripes' is not known" in refused.stderr
 
 
-def test_a_sweep_in_processes(path: str, kdx, tmp_path: Path):
+def test_a_sweep_in_processes(path: str, started_kdx, tmp_path: Path):
     words = ("dataset=stripes", "method=vanilla,kd-smooth", *SHORT)
-    ended = kdx("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *words, PYTHONPATH=path)
+    ended = started_kdx("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *words, PYTHONPATH=path)
     assert ended.returncode == 0, ended.stderr
     assert len(list((tmp_path / "outputs" / "runs" / "stripes").rglob("metrics.json"))) == 2
 
 
-def test_the_package_of_the_readme(kdx, tmp_path: Path):
+def test_the_package_of_the_readme(started_kdx, tmp_path: Path):
     files = readme_files()
     assert files.keys() == {
         "pyproject.toml", "kdx_confidence/__init__.py", "kdx_confidence/conf/method/confidence.yaml",
@@ -71,7 +71,7 @@ def test_the_package_of_the_readme(kdx, tmp_path: Path):
     path = f"{ROOT}:{lay_out(tmp_path / 'site', files)}"
     words = ("method=confidence", "method.beta=0.2", "dataset=digits", "student=mlp-500-50", "student.hidden=[8]")
     teacher = ("teacher=mlp-400-400", "teacher.hidden=[8]")
-    ended = kdx("train", *words, *teacher, *SHORT, PYTHONPATH=path)
+    ended = started_kdx("train", *words, *teacher, *SHORT, PYTHONPATH=path)
     assert ended.returncode == 0, ended.stderr
     run = tmp_path / ended.stdout.splitlines()[-1]
     assert json.loads((run / "metrics.json").read_bytes())["packages"] == "kdx-confidence 1.0"

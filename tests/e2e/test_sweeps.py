@@ -41,9 +41,11 @@ def expected(kdx, built_in: Path) -> dict[str, tuple]:
         pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="the extra 'ray' is missing")),
     ],
 )
-def test_every_launcher_gives_the_same_runs(kdx, tmp_path: Path, expected: dict[str, tuple], launcher: str) -> None:
+def test_every_launcher_gives_the_same_runs(
+    started_kdx, tmp_path: Path, expected: dict[str, tuple], launcher: str
+) -> None:
     # Ray leaves a token in the home folder.
-    result = kdx(*PAIR, f"hydra/launcher={launcher}", RAY_USAGE_STATS_ENABLED="0", HOME=str(tmp_path))
+    result = started_kdx(*PAIR, f"hydra/launcher={launcher}", RAY_USAGE_STATS_ENABLED="0", HOME=str(tmp_path))
     folder = folder_of(result, tmp_path)
     assert len(expected) == 2
     assert finished(tmp_path / "outputs") == expected

@@ -66,7 +66,8 @@ def test_finished_runs_are_skipped_and_forced_ones_repeated(kdx, tmp_path: Path)
 def stopped(base: Path, words: tuple[str, ...], number: signal.Signals, checkpoint: str) -> None:
     """Start a run with its outputs in `stopped`, and send it a signal as soon as it has written that checkpoint."""
     written = f"stopped/runs/*/*/*/*/{checkpoint}.safetensors"
-    process = started(base, "train", *words, "outputs=stopped", until=lambda: list(base.glob(written)))
+    often = ("outputs=stopped", "trainer.checkpoint_seconds=0.05")
+    process = started(base, "train", *words, *often, until=lambda: list(base.glob(written)))
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130), said
@@ -75,7 +76,7 @@ def stopped(base: Path, words: tuple[str, ...], number: signal.Signals, checkpoi
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(kdx, tmp_path: Path, number: signal.Signals) -> None:
-    words = (*SHORT, "method=st-vbd", "method.warmup_end=6", "trainer.epochs=60", "trainer.checkpoint_seconds=0")
+    words = (*SHORT, "method=st-vbd", "method.warmup_end=6", "trainer.epochs=60")
     whole = folder_of(kdx("train", *words, "outputs=whole"), tmp_path)
     stopped(tmp_path, words, number, "checkpoint")
     continued = folder_of(kdx("train", *words, "outputs=stopped"), tmp_path)
@@ -85,7 +86,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(kdx, tmp_path: Path, n
 
 
 def test_a_run_stopped_in_its_second_fit_does_not_repeat_the_first(kdx, tmp_path: Path) -> None:
-    words = (*SHORT, "method=kddp", "trainer.epochs=40", "trainer.checkpoint_seconds=0")
+    words = (*SHORT, "method=kddp", "trainer.epochs=40")
     whole = folder_of(kdx("train", *words, "outputs=whole"), tmp_path)
     stopped(tmp_path, words, signal.SIGINT, "checkpoint-fine-tuned-1")
     continued = folder_of(kdx("train", *words, "outputs=stopped"), tmp_path)

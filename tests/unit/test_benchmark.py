@@ -1,11 +1,6 @@
 """The usual way that kdx is measured against must train the same thing, and the benchmark must say what it did."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +15,6 @@ from kdx.noise import NoiseSource
 from kdx.objective import Objective, Step
 from kdx.step import BETA1, BETA2, Batch, State, make_step, number_names
 
-ROOT = Path(__file__).parents[2]
 BATCH, EXAMPLES, SHAPE, CLASSES = 16, 1000, (1, 28, 28), 10
 
 
@@ -145,51 +139,3 @@ def test_compilation_that_saves_nothing_is_never_repaid() -> None:
 
     assert table.repaid_after(compiled, {"seconds": [3.0]}, "cold") == 10.0
     assert table.repaid_after(compiled, {"seconds": [1.0]}, "cold") is None
-
-
-def benchmark(*words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])
-    command = [sys.executable, "-P", "-m", "benchmarks", *words]
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-
-def test_quick_run_on_digits(tmp_path: Path) -> None:
-    file = tmp_path / "train.json"
-
-    finished = benchmark(
-        "train", "--quick", "--jobs", "kd", "--variants", "eager,usual", "--epochs", "1", "--output", str(file)
-    )
-
-    assert finished.returncode == 0, finished.stderr
-    assert "KD of Le-L" in finished.stdout
-    assert "no measurement: dataset=digits" in finished.stdout
-    variants = json.loads(file.read_text())["jobs"]["kd"]["variants"]
-    assert list(variants) == ["usual", "eager"]
-    assert all(len(variant["seconds"]) == 1 for variant in variants.values())
-
-
-def test_unknown_job_is_a_mistake_told_in_one_line() -> None:
-    finished = benchmark("train", "--jobs", "st-vdb")
-
-    assert finished.returncode == 2
-    assert "did you mean 'st-vbd'" in finished.stderr
-
-
-def test_quick_sweep_on_digits(tmp_path: Path) -> None:
-    file = tmp_path / "sweep.json"
-    finished = benchmark("sweep", "--quick", "--jobs", "kd", "--ways", "fused,alone", "--output", str(file))
-    assert finished.returncode == 0, finished.stderr
-    assert "no measurement: dataset=digits, not MNIST" in finished.stdout
-    result = json.loads(file.read_text())
-    assert result["models"] == 16
-    assert {way: len(seconds) for way, seconds in result["jobs"]["kd"].items()} == {"alone": 1, "fused": 1}
-    assert min(seconds for (seconds,) in result["jobs"]["kd"].values()) > 0
-
-
-def test_unknown_way_is_a_mistake_told_in_one_line() -> None:
-    finished = benchmark("sweep", "--ways", "fusd")
-    assert finished.returncode == 2
-    assert finished.stderr.strip() == (
-        "scripts/benchmark: --ways: 'fusd' is not known; did you mean 'fused'? allowed: alone, fused, processes"
-    )

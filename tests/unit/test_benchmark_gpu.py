@@ -1,74 +1,17 @@
 """The GPU's benchmark without a GPU: every way of a job is tried small on the CPU, and what fails is told."""
 
-import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-
 from benchmarks import gpu, gpu_work
 from benchmarks.gpu_work import TITLES, WAYS, Order
-
-ROOT = Path(__file__).parents[2]
-FIGURES = {
-    *(
-        "models",
-        "measured_epochs",
-        "seconds_per_step",
-        "seconds_per_epoch",
-        "seconds_per_100_epochs",
-        "steps_per_epoch",
-    ),
-    *("setup_seconds", "evaluation_seconds", "training_seconds", "peak_memory_bytes", "precision", "synthetic"),
-    *("gflop_per_step", "tflops", "peak_tflops", "of_peak", "own_products_seconds", "of_own_products"),
-}
 
 
 def order(job: str, folder: Path, ways: tuple[str, ...] = ("graph",), seconds: float = 0.1) -> Order:
     return Order(job, list(ways), "cpu", seconds, tiny=True, outputs=str(folder))
-
-
-def benchmark(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "benchmarks", *words],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-
-
-@pytest.mark.slow
-def test_a_trial_on_the_cpu(tmp_path: Path) -> None:
-    """Two steps of a batch of four in every epoch."""
-    file = tmp_path / "gpu.json"
-    ways = "graph,graph-bf16,eager,usual,fused"
-    finished = benchmark(
-        *("gpu", "--device", "cpu", "--tiny", "--way-seconds", "0.1", "--jobs", "kd,nin", "--ways", ways),
-        *("--seconds", "800", "--output", str(file)),
-    )
-    assert finished.returncode == 0, finished.stderr
-    result = json.loads(file.read_text())
-    assert result["remark"] == "on the CPU; tiny networks and synthetic data"
-    assert "no measurement: on the CPU" in finished.stdout
-    assert {job: set(found) for job, found in result["jobs"].items()} == {
-        "kd": {"graph", "graph-bf16", "eager", "usual", "fused"},
-        "nin": {"graph", "graph-bf16", "eager", "usual"},
-    }
-    for found in result["jobs"].values():
-        for way, figures in found.items():
-            assert "failed" not in figures, (way, figures)
-            assert figures.keys() == FIGURES
-            assert figures["synthetic"] == "a trial"
-            assert figures["models"] == (3 if way == "fused" else 1)
-            assert 0 < figures["seconds_per_step"] < figures["seconds_per_epoch"]
-    assert result["targets"] == []
 
 
 @pytest.mark.parametrize("job", TITLES)
@@ -135,20 +78,3 @@ def test_targets() -> None:
     }
     found = [(each["measured"], each["met"]) for each in gpu.targets(jobs)]
     assert found == [(None, None), (5.0, True), (pytest.approx(6.0), False), (0.4, True)]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_is_one_line(tmp_path: Path) -> None:
-    for finished in (
-        benchmark("gpu"),
-        subprocess.run(
-            [str(ROOT / "scripts" / "gpu_check")],
-            env={**os.environ, "PYTHON": sys.executable},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        ),
-    ):
-        assert finished.returncode == 2
-        assert len(finished.stderr.splitlines()) == 1
-        assert "there is no NVIDIA GPU here" in finished.stderr
