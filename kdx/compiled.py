@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.exc import BackendCompilerFailed
 
 from kdx.errors import UserError
 
@@ -22,6 +21,9 @@ def compiled_step(make: Callable[[bool], Step], *, required: bool, failed: Calla
     # Shapes, types and modules never change within a training, so there is nothing to guard: checking it before every
     # step would take longer than drawing its noise. The reset keeps the code of one training from serving another.
     torch.compiler.reset()
+    # Here, because the compiler takes a second to import, and most short runs do without it.
+    from torch._dynamo.exc import BackendCompilerFailed
+
     # Loading the compiler says so where a CUDA toolkit is installed without a GPU, which is nobody's mistake.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from kdx.measure.accuracy import evaluating
 
@@ -26,7 +25,8 @@ def nonzero_multiplications(model: nn.Module, image_shape: tuple[int, ...]) -> i
 def _uses(model: nn.Module, image_shape: tuple[int, ...]) -> list[tuple[Tensor, int]]:
     """Every weight and the number of positions at which it is used: 1 for a matrix, height times width for filters.
 
-    Only shapes are computed, on the meta device, so that a large network takes no time.
+    The network sees one black image where its weights are: computing shapes alone, on the meta device, would import
+    torch's compiler, which takes longer than any network here.
     """
     found: list[tuple[Tensor, int]] = []
 
@@ -38,11 +38,9 @@ def _uses(model: nn.Module, image_shape: tuple[int, ...]) -> list[tuple[Tensor, 
         for layer in model.modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
-    tensors = [*model.named_parameters(), *model.named_buffers()]
     try:
-        with evaluating(model):
-            image = torch.empty(1, *image_shape, device="meta")
-            functional_call(model, {name: tensor.to("meta") for name, tensor in tensors}, (image,))
+        with evaluating(model) as device:
+            model(torch.zeros(1, *image_shape, device=device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,9 +1,12 @@
 """The real command line: help, version, and one line with exit code 2 for every kind of wrong input."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from short_runs import SHORT
 
 from kdx import __version__
 
@@ -66,10 +69,17 @@ def test_train_help_lists_choices_and_keys(kdx):
         (["--help"], ["torch", "hydra", "omegaconf", "pydantic", "rich", "yaml", "numpy"]),
         (["train", "--help"], ["torch", "numpy"]),
         (["train", "trainer.epoch=3"], ["torch", "numpy"]),
+        (["train", *SHORT, "device.compile=false"], ["torch._dynamo", "torch._inductor"]),
     ],
 )
-def test_what_is_answered_without_a_run_imports_no_torch(words: list[str], absent: list[str]):
+def test_what_is_not_needed_is_not_imported(words: list[str], absent: list[str], tmp_path: Path):
     # The time follows from the imports; a timed test would depend on the machine.
     program = f"import sys; from kdx.cli import main; main({words!r}); print(*sys.modules, file=sys.stderr)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"KDX_OUTPUTS": str(tmp_path)},
+    )
     assert not set(absent) & set(result.stderr.splitlines()[-1].split())
