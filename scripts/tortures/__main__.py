@@ -40,9 +40,10 @@ def main() -> int:
         print(json.dumps({name: result}, indent=2))
         figures[name] = {"seed": given.seed, **result}
         failed |= bool(result["failures"])
-    figures["machine"] = describe_machine()
-    given.file.parent.mkdir(parents=True, exist_ok=True)
-    given.file.write_text(json.dumps(figures, indent=2) + "\n")
+        # After each: an hour's work is not lost with the next.
+        figures["machine"] = describe_machine()
+        given.file.parent.mkdir(parents=True, exist_ok=True)
+        given.file.write_text(json.dumps(figures, indent=2) + "\n")
     return int(failed)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tortures.child import Ended, kdx
 from tortures.kill import export, phase
-from tortures.work import command, outcome
+from tortures.work import command, outcome, told
 
 METHOD = "st-vbd"
 NAMES = ("train", "export", "reproduce", "report")
@@ -49,7 +49,7 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
     else:
         skipped["no permission"] = "only root can drop to another user"
     met, failures = dict[str, int](), list[str]()
-    for number in range(count):
+    for number in told("disk", range(count)):
         name = list(refusals)[number % len(refusals)]
         folder = base / "refused"
         shutil.rmtree(folder, ignore_errors=True)

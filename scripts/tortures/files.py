@@ -17,7 +17,7 @@ from kdx.data.sources import SourceFile, SourceSet
 from tortures import child
 from tortures.official import batch, idx, mat
 from tortures.rot import DAMAGES, unfit
-from tortures.work import SMALL, outcome
+from tortures.work import SMALL, outcome, told
 
 SAMPLES = 60
 MODULES = {"mnist": mnist, "cifar10": cifar10, "svhn": svhn}
@@ -32,7 +32,7 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
     chance = random.Random(seed)
     trees = {kind: Tree(base / kind.replace(" ", "-"), kind) for kind in KINDS}
     said_of, failures = dict[str, int](), []
-    for _ in range(count):
+    for _ in told("files", range(count)):
         kind = chance.choice(list(KINDS))
         work = base / "damaged"
         shutil.rmtree(work, ignore_errors=True)

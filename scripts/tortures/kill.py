@@ -13,14 +13,14 @@ from typing import Any
 from kdx.compose import single
 from kdx.runs import run_folder
 from tortures.child import kdx, start, wait
-from tortures.work import METHODS, command, outcome
+from tortures.work import METHODS, command, outcome, told
 
 
 def torture(base: Path, kills: int, seed: int) -> dict[str, Any]:
     """Kill so many processes, spread over methods and moments; what they were at, and the trees that differ."""
     chance = random.Random(seed)
     trees, failures, phases = 0, list[str](), dict[str, int]()
-    for number, name in enumerate(METHODS):
+    for number, name in enumerate(told("kill", list(METHODS))):
         expected, seconds = _undisturbed(base / "undisturbed", name)
         left = kills * (number + 1) // len(METHODS) - kills * number // len(METHODS)
         while left:

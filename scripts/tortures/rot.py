@@ -13,7 +13,7 @@ from typing import Any
 import kdx.deploy
 from tortures.child import Ended, start, wait
 from tortures.child import kdx as command_line
-from tortures.work import command, outcome
+from tortures.work import command, outcome, told
 
 METHOD = "st-vbd"
 # Read by nobody but people.
@@ -26,7 +26,7 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
     tree = _tree(base / "whole")
     expected, said = outcome(tree / "outputs"), _shown(tree)
     said_of, failures = dict[str, int](), []
-    for _ in range(count):
+    for _ in told("rot", range(count)):
         work = base / "damaged"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(tree, work, symlinks=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tortures.child import HUNG, Ended, kdx, start, wait
-from tortures.work import METHODS, command, outcome
+from tortures.work import METHODS, command, outcome, told
 
 PROCESSES = 4
 COMPUTED, STORED = "device cpu", ": absent"
@@ -32,7 +32,7 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
     shared = _alone(base / "alone", SHARING)
     counted = ("processes", "killed", "waited", "skipped", "network_rounds")
     figures, failures = dict.fromkeys(counted, 0), list[str]()
-    for number in range(count):
+    for number in told("several", range(count)):
         same = number % 2 == 0
         names = [chance.choice(list(METHODS))] * PROCESSES if same else list(SHARING)
         expected, seconds = alone[names[0]] if same else shared

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdx.compose import single
 from tortures.child import Ended, kdx
+from tortures.work import told
 
 METHODS = ("vanilla", "kd-dropout", "st-vbd", "noisy", "kddp", "ikd", "ip", "prune", "sgld", "bdk", "bc", "soft-labels")
 NO_NUMBER = ("abc", "nan", "inf", "-inf", "[1,[2]]", "{a:1}", "1e999", "''", "true")
@@ -84,7 +85,7 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
     generated = _generated(chance)
     lines += [next(generated) for _ in range(count - len(lines))]
     failures = []
-    for number, (words, key) in enumerate(lines):
+    for number, (words, key) in enumerate(told("words", lines)):
         folder = base / f"{number}"
         folder.mkdir()
         why = _wrong(kdx([words], folder, folder / "printed"), key)

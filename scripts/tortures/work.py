@@ -3,8 +3,10 @@
 import csv
 import hashlib
 import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SMALL = (
     "dataset=digits",
@@ -33,6 +35,18 @@ METHODS = {
 }
 # Of a repeated run everything is equal but the clock and the memory.
 _CLOCK = ("seconds", "latency", "csr_runtime", "peak_rss")
+
+
+Blow = TypeVar("Blow")
+
+
+def told(name: str, blows: Sequence[Blow]) -> Iterator[Blow]:
+    """The blows one after another, with a line on stderr now and then that says how far they are."""
+    often = max(len(blows) // 20, 1)
+    for number, blow in enumerate(blows):
+        if number and number % often == 0:
+            print(f"torture: {name} {number} of {len(blows)}", file=sys.stderr, flush=True)
+        yield blow
 
 
 def command(name: str) -> list[str]:
