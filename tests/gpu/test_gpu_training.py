@@ -85,10 +85,12 @@ def assert_same(one: Trained, two: Trained) -> None:
     assert one.progress.steps == two.progress.steps == EPOCHS * STEPS
     assert one.losses() == pytest.approx(two.losses(), **CLOSE)
     assert torch.equal(one.checkpoint["noise_position"], two.checkpoint["noise_position"]), "other noise was drawn"
-    for name, value in one.checkpoint.items():
-        if name.startswith("parameter/"):
-            # A gradient that is nothing but rounding has any sign, and Adam makes a step of it: so on average.
-            assert (value - two.checkpoint[name]).abs().mean().item() < 2e-4, name
+    names = [name for name in one.checkpoint if name.startswith("parameter/")]
+    apart = torch.cat([(one.checkpoint[name] - two.checkpoint[name]).abs().flatten() for name in names])
+    # The median, because some gradients are nothing but rounding, such as that of a bias in front of a batch norm, and
+    # Adam makes whole steps of them. Gradients that are off by 1e-8 move it to 1e-4, one lost step to 6e-4 and more in
+    # most of these networks (tried on a CPU).
+    assert apart.median().item() < 3e-4
 
 
 CASES = [
