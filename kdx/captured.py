@@ -161,35 +161,40 @@ class Chunks:
         size = self._size if len(rows) - index >= self._size else 1
         if size not in self._chunks:
             self._chunks[size] = self._recorded(order, rows, size)
-        own_order, own_rows, play = self._chunks[size]
-        first = index * self._batch_size
-        own_order.copy_(order[..., first : first + own_order.shape[-1]])
+        own_batches, own_rows, play = self._chunks[size]
+        own_batches.copy_(self._batches(order, index, size))
         own_rows.copy_(rows[index : index + size])
         play()
         return size
 
     def _recorded(self, order: Tensor, rows: Tensor, size: int) -> tuple[Tensor, Tensor, Run]:
-        own_order = order[..., : size * self._batch_size].clone()
+        # Contiguous, however many steps and models there are: a compiled step takes for granted that its inputs lie as
+        # they did at its first call.
+        own_batches = self._batches(order, 0, size).clone(memory_format=torch.contiguous_format)
         own_rows = rows[:size].clone()
 
         def run() -> None:
-            for number in range(size):
-                self._step(
-                    own_order[..., number * self._batch_size : (number + 1) * self._batch_size], own_rows[number]
-                )
+            for batch, row in zip(own_batches, own_rows, strict=True):
+                self._step(batch, row)
 
         play = self._recorder.record(run, [source.generator for source in self._sources])
-        return own_order, own_rows, play
+        return own_batches, own_rows, play
+
+    def _batches(self, order: Tensor, index: int, size: int) -> Tensor:
+        """The examples of so many steps from number `index` of the epoch on: (size, ..., batch)."""
+        first = index * self._batch_size
+        chosen = order[..., first : first + size * self._batch_size]
+        return chosen.unflatten(-1, (size, self._batch_size)).movedim(-2, 0)
 
     def _rehearsed(self, order: Tensor, rows: Tensor) -> int:
         """Take some steps and undo them; how many shall be recorded as a chunk."""
         before = [tensor.clone() for tensor in self._changed]
         positions = [source.position() for source in self._sources]
-        seconds = CHUNK_SECONDS
+        seconds, (batch,) = CHUNK_SECONDS, self._batches(order, 0, 1).contiguous()
         with self._recorder.rehearsal():
             for _ in range(WARM_UPS):
                 started = time.perf_counter()
-                self._step(order[..., : self._batch_size], rows[0])
+                self._step(batch, rows[0])
                 if order.device.type != "cpu":
                     torch.accelerator.synchronize(order.device)
                 seconds = time.perf_counter() - started

@@ -1,5 +1,6 @@
 """Several runs of one kind as one program: the story of kdx/experiment.py, told once for all of them."""
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -103,7 +104,9 @@ def _trained(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> 
     except torch.OutOfMemoryError:
         if len(runs) == 1:
             raise
-        return None
+    # What did not fit must be gone before less of it is tried; the error held it, and may be part of a cycle.
+    gc.collect()
+    return None
 
 
 def _reported(run: _Run, fitted: Fitted, lesson: Lesson, engine: Engine) -> Path | Exception:

@@ -49,8 +49,10 @@ def latencies(model: nn.Module, images: Tensor, device: torch.device, seconds: f
     transposition. A batch that would take longer than `MAX_CALL_SECONDS` is left out.
     """
     cpu = torch.device("cpu")
+    # In the usual layout of memory, since a network that a GPU has trained has the layout that is fast there.
+    plain = deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
     networks = [
-        (cpu, DENSE, deepcopy(model).cpu().float().eval()),
+        (cpu, DENSE, plain),
         (cpu, CSR_SCIPY, csr_network(model, ScipyProduct)),
         (cpu, CSR_TORCH, csr_network(model, TorchProduct)),
     ]

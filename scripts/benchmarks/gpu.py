@@ -41,6 +41,8 @@ PLAN = [
 ]
 # Beside its own seconds a way starts, loads, captures or compiles within these; nobody waits for a trial on a CPU.
 STARTING, COMPILING = {"cuda": 60.0, "cpu": 600.0}, 90.0
+# So many of the last characters of a worker's log are kept where it was given up.
+LOG = 3000
 LIMITS = {
     "ST-VBD of Le-L, 100 epochs, s": 15.0,
     "KD of Le-L, 100 epochs, s": 6.0,
@@ -138,7 +140,11 @@ def targets(jobs: Jobs) -> list[dict[str, Any]]:
 
 
 def _measured(order: Order, end: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each way with its figures or with the reason why there are none; a worker that dies is replaced."""
+    """Each way with its figures or with the reason why there are none.
+
+    A worker in which a way failed is replaced: a capture that broke leaves torch's generators and allocator in the
+    middle of it, and after some errors of CUDA nothing else works in the same process.
+    """
     left = list(order.ways)
     while left:
         if end - time.monotonic() < order.seconds:
@@ -150,7 +156,7 @@ def _measured(order: Order, end: float) -> Iterator[tuple[str, dict[str, Any]]]:
                 figures = worker.result(min(allowed, max(order.seconds, end - time.monotonic())))
                 left.remove(way)
                 yield way, figures
-                if worker.dead:
+                if "failed" in figures:
                     break
 
 
@@ -169,7 +175,6 @@ class _Worker:
                 | {"PYTHONPATH": os.pathsep.join([*map(str, Path(__file__).parents[1:3]), *_python_path()])},
                 process_group=0,
             )
-        self.dead = False
         self._replies: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -195,9 +200,8 @@ class _Worker:
         self._end()
 
     def _given_up(self, reason: str) -> dict[str, Any]:
-        self.dead = True
         self._end()
-        return {"failed": " ".join(reason.split())}
+        return {"failed": " ".join(reason.split()), "log": self._log.read_text()[-LOG:]}
 
     def _end(self) -> None:
         if self._process.poll() is None:

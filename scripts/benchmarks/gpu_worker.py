@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -244,8 +245,11 @@ def main() -> None:
         try:
             result = measure(order, way, data) | {"precision": precision(way), "synthetic": absent}
         except Exception as failure:
-            print(f"{order.job} {way}: {failure!r}", file=sys.stderr)
-            result = {"failed": f"{type(failure).__name__}: {one_line(failure)[:300]}"}
+            # Whole, because the machine is gone by the time that somebody asks why.
+            result = {
+                "failed": f"{type(failure).__name__}: {one_line(failure)[:300]}",
+                "traceback": traceback.format_exc(),
+            }
         reply({"way": way, "result": result})
         gc.collect()
         if order.device == "cuda":

@@ -19,11 +19,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.gpu)
             item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason=ABSENT))
+            # What torch says once a process of the mode in which it refuses to wait; warnings are errors here.
+            item.add_marker(pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"))
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """No test leaves settings of torch to the next."""
+def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test leaves settings of torch to the next; outputs are in the folder that a test is in."""
+    monkeypatch.delenv("KDX_OUTPUTS", raising=False)
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.cuda.set_sync_debug_mode("default")

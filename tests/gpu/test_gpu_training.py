@@ -85,10 +85,12 @@ def assert_same(one: Trained, two: Trained) -> None:
     assert one.progress.steps == two.progress.steps == EPOCHS * STEPS
     assert one.losses() == pytest.approx(two.losses(), **CLOSE)
     assert torch.equal(one.checkpoint["noise_position"], two.checkpoint["noise_position"]), "other noise was drawn"
-    for name, value in one.checkpoint.items():
-        if name.startswith("parameter/"):
-            # A gradient that is nothing but rounding has any sign, and Adam makes a step of it: so on average.
-            assert (value - two.checkpoint[name]).abs().mean().item() < 2e-4, name
+    names = [name for name in one.checkpoint if name.startswith("parameter/")]
+    apart = torch.cat([(one.checkpoint[name] - two.checkpoint[name]).abs().flatten() for name in names])
+    # The median, because some gradients are nothing but rounding, such as that of a bias in front of a batch norm, and
+    # Adam makes whole steps of them. Gradients that are off by 1e-8 move it to 1e-4, one lost step to 6e-4 and more in
+    # most of these networks (tried on a CPU).
+    assert apart.median().item() < 3e-4
 
 
 CASES = [
@@ -243,22 +245,35 @@ def fits(folder: Path, name: str, count: int) -> list[Fit]:
     return each
 
 
+def lesson(how: Engine) -> Lesson:
+    examples = examples_of((1, 6, 6))
+    data = Data("miniature", examples, examples, examples, CLASSES, "pixels").to(how.device)
+    teacher = perceptron(hidden=9, seed=3).to(how.device)
+    return Lesson(data, teacher, normal(EXAMPLES, CLASSES, seed=4).to(how.device))
+
+
+def assert_together_as_alone(folder: Path, name: str, way: Way, together: Engine, alone: Engine) -> None:
+    taught = lesson(together)
+    found = fit_together(fits(folder / "together", name, 3), taught, together, way)
+    for one, fitted in zip(fits(folder / "alone", name, 3), found, strict=True):
+        _, progress = fit(one.network, one.method, taught, one.plan, alone)
+        assert isinstance(fitted, Fitted)
+        assert fitted.progress.execution == ("compiled and captured" if together.compile is True else "captured")
+        losses = [[row["loss"] for row in each.history] for each in (progress, fitted.progress)]
+        assert losses[1] == pytest.approx(losses[0], **CLOSE)
+
+
 @pytest.mark.parametrize("way", ["stacked", "loop"])
 @pytest.mark.parametrize("name", ["vanilla", "kd", "kd-dropout", "st-vbd"])
 def test_together_is_alone(tmp_path: Path, way: Way, name: str):
     """Orders, noise, rates and weights of their own."""
-    how = engine()
-    examples = examples_of((1, 6, 6))
-    data = Data("miniature", examples, examples, examples, CLASSES, "pixels").to(how.device)
-    teacher = perceptron(hidden=9, seed=3).to(how.device)
-    lesson = Lesson(data, teacher, normal(EXAMPLES, CLASSES, seed=4).to(how.device))
-    found = fit_together(fits(tmp_path / "together", name, 3), lesson, how, way)
-    for one, together in zip(fits(tmp_path / "alone", name, 3), found, strict=True):
-        _, progress = fit(one.network, one.method, lesson, one.plan, how)
-        assert isinstance(together, Fitted)
-        assert together.progress.execution == progress.execution == "captured"
-        losses = [[row["loss"] for row in each.history] for each in (progress, together.progress)]
-        assert losses[1] == pytest.approx(losses[0], **CLOSE)
+    assert_together_as_alone(tmp_path, name, way, engine(), engine())
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("way", ["stacked", "loop"])
+def test_compiled_and_captured_is_eager(tmp_path: Path, way: Way):
+    assert_together_as_alone(tmp_path, "st-vbd", way, engine(compile=True), engine(graph=False, compile=False))
 
 
 def test_convolutions_lie_channels_last_in_memory_and_not_in_files(tmp_path: Path):

@@ -247,3 +247,25 @@ def test_chunks_are_as_long_as_the_steps_are_short(monkeypatch: pytest.MonkeyPat
     assert state.tolist() == [20 + 10, 25 + 10]
     # Three times tried, then recorded; never called again.
     assert seen == [[0, 1]] * 3 + [[2 * number, 2 * number + 1] for number in range(size)]
+
+
+def test_the_examples_of_every_step_lie_alike(monkeypatch: pytest.MonkeyPatch):
+    """Of several models in orders of their own too: a step that was compiled when it was tried checks nothing later."""
+    monkeypatch.setattr(captured, "CHUNK_SECONDS", 1e9)
+    monkeypatch.setattr(captured, "MOST_STEPS", 3)
+    seen: list[tuple[list[list[int]], tuple[int, ...]]] = []
+    total = torch.zeros(2, 4, dtype=torch.int64)
+
+    def step(chosen: torch.Tensor, row: torch.Tensor) -> None:
+        seen.append((chosen.tolist(), chosen.stride()))
+        total.add_(chosen)
+
+    chunks = Chunks(step, [total], [], 4, Tape())
+    order, rows = torch.arange(40).reshape(2, 20), torch.zeros(5, 2, 1)
+    index = 0
+    while index < 5:
+        index += chunks(order, rows, index)
+    # Tried three times, a chunk of three steps recorded, then a single one.
+    assert [examples[1][0] for examples, _ in seen] == [20] * 3 + [20, 24, 28] + [20]
+    assert {stride for _, stride in seen} == {(4, 1)}
+    assert torch.equal(total, order.unflatten(1, (5, 4)).sum(dim=1))

@@ -168,3 +168,22 @@ def test_figures_are_the_rows_of_one_cpu_thread():
     assert figures["csr_latency_ms"] == min(rows["csr scipy", 1].median_ms, rows["csr torch", 1].median_ms)
     assert figures["csr_latency_ms"] == rows[runtime, 1].median_ms
     assert figures["csr_latency_1024_ms"] == rows[runtime, 1024].median_ms
+
+
+def test_the_layout_that_a_gpu_trains_with_is_not_that_of_the_measurement(monkeypatch: pytest.MonkeyPatch):
+    """What a CPU is timed with must not depend on where the network was trained."""
+    seen: list[tuple[bool, bool]] = []
+    original = nn.Conv2d.forward
+
+    def forward(self: nn.Conv2d, input: Tensor) -> Tensor:
+        seen.append((self.weight.is_contiguous(), input.is_contiguous()))
+        return original(self, input)
+
+    model = pruned(Residual()).to(memory_format=torch.channels_last)
+    expected = model(images(2, 3, 6, 6))
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    assert latency.latencies(model, images(2, 3, 6, 6), CPU, seconds=0.01)
+    assert set(seen) == {(True, True)}
+    assert not model.stem.weight.is_contiguous()
+    with torch.inference_mode():
+        torch.testing.assert_close(csr_network(model, ScipyProduct)(images(2, 3, 6, 6)), expected.detach())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,15 @@ def test_max_models_splits_a_group(tmp_path: Path):
 
 
 def test_a_group_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    left: list[weakref.ref] = []
+
     def full(fits, *arguments):
+        assert all(made() is None for made in left), "what did not fit takes the memory of what would"
         if len(fits) > 2:
+            # In a cycle, as the frames are through which such an error went.
+            made = torch.nn.Linear(1, 1)
+            made.register_forward_hook(lambda *_: made)
+            left.append(weakref.ref(made))
             raise torch.OutOfMemoryError
         return fit_together(fits, *arguments)
 
@@ -94,6 +102,7 @@ def test_a_group_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
     each = configs(tmp_path, "seed=0,1,2")
     assert run_together(each, "loop", None) == [run_folder(config).path for config in each]
     assert [metrics(config)["fused_models"] for config in each] == [1, 2, 2]
+    assert len(left) == 1
     assert "3 models do not fit in memory together" in caplog.text
 
 
