@@ -1,7 +1,10 @@
 """What scripts/gpu_check says of a Python that lacks packages, and that what it lists to be carried is all."""
 
+import os
 import re
+import shutil
 import subprocess
+import tarfile
 from importlib import metadata
 from pathlib import Path
 
@@ -61,4 +64,28 @@ def test_what_cannot_be_imported_is_told_with_the_others(monkeypatch: pytest.Mon
 def test_words_that_are_not_known_are_a_mistake():
     finished = subprocess.run([str(ROOT / "scripts" / "gpu_check"), "test"], capture_output=True, text=True)
     assert finished.returncode == 2
-    assert finished.stderr == "gpu_check: 'test' is not known; allowed: packages, tests, benchmark, wheels\n"
+    assert finished.stderr == "gpu_check: 'test' is not known; allowed: packages, tests, benchmark, wheels, cifar10\n"
+
+
+@pytest.mark.skipif(shutil.which("xz") is None, reason="tar needs xz for it")
+def test_cifar10_is_packed_into_files_that_python_unpacks(tmp_path: Path):
+    files = {
+        f"cifar-10-batches-py/{name}": name.encode()
+        for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    check = str(ROOT / "scripts" / "gpu_check")
+    subprocess.run(
+        [check, "cifar10", str(tmp_path / "packed")],
+        env=os.environ | {"KDX_DATA": str(tmp_path)},
+        check=True,
+        capture_output=True,
+    )
+    found = {}
+    for number in (1, 2, 3):
+        with tarfile.open(tmp_path / "packed" / f"{number}.tar.xz") as packed:
+            packed.extractall(tmp_path / "there", filter="data")
+            found |= {name: (tmp_path / "there" / name).read_bytes() for name in packed.getnames()}
+    assert found == files
