@@ -1,6 +1,7 @@
 """The hashes of finished files, so that no number is shown that was not measured: `sha256sum -c checksums.sha256`."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from kdx.files import sha256_of, write_text
 
 CHECKSUMS = "checksums.sha256"
 METRICS = "metrics.json"
+# Only files of the folder itself are sealed.
+_LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
 FORMAT = 2
 """Of metrics.json; format 1, which says nothing of it, had no checksums beside it."""
 
@@ -55,7 +58,10 @@ def flaw(path: Path) -> str | None:
 
     A file that was not sealed, as by an earlier version of kdx, cannot be judged.
     """
-    expected = _sums(path.parent).get(path.name)
+    sums = _sums(path.parent)
+    if sums is None:
+        return f"{CHECKSUMS} beside it is no list of checksums"
+    expected = sums.get(path.name)
     if expected is None:
         return None
     try:
@@ -68,16 +74,23 @@ def flaw(path: Path) -> str | None:
 
 def damage(folder: Path) -> str | None:
     """The first sealed file in `folder` that is absent or has changed, with the reason; None where all are intact."""
-    for name in _sums(folder):
+    sums = _sums(folder)
+    if sums is None:
+        return f"{folder / CHECKSUMS} is damaged: it is no list of checksums"
+    for name in sums:
         reason = flaw(folder / name)
         if reason:
             return f"{folder / name} is damaged: {reason}"
     return None
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _sums(folder: Path) -> dict[str, str] | None:
+    """The checksums by file; none where nothing is sealed, None where they are damaged themselves."""
     try:
-        lines = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if name}
+    lines = [_LINE.fullmatch(line) for line in text.split("\n")[:-1]]
+    if not lines or not text.endswith("\n") or None in lines:
+        return None
+    return {found[2]: found[1] for found in lines if found}

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from torch import nn
 
 from kdx.errors import UserError
+from kdx.export.quiet import without_torchs_own_warnings
 from kdx.files import write_atomically
 
 # What onnxruntime has known since 2023, and torch writes without converting.
@@ -23,16 +24,17 @@ def save_onnx(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -> N
     """Write `network`: `images`, float32 (batch, C, H, W), to `logits` (batch, classes), atomically."""
     # Two images, because torch takes a dimension of 1 for a constant.
     example = (torch.zeros(2, *image_shape),)
-    program = torch.onnx.export(
-        network,
-        example,
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        opset_version=OPSET,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        verbose=False,
-    )
+    with without_torchs_own_warnings():
+        program = torch.onnx.export(
+            network,
+            example,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
     assert program is not None, "dynamo gives a program"
     model = program.model_proto
     onnx.helper.set_model_props(model, {HASH: _NO_HASH})

@@ -8,6 +8,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from kdx.errors import UserError
+from kdx.export.quiet import without_torchs_own_warnings
 from kdx.files import write_atomically
 
 
@@ -15,13 +16,14 @@ def save_program(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -
     """Write `network`: float32 images (batch, C, H, W) to logits (batch, classes), atomically."""
     # Two images, because torch takes a dimension of 1 for a constant.
     example = (torch.zeros(2, *image_shape),)
-    program = torch.export.export(network, example, dynamic_shapes=({0: Dim.DYNAMIC},))
+    with without_torchs_own_warnings():
+        program = torch.export.export(network, example, dynamic_shapes=({0: Dim.DYNAMIC},))
     # Example inputs are the one thing that torch would pickle.
     program.example_inputs = None  # type: ignore[assignment]
 
     def write(temporary: Path) -> None:
         # By an open file, because torch insists on the ending of a name.
-        with temporary.open("wb") as file:
+        with temporary.open("wb") as file, without_torchs_own_warnings():
             torch.export.save(program, file)
 
     write_atomically(path, write)
@@ -46,7 +48,7 @@ def load_program(path: Path) -> ExportedProgram:
         raise UserError(f"{path} is damaged: {changed} does not match its checksum; export it again")
     if pickled:
         raise UserError(f"{path}: {pickled[0]} holds a pickle, which is not read; allowed: a file without")
-    with path.open("rb") as file:
+    with path.open("rb") as file, without_torchs_own_warnings():
         return torch.export.load(file)
 
 

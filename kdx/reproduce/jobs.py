@@ -108,24 +108,38 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     networks = {
         job.row: network_figures(job.config) for job in jobs if job.of in ("student", "network") and job.seed == 0
     }
-    results = []
-    for number, job in enumerate(jobs, 1):
+    results: dict[int, Done] = {}
+    for number, job in enumerate(jobs):
+        if not order.trains(job.row):
+            continue
+        network = networks.get(job.row, {})
         # Asked once for each job, because all results of a folder are read for it.
-        finished = job.finished
-        train = order.trains(job.row)
-        if train and not finished:
-            log.warning("run %d of %d: %s, seed %d: %s", number, len(jobs), job.row, job.seed, shlex.join(job.words))
-            done = _trained(job, networks.get(job.row, {}), failures.get(job.run))
+        if job.finished:
+            results[number] = _done(job, network)
         else:
-            done = _done(job, networks.get(job.row, {})) if finished else _missing(job, networks.get(job.row, {}))
-        if job.timed and done.status == "finished":
-            # Here, because it imports all runtimes.
-            from kdx.reproduce.inference import speedups
+            log.warning(
+                "run %d of %d: %s, seed %d: %s", number + 1, len(jobs), job.row, job.seed, shlex.join(job.words)
+            )
+            results[number] = _trained(job, network, failures.get(job.run))
+    # The others afterwards, because their teacher, say, may have been trained just now.
+    for number, job in enumerate(jobs):
+        if number not in results:
+            network = networks.get(job.row, {})
+            results[number] = _done(job, network) if job.finished else _missing(job, network)
+    return [_timed(results[number], order) for number in range(len(jobs))]
 
-            # Where nothing may be trained, nothing is timed either.
-            done = replace(done, figures=done.figures | speedups(job.folder.path, time=train, budget=order.budget))
-        results.append(done)
-    return results
+
+def _timed(done: Done, order: Order) -> Done:
+    """With the speed-ups of its inference, where the table shows them."""
+    job = done.job
+    if not job.timed or done.status != "finished":
+        return done
+    # Here, because it imports all runtimes.
+    from kdx.reproduce.inference import speedups
+
+    # Where nothing may be trained, nothing is timed either.
+    found = speedups(job.folder.path, time=order.trains(job.row), budget=order.budget)
+    return replace(done, figures=done.figures | found)
 
 
 def _jobs(table: PaperTable, label: str, row: Row, order: Order, seeds: Iterable[int]) -> list[Job]:

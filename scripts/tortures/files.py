@@ -41,9 +41,10 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
         unseen = chance.random() < 0.5
         if not unseen:
             files += sorted(work.glob("cache/**/*.safetensors"))
-        victim, how = chance.choice(files), chance.choice([how for how in DAMAGES if not (unseen and how == "delete")])
-        if not DAMAGES[how](chance, victim, files):
-            continue
+        possible = [how for how in DAMAGES if not (unseen and how == "delete")]
+        victim, how = chance.choice(files), chance.choice(possible)
+        while not DAMAGES[how](chance, victim, files):
+            victim, how = chance.choice(files), chance.choice(possible)
         if unseen:
             shutil.rmtree(work / "cache")
         answer, why = trees[kind].answer(work, unseen)

@@ -30,17 +30,22 @@ def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
         work = base / "damaged"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(tree, work, symlinks=True)
-        files = [path for path in sorted(work.rglob("*")) if path.is_file() and path.suffix not in SPARED]
-        victim = chance.choice(files)
-        kind = chance.choice(list(DAMAGES))
-        what = f"{kind} {victim.relative_to(work)}"
-        if not DAMAGES[kind](chance, victim, files):
-            continue
+        what = _harmed(chance, work)
         answer, why = _answer(work, expected, said)
         said_of[answer] = said_of.get(answer, 0) + 1
         if why:
             failures.append(f"{what}: {why}")
     return {"damages": sum(said_of.values()), "answers": said_of, "failures": failures}
+
+
+def _harmed(chance: random.Random, work: Path) -> str:
+    """Damage one file below `work`; how, and which."""
+    files = [path for path in sorted(work.rglob("*")) if path.is_file() and path.suffix not in SPARED]
+    while True:
+        victim, kind = chance.choice(files), chance.choice(list(DAMAGES))
+        # An empty file cannot be cut, and so on.
+        if DAMAGES[kind](chance, victim, files):
+            return f"{kind} {victim.relative_to(work)}"
 
 
 def _answer(work: Path, expected: dict[str, Any], said: dict[str, str]) -> tuple[str, str]:

@@ -70,6 +70,11 @@ def test_a_table_is_continued_and_can_be_written_without_training(kdx, tmp_path:
     assert kdx(*words, "rows=*sigma 0.1").returncode == 0
     rows = {run["row"]: run["status"] for run in table(folder / "runs.csv")}
     assert rows == {row: run["status"] for row, run in after.items()} | {"sigma 0.1": "finished"}
+    # What is trained for a chosen row and is another row too, here the teacher, is found by the same command.
+    elsewhere = kdx(*words, "rows=*sigma 0.1", "outputs=elsewhere")
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    status = {run["row"]: run["status"] for run in table(tmp_path / "elsewhere/paper/noisy/table1-smoke/runs.csv")}
+    assert {row for row, each in status.items() if each == "finished"} == {"teacher", "sigma 0.1"}
     (path,) = tmp_path.glob(f"outputs/runs/*/*/*/{chosen['run']}")
     assert float(after["sigma 0.5"]["test_error_percent"]) == metrics(path)["test_error_percent"]
     before = (path / "metrics.json").stat().st_mtime_ns

@@ -82,7 +82,12 @@ def test_results_are_sealed(tmp_path: Path):
         ("layers.csv", "layer,weights\nfc1,11\n", "its content is not what was written"),
         ("layers.csv", None, "it is not there any more"),
         ("checksums.sha256", None, "checksums.sha256 is not there any more"),
-        ("checksums.sha256", "0  metrics.json\n", "its content is not what was written"),
+        ("checksums.sha256", f"{'0' * 64}  metrics.json\n", "its content is not what was written"),
+        ("checksums.sha256", "0  metrics.json\n", "it is no list of checksums"),
+        ("checksums.sha256", "", "it is no list of checksums"),
+        ("checksums.sha256", "\0" * 200, "it is no list of checksums"),
+        ("checksums.sha256", f"{'0' * 64}  ../metrics.json\n", "it is no list of checksums"),
+        ("checksums.sha256", f"{'0' * 64}  metrics", "it is no list of checksums"),
     ],
 )
 def test_changed_results_are_no_results(tmp_path: Path, caplog, file: str, content: str | None, reason: str):
