@@ -61,9 +61,10 @@ def flaw(path: Path) -> str | None:
     sums = _sums(path.parent)
     if sums is None:
         return f"{CHECKSUMS} beside it is no list of checksums"
-    expected = sums.get(path.name)
-    if expected is None:
-        return None
+    return _change(path, sums[path.name]) if path.name in sums else None
+
+
+def _change(path: Path, expected: str) -> str | None:
     try:
         return None if sha256_of(path) == expected else "its content is not what was written"
     except FileNotFoundError:
@@ -77,8 +78,8 @@ def damage(folder: Path) -> str | None:
     sums = _sums(folder)
     if sums is None:
         return f"{folder / CHECKSUMS} is damaged: it is no list of checksums"
-    for name in sums:
-        reason = flaw(folder / name)
+    for name, expected in sums.items():
+        reason = _change(folder / name, expected)
         if reason:
             return f"{folder / name} is damaged: {reason}"
     return None

@@ -29,9 +29,9 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_refused_or_rebuilt(tmp_path: Path) -> None:
-    found = torture(tmp_path, "rot", "--count", "6", "--seed", "1")["rot"]
+    found = torture(tmp_path, "rot", "--count", "8", "--seed", "1")["rot"]
     assert found["failures"] == []
-    assert found["damages"] == 6
+    assert found["damages"] == 8
 
 
 def test_damaged_files_of_data_sets_are_refused(tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_damaged_files_of_data_sets_are_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_command_lines_are_refused_in_one_line(tmp_path: Path) -> None:
-    found = torture(tmp_path, "words", "--count", "20", "--seed", "1")["words"]
-    assert (found["command_lines"], found["refused"], found["failures"]) == (20, 20, [])
+    found = torture(tmp_path, "words", "--count", "30", "--seed", "1")["words"]
+    assert (found["command_lines"], found["refused"], found["failures"]) == (30, 30, [])
 
 
 def test_a_refused_folder_is_told_in_one_line_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import tarfile
 from importlib import metadata
@@ -67,7 +66,6 @@ def test_words_that_are_not_known_are_a_mistake():
     assert finished.stderr == "gpu_check: 'test' is not known; allowed: packages, tests, benchmark, wheels, cifar10\n"
 
 
-@pytest.mark.skipif(shutil.which("xz") is None, reason="tar needs xz for it")
 def test_cifar10_is_packed_into_files_that_python_unpacks(tmp_path: Path):
     files = {
         f"cifar-10-batches-py/{name}": name.encode()

@@ -20,10 +20,8 @@ FOLDER = conf_folder() / "paper"
 @pytest.mark.parametrize("name", table_names())
 def test_every_table_composes_at_every_budget(name: str, budget):
     table = load_table(name)
-    # Composing takes 0.1 s a row; the rows of a grid are all alike, and budgets give every row the same words.
-    most = 30 if budget == "paper" else 3
-    step = -(-len(table.rows) // most)
-    table = table.model_copy(update={"rows": dict(list(table.rows.items())[::step])})
+    if len(table.rows) > 30:  # Composing takes 0.1 s a row; the rows of a grid are all alike.
+        table = table.model_copy(update={"rows": dict(list(table.rows.items())[::6])})
     jobs = jobs_of(table, Order(rows="*", seeds=2, budget=budget, overrides=("device.threads=1",), train=True))
     once, never = ("teacher", "network"), ("printed",)
     assert len(jobs) == sum(0 if row.of in never else 1 if row.of in once else 2 for row in table.rows.values())
