@@ -12,7 +12,6 @@ from kdx.words import split_options
 def main(words: Sequence[str]) -> int:
     """`kdx train`: one run, or a sweep with -m."""
     options, overrides = split_options(words, ("-m", "--multirun"))
-    wait_for_cores()
     return _sweep(overrides) if options else _single(overrides)
 
 
@@ -31,6 +30,8 @@ def _single(overrides: list[str]) -> int:
     from kdx.runs import run_folder
 
     config = single(overrides)
+    # After mistakes are told, before torch is imported.
+    wait_for_cores()
     check_method(config)
     log_file = run_folder(config).log_file
     from kdx.experiment import run
@@ -49,6 +50,8 @@ def _sweep(overrides: list[str]) -> int:
     from kdx.seal import seal, unseal
     from kdx.sweep import sweep
 
+    # Before torch is imported, here and in the processes of a launcher.
+    wait_for_cores()
     folder, records = sweep(overrides)
     finished = [Path(record.run) for record in records if record.run]
     groups = groups_of(finished)
