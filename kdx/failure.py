@@ -13,7 +13,10 @@ from kdx.errors import UserError, one_line
 
 # The file system says no; a traceback would add nothing.
 _PLAIN = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO}
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE, errno.ETIMEDOUT),
+    }
 )
 _OUT_OF_MEMORY = (
     "the GPU's memory is full{}; try a smaller trainer.batch_size (teacher.trainer.batch_size while a teacher is"

@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and the hashes that prove it."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -14,13 +15,22 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and all above it, where they are absent; raises OSError, which names the folder."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        # What it lies in is there by now, so this is how a system without new folders, such as /proc, refuses one.
+        raise PermissionError(errno.EPERM, "a folder cannot be made here", str(path)) from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it to the disk and rename it to `path`.
 
     What the file system refuses is an OSError that names `path`.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         _replace(path, Path(name), write)

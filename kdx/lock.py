@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from kdx.files import make_folder
+
 log = logging.getLogger(__name__)
 
 
@@ -18,7 +20,7 @@ def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Without `wait` it is not where another process holds it. The system releases the lock of a process that died; on a
     disk that knows no locks the next one of the same machine does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # Beside it, so that removing a folder leaves its lock alone.
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     if not _taken(lock, path, wait=wait):

@@ -15,7 +15,7 @@ import yaml
 from kdx import seal
 from kdx.config import Config, run_id, teacher_id
 from kdx.errors import UserError
-from kdx.files import json_text, write_text
+from kdx.files import json_text, make_folder, write_text
 from kdx.lock import held
 from kdx.seal import METRICS
 
@@ -96,7 +96,7 @@ class RunFolder:
         """Leave an empty folder."""
         if self.path.exists():
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        make_folder(self.path)
 
     def write_config(self, config: Config) -> None:
         """Write the resolved configuration to `config.yaml`."""
@@ -112,7 +112,7 @@ class RunFolder:
     @contextmanager
     def logged(self) -> Iterator[None]:
         """Append what the package logs to `kdx.log`, and show warnings on stderr."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         logger = logging.getLogger("kdx")
         file = logging.FileHandler(self.log_file, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

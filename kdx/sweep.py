@@ -29,7 +29,7 @@ from kdx.config import Config, sweep_id
 from kdx.errors import UserError, one_line
 from kdx.explain import shown
 from kdx.failure import RunFailed, describe, recorded
-from kdx.files import write_json
+from kdx.files import make_folder, write_json
 from kdx.groups import conf_folder
 from kdx.placement import check_launcher, own_gpu, shares
 from kdx.runs import RunFolder, run_folder
@@ -146,7 +146,7 @@ def _folder(overrides: Sequence[str], jobs: Sequence[Job]) -> RunFolder:
 
 def _launched(words: Sequence[str], folder: RunFolder) -> str | None:
     """Let Hydra run the jobs; why its launcher broke, if it did."""
-    folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path)
     main = hydra.main(version_base=HYDRA_VERSION, config_path=str(conf_folder()), config_name=CONFIG_NAME)
     with _command_line(["kdx", "--multirun", *hydra_words(words)]):
         try:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdx.failure import RunFailed, recorded
+from kdx.failure import RunFailed, describe, is_plain, recorded
 from kdx.files import write_atomically, write_text
+from kdx.lock import held
 from kdx.tensors import load_tensors, save_tensors
 
 
@@ -25,6 +26,29 @@ def test_a_refusal_names_the_file_and_leaves_the_one_before(tmp_path: Path):
     assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(path))
     assert path.read_text() == "before"
     assert [each.name for each in tmp_path.iterdir()] == ["figures.txt"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("/proc/x", "a folder cannot be made here"),
+        ("/dev/null", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        ("loop", "Too many levels of symbolic links"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_told_in_one_line(
+    folder: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(OSError, match=reason) as failure, held(Path(folder, "runs", "run")):
+        pass
+    assert is_plain(failure.value)
+    assert describe(failure.value) == f"{folder}/runs: {reason}"
+    with pytest.raises(OSError, match=reason) as failure:
+        write_text(Path(folder, "runs", "table.md"), "")
+    assert is_plain(failure.value)
 
 
 def test_an_error_of_the_content_stays_what_it_is(tmp_path: Path):
