@@ -44,11 +44,14 @@ class TorchProduct:
     """The product by torch's sparse CSR tensors."""
 
     def __init__(self, matrix: scipy.sparse.csr_array) -> None:
-        pointers, indices, values = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
-        with warnings.catch_warnings():
+        # torch 2.11 takes the stride 0 of numpy's empty arrays, where nothing is left of a matrix, for not contiguous.
+        arrays = (matrix.indptr, matrix.indices, matrix.data)
+        pointers, indices, values = (torch.from_numpy(array).as_strided(array.shape, (1,)) for array in arrays)
+        # A context, since torch 2.11 warns that nothing was said about checks where an argument says it.
+        with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():
             # torch says once a process that these tensors are beta; the tests compare the results with dense ones.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
-            self._matrix = torch.sparse_csr_tensor(pointers, indices, values, matrix.shape, check_invariants=True)
+            self._matrix = torch.sparse_csr_tensor(pointers, indices, values, matrix.shape)
 
     def __call__(self, columns: Tensor) -> Tensor:
         """Multiply on the CPU."""
