@@ -17,7 +17,7 @@ from kdx.report.drawing import MARKERS, STYLE, WIDTH, canvas_of, label_logarithm
 from kdx.report.finished import finished_runs
 from kdx.report.palette import COLOURS, GREY
 from kdx.report.summary import Group, groups_of
-from kdx.reproduce.tables import load_table, table_names
+from kdx.reproduce.tables import Row, load_table, table_names
 from kdx.statistics import Estimate
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ INK = "#444444"
 class Point:
     """An experiment with the estimates over its seeds, or a published network, whose `source` is its table.
 
-    A published network's `student` is the label of its row, and it has no method.
+    A published network's `student` is what its paper calls it, and it has no method.
     """
 
     student: str
@@ -53,8 +53,8 @@ def trade_off(
 ) -> list[Path]:
     """Draw figure `y` over figure `x` (keys of metrics.json) of all finished runs and published networks of a data set.
 
-    Only runs whose student and method match these patterns (* and ?) are shown. Gives the files: `out` with .svg, .png
-    and .csv. Raises UserError where there is no such run, or none with both figures.
+    Only runs whose student and method match one of these patterns (* and ?, separated by commas) are shown. Gives the
+    files: `out` with .svg, .png and .csv. Raises UserError where there is no such run, or none with both figures.
     """
     groups = _groups(dataset, outputs, student, method)
     known = {key for group in groups for figures in group.figures for key in figures if _is_number(figures[key])}
@@ -88,7 +88,7 @@ def published(dataset: str, x: str, y: str) -> list[Point]:
             if x in RATIOS and numbers[0] < 1:
                 log.info("%s, %s: the printed %s of %s is impossible and left out", name, label, x, numbers[0])
                 continue
-            found[identity] = Point(_name(label), "", name, *(Estimate((number,)) for number in numbers))
+            found[identity] = Point(_printed_name(row, label), "", name, *(Estimate((number,)) for number in numbers))
     return list(found.values())
 
 
@@ -149,10 +149,14 @@ def _groups(dataset: str, outputs: Path, student: str, method: str) -> list[Grou
     if dataset not in names:
         raise unknown("plot", dataset, names)
     patterns = (dataset, student, method)
-    chosen = [path for path in found if all(map(fnmatchcase, path.relative_to(runs).parts, patterns))]
+    chosen = [path for path in found if all(map(_matches, path.relative_to(runs).parts, patterns))]
     if not chosen:
         raise UserError(f"student, method: no finished run of {dataset} matches {student} and {method}")
     return groups_of(chosen)
+
+
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns.split(","))
 
 
 def _point(group: Group, x: str, y: str) -> Point | None:
@@ -167,9 +171,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _name(label: str) -> str:
-    """A row's label without what kdx adds."""
-    return label.removesuffix(" as printed")
+def _printed_name(row: Row, label: str) -> str:
+    """What the paper calls a row's network, without its footnotes; the row's label where it has no name."""
+    return row.published.get("network", label).rstrip("*")
 
 
 def _row(point: Point, x: str, y: str) -> dict[str, object]:

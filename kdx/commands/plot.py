@@ -14,7 +14,7 @@ Draw the finished runs of a data set and the networks that the papers print for 
 points in NAME.csv. Runs that differ in their seed only are one point with the 95 % interval.
 
 x, y             figures of metrics.json: R_s and test_error_percent by default
-student, method  only runs that match, such as method=st-*
+student, method  only runs that match, such as method=st-* or student=mlp-500-50,lenet-300-100
 out              outputs/plots/DATASET by default"""
 
 

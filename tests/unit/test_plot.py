@@ -44,11 +44,26 @@ def test_experiments_and_published_networks(outputs: Path):
     assert float(theirs["S1-ST-SVD", "vs/table2"]["R_s"]) == 17.31
 
 
+@pytest.mark.parametrize(
+    ("student", "method", "shown"),
+    [
+        ("*", "st-*", {"st-vbd"}),
+        ("*", "kd,st-*", {"kd", "st-vbd"}),
+        ("mlp-500-50,lenet-300-100", "kd", {"kd"}),
+    ],
+)
+def test_chosen_runs(outputs: Path, student: str, method: str, shown: set[str]):
+    files = trade_off("mnist", outputs, outputs / "chosen", student=student, method=method)
+    with files[-1].open(newline="") as file:
+        assert {row["method"] for row in csv.DictReader(file) if not row["published_in"]} == shown
+
+
 def test_published_networks_are_those_with_both_numbers():
     names = [point.student for point in published("mnist", "R_s", "test_error_percent")]
     # Once each, although two rows compare with them; IP's R_s of 1.4e-6 is impossible.
     assert names.count("Le-L-ST-VBD") == 1
-    assert "IP" not in names
+    assert not any(name.startswith("IP") for name in names)
+    assert {"BDK (Balan et al. 2015)", "Sparse VD (Molchanov et al. 2017)"} <= set(names)
     assert published("mnist", "csr_bytes", "test_error_percent") == []
     assert {point.source for point in published("cifar10", "R_s", "test_error_percent")} == {"vs/table3"}
 
