@@ -41,12 +41,11 @@ def test_the_pictures_are_there():
 def test_the_tortures_are_those_that_were_measured():
     found = json.loads((ROOT / "outputs" / "benchmarks" / "torture.json").read_text())
     text = (
-        f"{found['kill']['kills']} kills, {found['rot']['damages']} damaged results"
-        f" ({len(found['rot']['failures'])} of them ended in an error, mended since),"
+        f"{found['kill']['kills']} kills, {found['rot']['damages']} damaged results,"
         f" {found['files']['damages']} damaged data files, {found['words']['command_lines']} wrong command lines,"
         f" {found['disk']['refusals']} refusals of a disk and {found['several']['processes']} processes at once,"
         f" {found['several']['killed']} of them killed"
     )
     assert text in " ".join(README.split())
-    # Whatever else goes wrong is to be told there.
-    assert [name for name in found if name not in ("machine", "rot") and found[name]["failures"]] == []
+    # Whatever goes wrong is to be told there.
+    assert [name for name in found if name != "machine" and found[name]["failures"]] == []
