@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from kdx.bench import bench, write_bench
+from kdx.bench import DEPLOY, TORCH, bench, write_bench
 from kdx.report.inference import read_inference
 from kdx.reproduce.budget import Budget
 
 # For each runtime, batch and number of threads.
 SECONDS: dict[Budget, float] = {"paper": 0.2, "short": 0.2, "smoke": 0.002}
-FORMS = ("masked", "dense", "shrunk", "CSR")
+RUNTIMES = {"masked": TORCH, "dense": TORCH, "shrunk": TORCH, "CSR": DEPLOY}
 
 
 def speedups(run: Path, *, time: bool, budget: Budget) -> dict[str, float]:
@@ -22,6 +22,10 @@ def speedups(run: Path, *, time: bool, budget: Budget) -> dict[str, float]:
         measured = read_inference(run)
     if measured is None:
         return {}
-    rows = [row for row in measured.timings if (row.batch, row.threads) == (1, 1) and row.runtime != "onnxruntime"]
-    medians = {row.name: row.median_us for row in rows}
-    return {f"speedup.{form.lower()}": medians["teacher"] / medians[form] for form in FORMS if form in medians}
+    medians = {(row.name, row.runtime): row.median_us for row in measured.timings if (row.batch, row.threads) == (1, 1)}
+    teacher = medians["teacher", TORCH]
+    return {
+        f"speedup.{form.lower()}": teacher / medians[form, runtime]
+        for form, runtime in RUNTIMES.items()
+        if (form, runtime) in medians
+    }
