@@ -109,8 +109,13 @@ def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:
         axes.set_yticks(range(len(labels)), [label.removeprefix(f"{panel}, ") for label in labels])
         axes.invert_yaxis()
         axes.set_title(panel or "", loc="left")
-        if len(bars.y) > 1:
-            axes.legend()
+        if not any(by_place[label, column].ours for label in labels for column in bars.y):
+            # Nothing to measure: an axis around zero would be noise.
+            axes.set(xlim=(0, 1), xticks=[])
+    if len(bars.y) > 1:
+        # Beside the bars, which may be anywhere.
+        handles, titles = all_axes[0].get_legend_handles_labels()
+        canvas.legend(handles, titles, loc="outside upper center", ncols=len(bars.y))
     all_axes[-1].set_xlabel(table.columns[bars.y[0]].title if len(bars.y) == 1 else "")
     return canvas
 

@@ -81,6 +81,16 @@ def test_bars_side_by_side():
     assert all(above[1] <= below[0] + 1e-9 for above, below in pairwise(edges))
 
 
+def test_panels_share_a_legend_outside_and_one_without_values_has_no_scale():
+    table = only(load_table("vs/fig6"), "*-VBD")
+    canvas = picture(table, ORDER, [], cells_from(table, {"S1, KD-VBD": (0.5,), "S1, ST-VBD": (2.0,)}))
+    empty, filled = canvas.axes
+    assert (len(empty.get_xticks()), len(filled.get_xticks()) > 2) == (0, True)
+    assert empty.get_legend() is filled.get_legend() is None
+    (legend,) = canvas.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["masked in every forward", "dense", "CSR"]
+
+
 @pytest.fixture
 def histograms(tmp_path: Path) -> tuple[PaperTable, list[Done]]:
     table = only(load_table("vs/fig4"), "l1/l2, *")
