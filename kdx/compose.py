@@ -89,6 +89,20 @@ def check_method(config: Config) -> None:
     procedure.check(config)
 
 
+def without_effect(config: Config, words: Sequence[str]) -> list[str]:
+    """The overrides that change nothing beside others, a line each that says why (imports torch)."""
+    from kdx.procedures import build
+
+    method, procedure = build(config.method)
+    idle = method.idle() | procedure.idle()
+    return [
+        f"{word} has no effect with {reason}"
+        for word in words
+        for key, reason in idle.items()
+        if word.partition("=")[0] == key or word.startswith(f"{key}.")
+    ]
+
+
 def hydra_words(words: Iterable[str]) -> list[str]:
     """Overrides in Hydra's spelling, which names the folder of a group that shares it: teacher@teacher2=nin.
 

@@ -24,6 +24,7 @@ from kdx.compose import (
     quoted,
     to_config,
     typed_words,
+    without_effect,
 )
 from kdx.config import Config, sweep_id
 from kdx.errors import UserError, one_line
@@ -59,6 +60,8 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
     for job in jobs:
         check_method(job.config)
         run_folder(job.config)  # finds out whether the teacher's checkpoint is there
+    for line in dict.fromkeys(line for job in jobs for line in without_effect(job.config, job.overrides)):
+        print(f"kdx: {line}", file=sys.stderr)
     folder = _folder(overrides, jobs)
     words = [*shares(overrides, jobs), *overrides, f"hydra.sweep.dir={quoted(str(folder.path.absolute()))}"]
     with folder.lock():

@@ -31,6 +31,10 @@ class Method:
         """The first setting that makes a part look at the weights of one teacher, or None."""
         return next((part.one_teacher for part in self.parts if part.one_teacher), None)
 
+    def idle(self) -> dict[str, str]:
+        """The keys that change nothing, as they are typed, each with what is the reason."""
+        return {f"method.{key}": reason for part in self.parts for key, reason in part.idle().items()}
+
     def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
         """What the student learns from: the stored logits (views, classes), as every part leaves them."""
         for part in self.parts:

@@ -70,6 +70,10 @@ class BlockSparsity(Part):
         """The weight."""
         return frozenset({"lambda_g"})
 
+    def idle(self) -> dict[str, str]:
+        """How the block is normed, where the norm has no weight."""
+        return {} if self.lambda_g else {"bsr": "method.lambda_g=0"}
+
     def terms(self, context: Context) -> dict[str, Term]:
         """`bsr`; the teacher's share of every group is constant and computed here, once."""
         names, groups, teacher = self._block(context)

@@ -49,6 +49,10 @@ class Hint(Part):
         """Temperature and weight."""
         return frozenset({"T", "lambda_T"})
 
+    def idle(self) -> dict[str, str]:
+        """All but the weight, where that is zero."""
+        return {} if self.lambda_T else dict.fromkeys(("T", "kl_dir", "reduction"), "method.lambda_T=0")
+
     def terms(self, context: Context) -> dict[str, Term]:
         """`hint`, from the stored teacher logits."""
 

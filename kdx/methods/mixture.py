@@ -29,6 +29,10 @@ class Mixed(Part):
         """The weights and the temperature."""
         return frozenset({"alpha", "T"})
 
+    def idle(self) -> dict[str, str]:
+        """How the predictions are softened, where they have no weight."""
+        return {} if self.alpha else dict.fromkeys({*type(self).model_fields} - {"alpha"}, "method.alpha=0")
+
     def softened(self, step: Step) -> Tensor:
         """The term, in nats, that the teacher's softened predictions give."""
         raise TypeError(f"{type(self).__name__} does not say what it learns of the teacher")

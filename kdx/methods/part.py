@@ -50,6 +50,10 @@ class Part(Settings):
         """
         return frozenset()
 
+    def idle(self) -> dict[str, str]:
+        """The fields that change nothing beside the value of another one, each with that setting as it is typed."""
+        return {}
+
     def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
         """What the student learns from, made of the stored logits (views, classes) once, before the training.
 

@@ -1,6 +1,5 @@
 """Noisy Teachers: regression on logits that are perturbed by multiplicative noise (SPEC 4)."""
 
-import logging
 from typing import Annotated, Literal, Self
 
 import torch
@@ -13,7 +12,6 @@ from kdx.streams import stream
 
 XI, SELECTION, SIGMA = "regression.xi", "regression.selection", "regression.sigma"
 
-log = logging.getLogger(__name__)
 
 Range = Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -78,6 +76,13 @@ class Regression(Part):
         """The numbers of the noise, as far as they are given."""
         return frozenset(name for name in ("sigma", "sigma_range", "alpha") if getattr(self, name) is not None)
 
+    def idle(self) -> dict[str, str]:
+        """How noise is made, where there is none."""
+        if self.sigma != 0 and self.alpha != 0:
+            return {}
+        without, other = ("sigma", "alpha") if self.sigma == 0 else ("alpha", "sigma")
+        return dict.fromkeys((other, "noise_in", "per", "resample"), f"method.{without}=0")
+
     def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
         """The logits of every view, perturbed once and for all where they are not in every step."""
         if self.resample:
@@ -92,9 +97,6 @@ class Regression(Part):
 
     def terms(self, context: Context) -> dict[str, Term]:
         """`regression`, of weight 1."""
-        idle = self._without_effect()
-        if idle:
-            log.warning("%s: no effect, since %s leaves no noise", *idle)
 
         def regression(step: Step) -> Tensor:
             if not self.resample:
@@ -131,17 +133,6 @@ class Regression(Part):
         if self.sigma_range is not None:
             draws[SIGMA] = Draw(lambda batch: torch.empty(()), _uniform)
         return draws
-
-    def _without_effect(self) -> tuple[str, str] | None:
-        """The settings that say how noise is made where there is none, and the one for which there is none."""
-        reason = "method.sigma=0" if self.sigma == 0 else "method.alpha=0" if self.alpha == 0 else None
-        given = {
-            "method.noise_in=student": self.noise_in == "student",
-            "method.per=batch": self.per == "batch",
-            "method.resample=false": not self.resample,
-        }
-        idle = ", ".join(key for key, is_given in given.items() if is_given)
-        return (idle, reason) if idle and reason else None
 
     def _noisy(self, logits: Tensor, step: Step) -> Tensor:
         numbers, noise = step.numbers, step.noise

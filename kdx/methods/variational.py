@@ -133,6 +133,10 @@ class Variational(Part):
         """All but the kind of prior."""
         return frozenset({*type(self).model_fields} - {"variational"})
 
+    def idle(self) -> dict[str, str]:
+        """The warm-up of a weight that is zero."""
+        return {} if self.lambda_V else dict.fromkeys(("warmup_start", "warmup_end"), "method.lambda_V=0")
+
     def swap(self, student: nn.Module) -> nn.Module:
         """Make every linear and convolutional layer variational; raises ValueError where there is none."""
         if not substitute(student, self._variational):

@@ -34,6 +34,10 @@ class Chain(Settings):
     prune: bool
     pruning: PruningMethod
 
+    def idle(self) -> dict[str, str]:
+        """How the members are pruned, where they are not."""
+        return {} if self.prune else {"method.pruning": "method.prune=false"}
+
     def structures(self, network: NetworkSettings) -> list[NetworkSettings]:
         """The networks of all generations, `network` itself first.
 

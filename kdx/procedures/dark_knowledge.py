@@ -22,6 +22,11 @@ class DarkKnowledgeFit(Procedure):
         """The lesson's teacher has its initial weights only: sampling begins there."""
         return True
 
+    def idle(self) -> dict[str, str]:
+        """How a teacher is trained, since this one is sampled."""
+        keys = ("teacher.trainer", "teacher.dropout", "teacher.input_dropout")
+        return dict.fromkeys(keys, "a teacher that is sampled and never trained")
+
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Fit both, and give the student, with the last sample as its teacher."""
         assert lesson.teacher is not None, "the lesson of a procedure that makes its teacher has the initial one"

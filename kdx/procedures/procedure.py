@@ -38,6 +38,10 @@ class Procedure(Settings):
         """Whether this procedure trains the teacher itself, from the initial network that its lesson then has."""
         return False
 
+    def idle(self) -> dict[str, str]:
+        """The keys that change nothing, as they are typed, each with what is the reason."""
+        return {}
+
     def check(self, config: Config) -> None:
         """Raise UserError where the procedure cannot work with the rest of the configuration."""
 

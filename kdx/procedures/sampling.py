@@ -1,6 +1,5 @@
 """Stochastic gradient Langevin dynamics as a procedure: samples are kept on the way and make an ensemble (SPEC 6)."""
 
-import logging
 from copy import deepcopy
 
 from pydantic import NonNegativeInt, PositiveInt
@@ -15,14 +14,16 @@ from kdx.models.ensemble import Ensemble
 from kdx.procedures.procedure import Outcome, Procedure
 from kdx.weights import emptied, load_weights, save_weights
 
-log = logging.getLogger(__name__)
-
 
 class Sampling(Procedure):
     """One fit, whose network is kept at `samples` epochs' ends, evenly spaced after `burn_in` epochs."""
 
     burn_in: NonNegativeInt | None
     samples: PositiveInt
+
+    def idle(self) -> dict[str, str]:
+        """The learning rate, since every parameter moves by `method.eta`."""
+        return dict.fromkeys(("trainer.lr", "trainer.hold"), "Langevin dynamics, whose step size is method.eta")
 
     def check(self, config: Config) -> None:
         """Refuse a burn-in that leaves too few epochs, before anything is trained."""
@@ -55,7 +56,6 @@ class Sampling(Procedure):
                 f"trainer.patience: {plan.trainer.patience} is not allowed with method={method.name}, which keeps"
                 " samples and no best epoch; allowed: null"
             )
-        log.info("trainer.lr and trainer.hold have no effect: every parameter moves by method.eta")
         # Named like checkpoints, because that is what they are: they go when the folder is finished.
         files = {epoch: plan.at(f"sample{epoch}").checkpoint for epoch in self.epochs_kept(plan.trainer.epochs)}
 
