@@ -79,27 +79,23 @@ def to_config(composed: DictConfig) -> Config:
     return settings_from(Config, content)
 
 
-def check_method(config: Config) -> None:
-    """Build the method once, so that a mistake in method.* is told before the work begins (imports torch)."""
+def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
+    """Build the method once, so that a mistake in method.* is told before the work begins (imports torch).
+
+    Gives a line for each of the overrides that changes nothing beside another setting, and why.
+    """
     from kdx.procedures import build
     from kdx.teacher import check_teachers
 
     method, procedure = build(config.method)
     check_teachers(config, method)
     procedure.check(config)
-
-
-def without_effect(config: Config, words: Sequence[str]) -> list[str]:
-    """The overrides that change nothing beside others, a line each that says why (imports torch)."""
-    from kdx.procedures import build
-
-    method, procedure = build(config.method)
     idle = method.idle() | procedure.idle()
     return [
-        f"{word} has no effect with {reason}"
-        for word in words
+        f"{override} has no effect on the training with {reason}"
+        for override in overrides
         for key, reason in idle.items()
-        if word.partition("=")[0] == key or word.startswith(f"{key}.")
+        if override.partition("=")[0] == key or override.startswith(f"{key}.")
     ]
 
 

@@ -24,7 +24,6 @@ from kdx.compose import (
     quoted,
     to_config,
     typed_words,
-    without_effect,
 )
 from kdx.config import Config, sweep_id
 from kdx.errors import UserError, one_line
@@ -57,10 +56,11 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
     """
     check_launcher(overrides)
     jobs = expand(overrides)
+    without_effect: list[str] = []
     for job in jobs:
-        check_method(job.config)
+        without_effect += check_method(job.config, job.overrides)
         run_folder(job.config)  # finds out whether the teacher's checkpoint is there
-    for line in dict.fromkeys(line for job in jobs for line in without_effect(job.config, job.overrides)):
+    for line in dict.fromkeys(without_effect):
         print(f"kdx: {line}", file=sys.stderr)
     folder = _folder(overrides, jobs)
     words = [*shares(overrides, jobs), *overrides, f"hydra.sweep.dir={quoted(str(folder.path.absolute()))}"]

@@ -26,14 +26,13 @@ HELP = _help
 
 
 def _single(overrides: list[str]) -> int:
-    from kdx.compose import check_method, single, without_effect
+    from kdx.compose import check_method, single
     from kdx.runs import run_folder
 
     config = single(overrides)
     # After mistakes are told, before torch is imported.
     wait_for_cores()
-    check_method(config)
-    for line in without_effect(config, overrides):
+    for line in check_method(config, overrides):
         print(f"kdx: {line}", file=sys.stderr)
     log_file = run_folder(config).log_file
     from kdx.experiment import run

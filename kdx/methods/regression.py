@@ -80,8 +80,8 @@ class Regression(Part):
         """How noise is made, where there is none."""
         if self.sigma != 0 and self.alpha != 0:
             return {}
-        without, other = ("sigma", "alpha") if self.sigma == 0 else ("alpha", "sigma")
-        return dict.fromkeys((other, "noise_in", "per", "resample"), f"method.{without}=0")
+        without, others = ("sigma", ("alpha",)) if self.sigma == 0 else ("alpha", ("sigma", "sigma_range"))
+        return dict.fromkeys((*others, "noise_in", "per", "resample"), f"method.{without}=0")
 
     def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
         """The logits of every view, perturbed once and for all where they are not in every step."""

@@ -216,7 +216,7 @@ def test_settings_that_do_not_fit_together_are_told_with_both_keys():
     ("settings", "idle"),
     [
         ({"sigma": 0.0}, {"alpha", "noise_in", "per", "resample"}),
-        ({"alpha": 0.0}, {"sigma", "noise_in", "per", "resample"}),
+        ({"alpha": 0.0}, {"sigma", "sigma_range", "noise_in", "per", "resample"}),
         ({}, set()),
         ({"sigma": None, "sigma_range": [0.0, 1.0]}, set()),
     ],

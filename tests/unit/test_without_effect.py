@@ -3,11 +3,11 @@
 import pytest
 
 from kdx.cli import main
-from kdx.compose import single, without_effect
+from kdx.compose import check_method, single
 
 
 def told(*words: str) -> list[str]:
-    return without_effect(single(words), words)
+    return check_method(single(words), words)
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,18 @@ def told(*words: str) -> list[str]:
         ("method=st-vbd method.lambda_g=0 method.bsr.norm=l1_l2", "method.bsr.norm=l1_l2", "method.lambda_g=0"),
         ("method=noisy method.sigma=0 method.resample=false", "method.resample=false", "method.sigma=0"),
         ("method=noisy method.alpha=0 method.sigma=0.5", "method.sigma=0.5", "method.alpha=0"),
+        (
+            "method=noisy method.alpha=0 method.sigma=null method.sigma_range=[0.1,0.5] method.l2=1e-4",
+            "method.sigma=null|method.sigma_range=[0.1,0.5]",
+            "method.alpha=0",
+        ),
         ("method=ikd method.pruning.tolerance=0.5", "method.pruning.tolerance=0.5", "method.prune=false"),
         ("method=sgld trainer.lr=0.1", "trainer.lr=0.1", "Langevin dynamics, whose step size is method.eta"),
         ("method=bdk teacher.trainer.lr=1", "teacher.trainer.lr=1", "a teacher that is sampled and never trained"),
     ],
 )
 def test_what_has_no_effect_is_told_with_the_reason(words: str, idle: str, reason: str):
-    assert told(*words.split()) == [f"{idle} has no effect with {reason}"]
+    assert told(*words.split()) == [f"{each} has no effect on the training with {reason}" for each in idle.split("|")]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_a_run_and_a_sweep_tell_it_on_stderr_and_go_on(
     monkeypatch.chdir(tmp_path)
     # Ends both behind the warning, with a mistake of its own.
     words = ["method=kd", "method.lambda_T=0", "method.T=4", "dataset.root=/nowhere", "dataset.download=false"]
-    line = "kdx: method.T=4 has no effect with method.lambda_T=0\n"
+    line = "kdx: method.T=4 has no effect on the training with method.lambda_T=0\n"
     assert main(["train", *words]) == 2
     assert capsys.readouterr().err.startswith(line)
     main(["train", "-m", *words, "seed=0,1"])
