@@ -51,9 +51,9 @@ class BothWays:
         if dropouts:
             self.generator.set_state(torch.random.get_rng_state())
         for name, layer in dropouts.items():
-            # torch draws no bits but Bernoulli numbers; the inputs' widths are multiples of four.
+            # torch draws no bits but Bernoulli numbers.
             kept = torch.empty(noise[f"{name}.noise"].shape).bernoulli_(1 - layer.rate, generator=self.generator)
-            noise[f"{name}.noise"].copy_(torch.where(kept == 1, -(2**15), 2**15 - 1))
+            noise[f"{name}.noise"].copy_(kept == 1)
         return noise
 
     def numbers(self, steps: int) -> dict[str, float]:

@@ -33,8 +33,7 @@ def test_shapes_are_those_of_the_inputs_of_dropout():
     student = method("dropout", input_dropout=0.2).prepare(perceptron(hidden=5))
     source = NoiseSource(student, normal(8, 1, 6, 6, seed=1), generator(0))
     shapes = {name: tuple(value.shape) for name, value in source.draw().items()}
-    # The last dimension is filled up to a multiple of four.
-    assert shapes == {"input_dropout.noise": (8, 1, 6, 8), "fc1_relu.1.noise": (8, 8)}
+    assert shapes == {"input_dropout.noise": (8, 1, 6, 6), "fc1_relu.1.noise": (8, 5)}
 
 
 def test_a_plain_network_needs_no_noise():
@@ -125,8 +124,10 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate: float):
 def test_dropout_keeps_the_mean_exactly(rate: float):
     """Over every value that sixteen bits can have."""
     layer = NoisyDropout(rate)
-    noise = torch.arange(-(2**15), 2**15).to(torch.int16)
-    output = functional_call(layer, {"noise": noise}, (torch.ones(2**16, dtype=torch.float64),))
+    inputs = torch.ones(2**16, dtype=torch.float64)
+    noise = layer.new_noise(inputs, inputs)
+    layer.compare(torch.arange(-(2**15), 2**15).to(torch.int16), noise)
+    output = functional_call(layer, {"noise": noise}, (inputs,))
     assert output.mean().item() == pytest.approx(1.0, abs=1e-12)
     assert (output == 0).double().mean().item() == pytest.approx(rate, abs=2**-17)
 

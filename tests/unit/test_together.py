@@ -171,7 +171,10 @@ def test_gradients_and_statistics_of_one_step(family: str):
     objectives = [how.objective(student, None, 8) for how, student in zip(hows, students, strict=True)]
     batch = Batch(normal(8, *IMAGE, seed=1).double(), split(8).labels, normal(8, CLASSES, seed=4).double())
     sources = [NoiseSource(student, batch.images, generator(seed)) for seed, student in enumerate(students)]
-    noise = [{name: value.double() for name, value in source.draw().items()} for source in sources]
+    drawn = [source.draw() for source in sources]
+    noise = [
+        {name: value.double() if value.is_floating_point() else value for name, value in one.items()} for one in drawn
+    ]
     rows = [
         torch.tensor([number(50.0) for number in one.numbers.values()] + [1e-3, 1, 0.1, 1e-3]) for one in objectives
     ]
