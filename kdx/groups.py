@@ -1,6 +1,8 @@
 """The groups of `conf/` and their choices, kdx's own and those of installed packages, read without Hydra."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -49,13 +51,19 @@ def package_folders() -> list[Path]:
     return [package.conf for package in packages() if package.conf]
 
 
-def load_groups() -> dict[str, Group]:
+def load_groups() -> Mapping[str, Group]:
     """The groups that a user may choose from: those in the defaults of `config.yaml`, in their order there.
 
     Raises UserError where a package has a file under a name that is taken.
     """
-    files = _files()
-    defaults = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    return _groups(conf_folder(), tuple(packages()))
+
+
+# A sweep asks for them with every word of every job.
+@cache
+def _groups(own: Path, others: tuple[Package, ...]) -> Mapping[str, Group]:
+    files = _files(own, others)
+    defaults = yaml.safe_load((own / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     chosen = {name: choice for entry in defaults if isinstance(entry, dict) for name, choice in entry.items()}
     groups = {}
     for entry, choice in chosen.items():
@@ -74,13 +82,13 @@ class _File:
     package: Package | None
 
 
-def _files() -> dict[str, _File]:
+def _files(own: Path, others: Sequence[Package]) -> dict[str, _File]:
     """Every YAML file by its path in the folder of groups, without its ending.
 
     Of two files with one name Hydra would read the first only, so that is refused.
     """
     files: dict[str, _File] = {}
-    for package, folder in [(None, conf_folder()), *((package, package.conf) for package in packages())]:
+    for package, folder in [(None, own), *((package, package.conf) for package in others)]:
         for path in sorted(folder.rglob("*.yaml")) if folder else ():
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in files:
