@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kdx.config import Config
 from kdx.errors import UserError, nearest, one_line, unknown
 from kdx.explain import settings_from
-from kdx.groups import Group, conf_folder, load_groups, package_folders
+from kdx.groups import Group, conf_folder, is_written, load_groups, package_folders
 
 CONFIG_NAME = "config"
 HYDRA_VERSION = "1.3"
@@ -228,9 +228,10 @@ def _unknown_key(override: Override, keys: list[str], groups: Mapping[str, Group
     key = override.key_or_group
     group = key.partition(".")[0]
     siblings = [name for name in keys if name.startswith(f"{group}.")] if "." in key else []
+    # To compose every choice takes seconds, which a typing mistake need not wait for.
     owners = [
         choice
-        for choice in (groups[group].choices if group in groups else ())
+        for choice in (groups[group].choices if group in groups and is_written(key) else ())
         if "/" not in choice and key in _keys([f"{group}={choice}"])
     ]
     if owners:

@@ -1,5 +1,6 @@
 """The groups of `conf/` and their choices, kdx's own and those of installed packages, read without Hydra."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -72,6 +73,14 @@ def _groups(own: Path, others: tuple[Package, ...]) -> Mapping[str, Group]:
             source = source or name
             groups[name] = Group(name, source, choice, _choices(files, source, optional=choice == NONE))
     return groups
+
+
+def is_written(key: str) -> bool:
+    """Whether the last part of the key is a key in any YAML file; if not, no choice has it."""
+    last = re.compile(rf"\b{re.escape(key.rpartition('.')[2])}\s*:")
+    return any(
+        last.search(file.path.read_text(encoding="utf-8")) for file in _files(conf_folder(), packages()).values()
+    )
 
 
 @dataclass(frozen=True)
