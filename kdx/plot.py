@@ -1,7 +1,7 @@
 """`kdx plot`: what compression costs, for all finished runs of a data set and the published networks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from kdx.errors import UserError, unknown
 from kdx.files import write_csv
+from kdx.report.differences import setting_text
 from kdx.report.drawing import MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
 from kdx.report.finished import finished_runs
 from kdx.report.palette import COLOURS, GREY
@@ -23,8 +24,10 @@ from kdx.statistics import Estimate
 log = logging.getLogger(__name__)
 
 RATIOS = ("R_s", "R_c", "memory_compression", "C", "multiplications_ratio")
-HEIGHT = 3.4
+HEIGHT, SMALL = 4.0, 5.5
 LETTERS = ascii_letters
+# A network that saw fewer examples is no rival of the published ones.
+WHOLE = {"dataset.train_size": "null"}
 INK = "#444444"
 
 
@@ -48,15 +51,15 @@ def trade_off(
     out: Path,
     x: str = "R_s",
     y: str = "test_error_percent",
-    student: str = "*",
-    method: str = "*",
+    where: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Draw figure `y` over figure `x` (keys of metrics.json) of all finished runs and published networks of a data set.
 
-    Only runs whose student and method match one of these patterns (* and ?, separated by commas) are shown. Gives the
+    `where` has patterns (* and ?, separated by commas) for `student`, `method` and any setting; only runs that match
+    one of each are shown, and none on a part of the training set unless `dataset.train_size` is among them. Gives the
     files: `out` with .svg, .png and .csv. Raises UserError where there is no such run, or none with both figures.
     """
-    groups = _groups(dataset, outputs, student, method)
+    groups = _groups(dataset, outputs, WHOLE | dict(where or {}))
     known = {key for group in groups for figures in group.figures for key in figures if _is_number(figures[key])}
     for key, value in (("x", x), ("y", y)):
         if value not in known:
@@ -128,11 +131,13 @@ def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
     axes.grid(alpha=0.25, linewidth=0.4)
     entries = [_entry(method, "o", *styles[method]) for method in methods]
     entries += [_entry(student, markers[student], INK, INK) for student in students]
-    entries += [
-        _entry(f"{letter}: {point.student} ({point.source})", "", GREY, GREY)
-        for letter, point in zip(LETTERS, theirs, strict=False)
-    ]
-    canvas.legend(handles=entries, loc="outside right upper", ncols=1 + (len(entries) > 24), fontsize=5.5)
+    canvas.legend(handles=entries, loc="outside right upper", fontsize=SMALL)
+    if theirs:
+        letters = zip(LETTERS, theirs, strict=False)
+        names = [_entry(f"{letter}: {point.student} ({point.source})", "", GREY, GREY) for letter, point in letters]
+        canvas.legend(
+            handles=names, loc="outside lower center", ncols=3, fontsize=SMALL, handlelength=0, handletextpad=0
+        )
     return canvas
 
 
@@ -140,7 +145,8 @@ def _entry(label: str, marker: str, colour: str, fill: str) -> Line2D:
     return Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor=fill, label=label)
 
 
-def _groups(dataset: str, outputs: Path, student: str, method: str) -> list[Group]:
+def _groups(dataset: str, outputs: Path, where: Mapping[str, str]) -> list[Group]:
+    """The experiments on a data set that match all patterns."""
     runs = outputs / "runs"
     found = finished_runs(outputs)
     names = sorted({path.relative_to(runs).parts[0] for path in found})
@@ -148,15 +154,24 @@ def _groups(dataset: str, outputs: Path, student: str, method: str) -> list[Grou
         raise UserError(f"plot: {runs} holds no finished run; kdx train makes one")
     if dataset not in names:
         raise unknown("plot", dataset, names)
-    patterns = (dataset, student, method)
-    chosen = [path for path in found if all(map(_matches, path.relative_to(runs).parts, patterns))]
-    if not chosen:
-        raise UserError(f"student, method: no finished run of {dataset} matches {student} and {method}")
-    return groups_of(chosen)
+    patterns = (dataset, where.get("student", "*"), where.get("method", "*"))
+    groups = groups_of(path for path in found if all(map(_matches, path.relative_to(runs).parts, patterns)))
+    known = {key for group in groups for key in group.settings}
+    for key in (key for key in where if "." in key):
+        if key not in known and key not in WHOLE and groups:
+            raise unknown("key", key, sorted(known))
+        groups = [group for group in groups if _matches(setting_text(group.settings.get(key)), where[key])]
+    if not groups:
+        words = " ".join(f"{key}={pattern}" for key, pattern in where.items())
+        raise UserError(
+            f"plot: no finished run of {dataset} has {words}; allowed: patterns such as dataset.train_size=*"
+        )
+    return groups
 
 
 def _matches(name: str, patterns: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns.split(","))
+    # A list of widths is written with commas itself.
+    return name == patterns or any(fnmatchcase(name, pattern) for pattern in patterns.split(","))
 
 
 def _point(group: Group, x: str, y: str) -> Point | None:

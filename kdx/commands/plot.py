@@ -5,29 +5,36 @@ from pathlib import Path
 
 from kdx.commands import outputs_folder
 from kdx.errors import UserError
-from kdx.words import names_and_settings
+from kdx.words import names_and_settings, words_and_settings
+
+KEYS = ("x", "y", "student", "method", "out")
 
 HELP = """\
-usage: kdx plot DATASET [x=FIGURE] [y=FIGURE] [student=PATTERN] [method=PATTERN] [out=NAME]
+usage: kdx plot DATASET [x=FIGURE] [y=FIGURE] [student=PATTERN] [method=PATTERN] [KEY=PATTERN ...] [out=NAME]
 
 Draw the finished runs of a data set and the networks that the papers print for it, as NAME.svg and NAME.png, with the
 points in NAME.csv. Runs that differ in their seed only are one point with the 95 % interval.
 
 x, y             figures of metrics.json: R_s and test_error_percent by default
 student, method  only runs that match, such as method=st-* or student=mlp-500-50,lenet-300-100
+KEY              any other setting of the runs, such as trainer.epochs=100 or teacher.name=mlp-*; without
+                 dataset.train_size, those that trained on the whole training set
 out              outputs/plots/DATASET by default"""
 
 
 def main(words: Sequence[str]) -> int:
     """`kdx plot`: the trade-off of all finished runs of a data set."""
-    keys = ("x", "y", "student", "method", "out")
-    names, given = names_and_settings("plot", words, keys, "data set", "a data set with finished runs, such as mnist")
+    settings = [word for word in words if "." in word.partition("=")[0] and not word.startswith("-")]
+    others = [word for word in words if word not in settings]
+    _, where = words_and_settings(settings, {word.partition("=")[0] for word in settings})
+    names, given = names_and_settings("plot", others, KEYS, "data set", "a data set with finished runs, such as mnist")
     if len(names) > 1:
         raise UserError(f"plot: '{names[1]}' is a second data set; allowed: one")
     dataset = names[0]
     from kdx.plot import trade_off
 
     out = Path(given.pop("out", outputs_folder() / "plots" / dataset))
-    for file in trade_off(dataset, outputs_folder(), out, **given):
+    where |= {key: given.pop(key) for key in ("student", "method") if key in given}
+    for file in trade_off(dataset, outputs_folder(), out, **given, where=where):
         print(file)
     return 0

@@ -35,7 +35,7 @@ def test_it_is_shown(kdx, tmp_path: Path, sample: Path) -> None:
     shown = kdx("table", read_figures(run)["run_id"])
     assert shown.returncode == 0, shown.stderr
     assert f"{metrics(sample)['test_error_percent']:.2f}" in shown.stdout
-    for words in (("plot", "digits"), ("report",)):
+    for words in (("plot", "digits", "dataset.train_size=*"), ("report",)):
         result = kdx(*words)
         assert (result.returncode, result.stderr) == (0, ""), result.stderr
 

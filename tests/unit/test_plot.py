@@ -3,6 +3,8 @@
 import csv
 import json
 from pathlib import Path
+from shutil import copytree
+from typing import Any
 
 import pytest
 import yaml
@@ -53,7 +55,41 @@ def test_experiments_and_published_networks(outputs: Path):
     ],
 )
 def test_chosen_runs(outputs: Path, student: str, method: str, shown: set[str]):
-    files = trade_off("mnist", outputs, outputs / "chosen", student=student, method=method)
+    files = trade_off("mnist", outputs, outputs / "chosen", where={"student": student, "method": method})
+    with files[-1].open(newline="") as file:
+        assert {row["method"] for row in csv.DictReader(file) if not row["published_in"]} == shown
+
+
+@pytest.mark.parametrize(
+    ("where", "shown"),
+    [
+        ({}, {"kd", "st-vbd"}),
+        ({"dataset.train_size": "500"}, {"dropout"}),
+        ({"dataset.train_size": "*"}, {"kd", "st-vbd", "dropout"}),
+        ({"dataset.train_size": "null,500", "trainer.epochs": "1?"}, {"kd", "dropout"}),
+        ({"student.hidden": "300,100"}, {"kd"}),
+        ({"student.hidden": "10?", "method": "kd"}, set()),
+    ],
+)
+def test_chosen_settings(outputs: Path, where: dict[str, str], shown: set[str]):
+    runs = outputs / "runs" / "mnist" / "lenet-300-100"
+    settings = {
+        "seed": 0,
+        "trainer": {"epochs": 10},
+        "dataset": {"train_size": None},
+        "student": {"hidden": [300, 100]},
+    }
+    (runs / "kd" / "kd0" / "config.yaml").write_text(yaml.safe_dump(settings))
+    part = settings | {"dataset": {"train_size": 500}, "student": {"hidden": [10]}}
+    copytree(runs / "kd", runs / "dropout")
+    figures = json.loads((runs / "kd" / "kd0" / "metrics.json").read_text())
+    (runs / "dropout" / "kd0" / "metrics.json").write_text(json.dumps(figures | {"method": "dropout"}))
+    (runs / "dropout" / "kd0" / "config.yaml").write_text(yaml.safe_dump(part))
+    if not shown:
+        with pytest.raises(UserError, match=r"no finished run of mnist has .*student\.hidden=10\? method=kd"):
+            trade_off("mnist", outputs, outputs / "chosen", where=where)
+        return
+    files = trade_off("mnist", outputs, outputs / "chosen", where=where)
     with files[-1].open(newline="") as file:
         assert {row["method"] for row in csv.DictReader(file) if not row["published_in"]} == shown
 
@@ -72,7 +108,7 @@ def test_every_network_has_its_mark(outputs: Path):
     points = published("mnist", "R_s", "test_error_percent")
     canvas = picture(points, "R_s", "test_error_percent")
     (axes,) = canvas.axes
-    (legend,) = canvas.legends
+    legend = canvas.legends[-1]
     letters = {text.get_text() for text in axes.texts}
     assert len(letters) == len(points)
     assert [text.get_text()[0] for text in legend.get_texts()] == sorted(letters)
@@ -86,11 +122,12 @@ def test_every_network_has_its_mark(outputs: Path):
     [
         ({"dataset": "mnits"}, r"plot: 'mnits' is not known; did you mean 'mnist'\?"),
         ({"x": "R_q"}, r"x: 'R_q' is not known; did you mean 'R_s'\? allowed: R_s, seed, test_error_percent"),
-        ({"method": "bc*"}, r"student, method: no finished run of mnist matches \* and bc\*"),
-        ({"method": "svd"}, r"x: 'R_s' is not known"),
+        ({"where": {"method": "bc*"}}, r"plot: no finished run of mnist has dataset\.train_size=null method=bc\*"),
+        ({"where": {"method": "svd"}}, r"x: 'R_s' is not known"),
+        ({"where": {"method.nane": "kd"}}, r"key: 'method\.nane' is not known; did you mean 'method\.name'\?"),
     ],
 )
-def test_wrong_words(outputs: Path, words: dict[str, str], message: str):
+def test_wrong_words(outputs: Path, words: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         trade_off(**{"dataset": "mnist", "outputs": outputs, "out": outputs / "x", **words})
     with pytest.raises(UserError, match="holds no finished run"):
