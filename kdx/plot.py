@@ -1,11 +1,12 @@
 """`kdx plot`: what compression costs, for all finished runs of a data set and the published networks."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from string import ascii_letters
+from typing import TypeVar
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
@@ -20,6 +21,8 @@ from kdx.report.palette import COLOURS, GREY
 from kdx.report.summary import Group, groups_of
 from kdx.reproduce.tables import Row, load_table, table_names
 from kdx.statistics import Estimate
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -154,19 +157,27 @@ def _groups(dataset: str, outputs: Path, where: Mapping[str, str]) -> list[Group
         raise UserError(f"plot: {runs} holds no finished run; kdx train makes one")
     if dataset not in names:
         raise unknown("plot", dataset, names)
-    patterns = (dataset, where.get("student", "*"), where.get("method", "*"))
-    groups = groups_of(path for path in found if all(map(_matches, path.relative_to(runs).parts, patterns)))
-    known = {key for group in groups for key in group.settings}
-    for key in (key for key in where if "." in key):
-        if key not in known and key not in WHOLE and groups:
-            raise unknown("key", key, sorted(known))
-        groups = [group for group in groups if _matches(setting_text(group.settings.get(key)), where[key])]
-    if not groups:
-        words = " ".join(f"{key}={pattern}" for key, pattern in where.items())
-        raise UserError(
-            f"plot: no finished run of {dataset} has {words}; allowed: patterns such as dataset.train_size=*"
+    chosen = [path for path in found if path.relative_to(runs).parts[0] == dataset]
+    for level, key in enumerate(("student", "method"), start=1):
+        chosen = _chosen(
+            chosen, key, where.get(key, "*"), lambda path, level=level: path.relative_to(runs).parts[level]
         )
+    groups = groups_of(chosen)
+    known = sorted({key for group in groups for key in group.settings}.union(WHOLE))
+    for key in (key for key in where if "." in key):
+        if key not in known:
+            raise unknown("key", key, known)
+        groups = _chosen(groups, key, where[key], lambda group, key=key: setting_text(group.settings.get(key)))
     return groups
+
+
+def _chosen(things: list[T], key: str, patterns: str, text: Callable[[T], str]) -> list[T]:
+    """Those whose text matches; UserError with all texts where none does."""
+    texts = [text(thing) for thing in things]
+    found = [thing for thing, each in zip(things, texts, strict=True) if _matches(each, patterns)]
+    if not found:
+        raise unknown(key, patterns, sorted(set(texts)))
+    return found
 
 
 def _matches(name: str, patterns: str) -> bool:
