@@ -1,6 +1,7 @@
 """Figures with matplotlib, as SVG and PNG, legible in a paper's column."""
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
 import matplotlib as mpl
@@ -55,8 +56,10 @@ def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         ours = [(x, cell.ours) for x, cell in rows if cell.ours is not None]
         if ours:
+            # What is missing interrupts the line.
+            line = [nan if cell.ours is None else cell.ours.mean for _, cell in rows]
+            axes.plot([x for x, _ in rows], line, color=colour, marker=marker, label=name)
             places, means = [x for x, _ in ours], [estimate.mean for _, estimate in ours]
-            axes.plot(places, means, color=colour, marker=marker, label=name)
             errors = [estimate.half_width or 0.0 for _, estimate in ours]
             axes.errorbar(places, means, errors, fmt="none", color=colour, capsize=1.5, elinewidth=0.6)
         printed = [(x, float(cell.published)) for x, cell in rows if cell.published is not None]
