@@ -214,8 +214,7 @@ def _chosen(folder: Path, words: tuple[str, ...]) -> DictConfig:
 def _diagnosis(overrides: list[Override], error: Exception) -> UserError:
     """Why these overrides do not compose: nearly always a key that does not exist."""
     groups = load_groups()
-    chosen = [override.input_line or "" for override in overrides if override.key_or_group in groups]
-    keys = _keys(chosen)
+    keys = _keys([override.input_line or "" for override in overrides if _chooses(override, groups)])
     for override in overrides:
         key = override.key_or_group
         known = key in groups or any(name == key or name.startswith(f"{key}.") for name in keys)
@@ -247,7 +246,7 @@ def _unknown_key(override: Override, keys: list[str], groups: Mapping[str, Group
 
 def _keys(overrides: list[str]) -> list[str]:
     try:
-        return list(_flattened(compose(CONFIG_NAME, hydra_words(overrides))))
+        return list(_flattened(_chosen(conf_folder(), tuple(hydra_words(overrides)))))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from None
 

@@ -158,10 +158,9 @@ def _groups(dataset: str, outputs: Path, where: Mapping[str, str]) -> list[Group
     if dataset not in names:
         raise unknown("plot", dataset, names)
     chosen = [path for path in found if path.relative_to(runs).parts[0] == dataset]
-    for level, key in enumerate(("student", "method"), start=1):
-        chosen = _chosen(
-            chosen, key, where.get(key, "*"), lambda path, level=level: path.relative_to(runs).parts[level]
-        )
+    # These two by the folders, so that the files of other runs need not be read.
+    chosen = _chosen(chosen, "student", where.get("student", "*"), lambda path: path.parts[-3])
+    chosen = _chosen(chosen, "method", where.get("method", "*"), lambda path: path.parts[-2])
     groups = groups_of(chosen)
     known = sorted({key for group in groups for key in group.settings}.union(WHOLE))
     for key in (key for key in where if "." in key):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from kdx.commands import outputs_folder
 from kdx.errors import UserError
-from kdx.words import names_and_settings, words_and_settings
+from kdx.words import names_and_settings
 
-KEYS = ("x", "y", "student", "method", "out")
+PATTERNS = ("student", "method")
+KEYS = ("x", "y", *PATTERNS, "out")
 
 HELP = """\
 usage: kdx plot DATASET [x=FIGURE] [y=FIGURE] [student=PATTERN] [method=PATTERN] [KEY=PATTERN ...] [out=NAME]
@@ -24,17 +25,16 @@ out              outputs/plots/DATASET by default"""
 
 def main(words: Sequence[str]) -> int:
     """`kdx plot`: the trade-off of all finished runs of a data set."""
-    settings = [word for word in words if "." in word.partition("=")[0] and not word.startswith("-")]
-    others = [word for word in words if word not in settings]
-    _, where = words_and_settings(settings, {word.partition("=")[0] for word in settings})
-    names, given = names_and_settings("plot", others, KEYS, "data set", "a data set with finished runs, such as mnist")
+    typed = [word.partition("=")[0] for word in words]
+    keys = (*KEYS, *(key for key in typed if "." in key))
+    names, given = names_and_settings("plot", words, keys, "data set", "a data set with finished runs, such as mnist")
     if len(names) > 1:
         raise UserError(f"plot: '{names[1]}' is a second data set; allowed: one")
     dataset = names[0]
     from kdx.plot import trade_off
 
     out = Path(given.pop("out", outputs_folder() / "plots" / dataset))
-    where |= {key: given.pop(key) for key in ("student", "method") if key in given}
+    where = {key: given.pop(key) for key in list(given) if key in PATTERNS or "." in key}
     for file in trade_off(dataset, outputs_folder(), out, **given, where=where):
         print(file)
     return 0

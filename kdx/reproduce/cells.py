@@ -31,11 +31,7 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """Ours less the published one."""
-        if self.ours is None or self.published is None:
-            return None
-        mean, published = self.ours.mean, float(self.published)
-        # The mean of 0.95, 0.97 and 0.99 is 0.97 but for the rounding of binary numbers.
-        return 0.0 if isclose(mean, published, rel_tol=1e-12) else mean - published
+        return difference_of(self.ours, self.published)
 
 
 @dataclass(frozen=True)
@@ -79,9 +75,9 @@ def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Ve
 
     With one seed there is no interval: better or worse is not said, unless the column has no direction.
     """
-    if ours is None or printed is None:
+    difference = difference_of(ours, printed)
+    if ours is None or printed is None or difference is None:
         return ""
-    difference = ours.mean - float(printed)
     if abs(difference) <= max(ours.half_width or 0.0, _rounding(printed)):
         return "equal"
     if column.better is None:
@@ -89,6 +85,15 @@ def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Ve
     if ours.half_width is None:
         return "one seed"
     return "better" if (difference < 0) == (column.better == "lower") else "worse"
+
+
+def difference_of(ours: Estimate | None, printed: str | None) -> float | None:
+    """Ours less the published number, where there are both."""
+    if ours is None or printed is None:
+        return None
+    mean, published = ours.mean, float(printed)
+    # The mean of 0.95, 0.97 and 0.99 is 0.97 but for the rounding of binary numbers.
+    return 0.0 if isclose(mean, published, rel_tol=1e-12) else mean - published
 
 
 def _rounding(printed: str) -> float:

@@ -54,13 +54,12 @@ def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
     for number, name in enumerate(series):
         rows = [(row.x, shown[label]) for label, row in table.rows.items() if row.x is not None and row.series == name]
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        ours = [(x, cell.ours) for x, cell in rows if cell.ours is not None]
-        if ours:
+        if any(cell.ours for _, cell in rows):
             # What is missing interrupts the line.
-            line = [nan if cell.ours is None else cell.ours.mean for _, cell in rows]
-            axes.plot([x for x, _ in rows], line, color=colour, marker=marker, label=name)
-            places, means = [x for x, _ in ours], [estimate.mean for _, estimate in ours]
-            errors = [estimate.half_width or 0.0 for _, estimate in ours]
+            places = [x for x, _ in rows]
+            means = [nan if cell.ours is None else cell.ours.mean for _, cell in rows]
+            errors = [0.0 if cell.ours is None else cell.ours.half_width or 0.0 for _, cell in rows]
+            axes.plot(places, means, color=colour, marker=marker, label=name)
             axes.errorbar(places, means, errors, fmt="none", color=colour, capsize=1.5, elinewidth=0.6)
         printed = [(x, float(cell.published)) for x, cell in rows if cell.published is not None]
         if printed:

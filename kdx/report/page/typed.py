@@ -27,7 +27,8 @@ def command_of(settings: Settings, run: str) -> str:
     A generation of a chain has none, nor has a run of another version of kdx whose settings meant something else.
     """
     names = {key: str(settings[key].get("name")) for key in (*GROUPS, *FURTHER) if isinstance(settings.get(key), dict)}
-    if any(name not in _choices()[key] for key, name in names.items()):
+    groups = load_groups()
+    if any(name not in groups[key].choices for key, name in names.items()):
         return ""
     words = [f"{key}={name}" for key, name in names.items()]
     try:
@@ -41,11 +42,6 @@ def command_of(settings: Settings, run: str) -> str:
     except UserError:
         return ""
     return shlex.join(["kdx", "train", *words, *(f"{key}={_typed(value)}" for key, value in known.items())])
-
-
-@cache
-def _choices() -> dict[str, frozenset[str]]:
-    return {name: frozenset(group.choices) for name, group in load_groups().items()}
 
 
 @cache
