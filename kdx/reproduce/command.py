@@ -1,7 +1,9 @@
 """`kdx reproduce`: a paper's table, or all of them, beside the published numbers."""
 
+import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -9,14 +11,18 @@ from kdx.commands import outputs_folder
 from kdx.crowd import wait_for_cores
 from kdx.errors import UserError, unknown
 from kdx.reproduce.cells import cells_of, check_claims
-from kdx.reproduce.jobs import BUDGETS, Budget, Order, jobs_of, run_all
+from kdx.reproduce.jobs import BUDGETS, Budget, Done, Job, Order, jobs_of, run_all
+from kdx.reproduce.recorded import read_recorded
 from kdx.reproduce.results import write_table
-from kdx.reproduce.tables import load_table, named, table_names
+from kdx.reproduce.tables import PaperTable, load_table, named, table_names
 from kdx.seal import seal, unseal
 from kdx.words import split_options
 
+log = logging.getLogger(__name__)
+
 HELP = """\
-usage: kdx reproduce TABLE|FIGURE|PAPER ... [rows=PATTERN] [seeds=N] [budget=BUDGET] [train=false] [KEY=VALUE ...]
+usage: kdx reproduce TABLE|FIGURE|PAPER ... [rows=PATTERN] [seeds=N] [budget=BUDGET] [train=false]
+                     [recorded=true] [KEY=VALUE ...]
 
 Run what a paper's table or figure needs and write it beside the published numbers, into outputs/paper/. Finished runs
 are not repeated, interrupted ones go on; the same command again continues.
@@ -25,6 +31,7 @@ are not repeated, interrupted ones go on; the same command again continues.
   seeds=3          runs of every row, with seed=0, 1, 2
   budget=paper     as long as the paper's; short: 10 epochs; smoke: a test on scikit-learn's digits
   train=false      run nothing: write the table from what is finished, the rest is shown as missing
+  recorded=true    runs that the table lists as finished already, here or elsewhere, need not be repeated
   KEY=VALUE        for every run, as in kdx train
 
   kdx reproduce --list    the tables and figures"""
@@ -49,9 +56,10 @@ def reproduce(words: Sequence[str]) -> int:
         raise unknown("rows", order.rows, [row for table in tables for row in table.rows])
     # Every job of every table is checked before the first is run.
     planned = [(table, jobs_of(table, order)) for table in tables]
+    known = [_recorded(table, jobs, order) for table, jobs in planned]
     complete = True
-    for table, jobs in planned:
-        done = run_all(jobs, order)
+    for (table, jobs), recorded in zip(planned, known, strict=True):
+        done = run_all(jobs, order, recorded)
         cells = cells_of(table, done)
         folder = folder_of(table.name, order)
         unseal(folder)
@@ -71,6 +79,22 @@ def reproduce(words: Sequence[str]) -> int:
     return 0 if complete else 1
 
 
+def _recorded(table: PaperTable, jobs: Sequence[Job], order: Order) -> dict[int, Done]:
+    """The jobs that an earlier table tells of, where the order takes them; a warning where it will forget them."""
+    folder = folder_of(table.name, order)
+    if order.recorded:
+        return read_recorded(folder, table, jobs)
+    with suppress(UserError):
+        lost = sum(not order.trains(jobs[number].row) for number in read_recorded(folder, table, jobs))
+        if lost:
+            log.warning(
+                "%s: %d runs that it lists as finished are not here and will be missing; recorded=true keeps them",
+                folder,
+                lost,
+            )
+    return {}
+
+
 def listing() -> str:
     """One line for each table."""
     titles = {name: load_table(name).title for name in table_names()}
@@ -87,7 +111,7 @@ def folder_of(name: str, order: Order) -> Path:
 
 def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
     """The names of tables, and the options beside them; other KEY=VALUE words are overrides."""
-    options = {"rows": "*", "seeds": "3", "budget": "paper", "train": "true"}
+    options = {"rows": "*", "seeds": "3", "budget": "paper", "train": "true", "recorded": "false"}
     names, overrides, given = [], [], dict[str, str]()
     for word in words:
         key, equals, value = word.partition("=")
@@ -110,6 +134,7 @@ def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
         budget=_budget(options["budget"]),
         overrides=tuple(overrides),
         train=_flag("train", options["train"]),
+        recorded=_flag("recorded", options["recorded"]),
     )
 
 

@@ -25,7 +25,8 @@ SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size
 class Order:
     """What is asked of a table: seeds, budget, words for every run.
 
-    `train` says whether what is missing is trained, `rows` (a pattern with * and ?) of which rows.
+    `train` says whether what is missing is trained, `rows` (a pattern with * and ?) of which rows; `recorded`, whether
+    the table as it was written before is believed.
     """
 
     rows: str
@@ -33,6 +34,7 @@ class Order:
     budget: Budget
     overrides: tuple[str, ...]
     train: bool
+    recorded: bool = False
 
     def trains(self, row: str) -> bool:
         """Whether what is missing of a row is trained."""
@@ -74,12 +76,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """How a job ended; its figures are all measured ones where it finished, else those that need no run."""
+    """How a job ended; its figures are all measured ones where it finished, else those that need no run.
+
+    `recorded` is the machine of a run whose figures are those that an earlier table tells, not of its folder.
+    """
 
     job: Job
     status: Literal["finished", "failed", "missing"]
     reason: str
     figures: dict[str, Any]
+    recorded: Mapping[str, Any] | None = None
 
 
 def jobs_of(table: PaperTable, order: Order) -> list[Job]:
@@ -95,23 +101,24 @@ def jobs_of(table: PaperTable, order: Order) -> list[Job]:
     ]
 
 
-def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
-    """Run what is not finished, one after another, on a GPU also together; one that fails stops no other."""
+def run_all(jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> list[Done]:
+    """Run what is not finished, one after another, on a GPU also together; one that fails stops no other.
+
+    `recorded` are the jobs, by their number, that are not trained because a table tells of them.
+    """
     # Here, because they import torch.
     from kdx.reproduce.fused import train_together
     from kdx.reproduce.network import network_figures
 
-    trained = [job for job in jobs if order.trains(job.row)]
-    _check_data(trained)
-    failures = train_together(trained)
+    chosen = {number: job for number, job in enumerate(jobs) if order.trains(job.row) and number not in recorded}
+    _check_data(list(chosen.values()))
+    failures = train_together(list(chosen.values()))
     # The seeds of a row share their network.
     networks = {
         job.row: network_figures(job.config) for job in jobs if job.of in ("student", "network") and job.seed == 0
     }
     results: dict[int, Done] = {}
-    for number, job in enumerate(jobs):
-        if not order.trains(job.row):
-            continue
+    for number, job in chosen.items():
         network = networks.get(job.row, {})
         # Asked once for each job, because all results of a folder are read for it.
         if job.finished:
@@ -125,14 +132,15 @@ def run_all(jobs: Sequence[Job], order: Order) -> list[Done]:
     for number, job in enumerate(jobs):
         if number not in results:
             network = networks.get(job.row, {})
-            results[number] = _done(job, network) if job.finished else _missing(job, network)
+            absent = recorded.get(number) or _missing(job, network)
+            results[number] = _done(job, network) if job.finished else absent
     return [_timed(results[number], order) for number in range(len(jobs))]
 
 
 def _timed(done: Done, order: Order) -> Done:
     """With the speed-ups of its inference, where the table shows them."""
     job = done.job
-    if not job.timed or done.status != "finished":
+    if not job.timed or done.status != "finished" or done.recorded is not None:
         return done
     # Here, because it imports all runtimes.
     from kdx.reproduce.inference import speedups

@@ -90,6 +90,8 @@ def _run(done: Done) -> dict[str, Any]:
         "of": done.job.of,
         "run": done.job.run,
         "status": done.status,
+        # Of a run that an earlier table tells of: the machine that wrote that table.
+        "recorded": done.recorded,
         **{key: done.figures.get(key) for key in own},
         "configuration": config,
     }

@@ -26,7 +26,7 @@ def markdown(
         lines += ["", "| claim of the paper | | ours | against | t test |", "|---|---|---:|---:|---|"]
         lines += [_claim_line(each) for each in claims]
     missing = [f"{each.job.row}, seed {each.job.seed}: {each.reason}" for each in done if each.status != "finished"]
-    lines += _listed("Missing", missing) + _listed("Notes", table.notes)
+    lines += _listed("Missing", missing) + _listed("Notes", [*table.notes, *_recorded(done)])
     return "\n".join(lines) + "\n"
 
 
@@ -66,6 +66,13 @@ def estimate_text(estimate: Estimate) -> str:
 def t_test_text(test: TTest) -> str:
     """Such as `t = 9.46, df 16.7, p = 4.1e-08`."""
     return numerals.t_test(test.t, test.df, test.p)
+
+
+def _recorded(done: Sequence[Done]) -> list[str]:
+    number = sum(each.recorded is not None for each in done)
+    if not number:
+        return []
+    return [f"{number} of {len(done)} runs are those of an earlier table; provenance.json says of which machine."]
 
 
 def _warning(order: Order) -> list[str]:

@@ -1,6 +1,7 @@
 """Every table of the papers through the real command line, on a handful of scikit-learn's digits."""
 
 import shlex
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -81,6 +82,29 @@ def test_a_table_is_continued_and_can_be_written_without_training(kdx, tmp_path:
     assert kdx(*words).returncode == 0
     assert (path / "metrics.json").stat().st_mtime_ns == before
     assert {run["status"] for run in table(folder / "runs.csv")} == {"finished"}
+
+
+def test_a_table_serves_where_its_runs_are_gone(kdx, tmp_path: Path) -> None:
+    words = ("reproduce", "noisy/table1", "seeds=2", *SMOKE)
+    assert kdx(*words, "rows=*0.[12]").returncode == 0
+    folder = tmp_path / "outputs" / "paper" / "noisy" / "table1-smoke"
+    cells = table(folder / "table.csv")
+    for name in ("runs", "teachers", "logits"):
+        shutil.rmtree(tmp_path / "outputs" / name)
+    kept = kdx(*words, "recorded=true", "train=false")
+    assert (kept.returncode, kept.stderr) == (0, "")
+    assert table(folder / "table.csv") == cells
+    assert "5 of 23 runs are those of an earlier table" in kept.stdout
+    # Only what no table tells of is trained.
+    more = kdx(*words, "recorded=true", "rows=*0.[123]")
+    assert more.returncode == 0, more.stderr
+    assert more.stderr.count("sigma 0.3, seed") == 2
+    assert "sigma 0.2, seed" not in more.stderr
+    rows = {run["row"] for run in table(folder / "runs.csv") if run["status"] == "finished"}
+    assert rows == {"teacher", "sigma 0.1", "sigma 0.2", "sigma 0.3"}
+    without = kdx(*words, "train=false")
+    assert "4 runs that it lists as finished are not here and will be missing; recorded=true keeps" in without.stderr
+    assert kdx(*words, "recorded=yes").stderr == "kdx: recorded: 'yes' is not known; allowed: false, true\n"
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(kdx, tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from kdx.errors import UserError
-from kdx.reproduce.cells import cells_of, check_claims, verdict_of
+from kdx.reproduce.cells import Cell, cells_of, check_claims, verdict_of
 from kdx.reproduce.command import folder_of, parsed, reproduce
 from kdx.reproduce.jobs import Done, Job, Order, jobs_of
+from kdx.reproduce.pictures import Weights
+from kdx.reproduce.recorded import read_recorded
 from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
 from kdx.reproduce.text import latex, markdown
+from kdx.seal import seal, unseal
 from kdx.statistics import Estimate
 
 ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
@@ -164,6 +167,60 @@ def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
     assert len(provenance["runs"]) == 6
     assert provenance["runs"][0]["configuration"]["method"]["name"] == "st-svd"
     assert {"cpu", "torch", "kdx"} <= provenance["machine"].keys()
+
+
+@pytest.fixture
+def written(table: PaperTable, done: list[Done], tmp_path: Path) -> Path:
+    """The folder of a table whose runs have no folders any more."""
+    write(tmp_path, table, done)
+    return tmp_path
+
+
+def write(folder: Path, table: PaperTable, done: list[Done]) -> list[Cell]:
+    cells = cells_of(table, done)
+    unseal(folder)
+    write_table(folder, table, ORDER, done, cells, check_claims(table, cells))
+    seal(folder)
+    return cells
+
+
+def test_what_a_table_lists_as_finished_is_taken_from_it(written: Path, table: PaperTable, done: list[Done]):
+    jobs = [each.job for each in done]
+    found = read_recorded(written, table, jobs)
+    assert list(found) == [0, 1, 2, 3]
+    machine = json.loads((written / "provenance.json").read_text())["machine"]
+    for number, each in found.items():
+        assert (each.job, each.status, each.recorded) == (jobs[number], "finished", machine)
+        assert each.figures.items() >= done[number].figures.items()
+    again = [found.get(number, each) for number, each in enumerate(done)]
+    assert cells_of(table, again) == cells_of(table, done)
+
+
+def test_a_record_keeps_its_machine_in_later_tables(written: Path, table: PaperTable, done: list[Done]):
+    jobs = [each.job for each in done]
+    first = read_recorded(written, table, jobs)
+    elsewhere = {**(first[0].recorded or {}), "cpu": "another one"}
+    write(written, table, [replace(first[0], recorded=elsewhere), *list(first.values())[1:], *done[4:]])
+    assert [each.recorded == elsewhere for each in read_recorded(written, table, jobs).values()] == [True] + [False] * 3
+    assert "- 4 of 6 runs are those of an earlier table; provenance.json" in (written / "table.md").read_text()
+
+
+def test_a_record_of_other_settings_is_not_taken(written: Path, table: PaperTable):
+    assert not read_recorded(written, table, jobs_of(table, replace(ORDER, overrides=("trainer.epochs=7",))))
+    assert not read_recorded(written / "nothing", table, jobs_of(table, ORDER))
+
+
+def test_a_record_that_cannot_serve_is_refused(written: Path, table: PaperTable, jobs: list[Job]):
+    wider = table.model_copy(update={"columns": {**table.columns, "R_c": column()}})
+    with pytest.raises(UserError, match=r"^recorded: the table in .* has no column R_c; allowed: false$"):
+        read_recorded(written, wider, jobs)
+    drawn = table.model_copy(update={"figure": Weights(kind="weights")})
+    with pytest.raises(UserError, match=r"^recorded: vs/table1 is drawn from weights, which a table does not keep"):
+        read_recorded(written, drawn, jobs)
+    with (written / "runs.csv").open("a") as file:
+        file.write("Le-L-ST-SVD,0")
+    with pytest.raises(UserError, match=r"^recorded: .*runs\.csv is damaged: its content is not what was written"):
+        read_recorded(written, table, jobs)
 
 
 def test_words():

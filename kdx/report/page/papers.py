@@ -29,7 +29,10 @@ class Job(Record):
 
 
 class Configured(Record):
-    """What provenance.json adds to a run: where it ran (as `model_extra`) and its configuration."""
+    """What provenance.json adds to a run: where it ran (as `model_extra`) and its configuration.
+
+    `recorded` is the machine that wrote an earlier table, where the run was taken from that and not from its folder.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -38,6 +41,7 @@ class Configured(Record):
     of: Of = "student"
     run: str = ""
     status: str = ""
+    recorded: dict[str, Any] | None = None
     configuration: dict[str, Any] = Field(default_factory=dict)
 
 
