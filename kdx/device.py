@@ -49,10 +49,11 @@ class Engine:
     def placed(self, network: Network) -> Network:
         """The network on the device, there with the layout of memory that its convolutions are fastest with.
 
-        That is channels_last on a GPU with tensor cores; the numbers and their order in files are the same.
+        That is channels_last on a GPU with tensor cores and on a CPU; the numbers and their order in files are the
+        same.
         """
         network = network.to(self.device)
-        if self.device.type == "cuda" and has_convolutions(network):
+        if self.device.type in ("cpu", "cuda") and has_convolutions(network):
             network = network.to(memory_format=torch.channels_last)
         return network
 

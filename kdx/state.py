@@ -90,10 +90,19 @@ class State:
 
 
 def stacked(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors of several models, each with a leading dimension for the model."""
-    return {name: torch.stack([tensors[name] for tensors in models]) for name in models[0]}
+    """The tensors of several models, each with a leading dimension for the model; the memory layout of each stays."""
+    return {name: _stack([tensors[name] for tensors in models]) for name in models[0]}
 
 
 def unstacked(tensors: Mapping[str, Tensor], models: int) -> list[dict[str, Tensor]]:
     """The tensors of each of so many models, in the same memory."""
     return [{name: value[index] for name, value in tensors.items()} for index in range(models)]
+
+
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    # torch.stack would lay out filters anew, and convolutions round otherwise then.
+    first = values[0]
+    result = first.new_empty_strided((len(values), *first.shape), (first.numel(), *first.stride()))
+    for place, value in zip(result, values, strict=True):
+        place.copy_(value)
+    return result

@@ -76,7 +76,7 @@ def initial_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
     Raises UserError where the checkpoint does not fit.
     """
     settings = config.teacher
-    blank = build_model(settings, data.image_shape, data.classes, settings.seed).to(engine.device)
+    blank = engine.placed(build_model(settings, data.image_shape, data.classes, settings.seed))
     if settings.checkpoint is None:
         return blank
     return load_weights(Path(settings.checkpoint), blank, "teacher.checkpoint")

@@ -1,4 +1,4 @@
-"""What several architectures are built of: shortcuts around a branch of layers, and zeros around small images."""
+"""What several architectures are built of: shortcuts around a branch of layers, pooling, zeros around small images."""
 
 from collections import OrderedDict
 
@@ -35,6 +35,20 @@ class Dense(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (batch, C, H, W) to (batch, C + those of the branch, H, W)."""
         return torch.cat([inputs, self.branch(inputs)], dim=1)
+
+
+class GlobalAverage(nn.AdaptiveAvgPool2d):
+    """The mean of every channel: images (batch, C, H, W) to (batch, C, 1, 1).
+
+    torch's own lays the result out anew where images are channels_last, for which several models at once have no rule.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """See the class."""
+        return input.mean((2, 3), keepdim=True)
 
 
 def padding_to(side: int, height: int, width: int) -> "OrderedDict[str, nn.Module]":

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 
 from torch import nn
 
-from kdx.models.blocks import padding_to
+from kdx.models.blocks import GlobalAverage, padding_to
 from kdx.models.initial import he_normal
 from kdx.models.mlp import fully_connected
 from kdx.models.settings import ConvnetSettings
@@ -54,7 +54,7 @@ def _averaging(name: str, channels: int, classes: int) -> "OrderedDict[str, nn.M
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         {name: nn.Conv2d(channels, classes, 1), f"{name}_relu": nn.ReLU()}
     )
-    layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+    layers.update(average=GlobalAverage(), flatten=nn.Flatten())
     return layers
 
 

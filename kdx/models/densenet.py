@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from kdx.models.blocks import Dense, named, padding_to
+from kdx.models.blocks import Dense, GlobalAverage, named, padding_to
 from kdx.models.initial import he_normal
 from kdx.models.settings import DensenetSettings
 
@@ -28,7 +28,7 @@ def densenet(settings: DensenetSettings, image_shape: tuple[int, int, int], clas
         layers[f"block{number}"] = nn.Sequential(*block)
         channels += count * settings.growth
     layers.update(bn2=nn.BatchNorm2d(channels), relu2=nn.ReLU())
-    layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc1=nn.Linear(channels, classes))
+    layers.update(average=GlobalAverage(), flatten=nn.Flatten(), fc1=nn.Linear(channels, classes))
     return he_normal(nn.Sequential(layers))
 
 

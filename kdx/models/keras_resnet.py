@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from kdx.models.blocks import Residual
+from kdx.models.blocks import GlobalAverage, Residual
 from kdx.models.initial import he_normal
 from kdx.models.settings import KerasResnetSettings
 
@@ -26,7 +26,7 @@ def keras_resnet(settings: KerasResnetSettings, image_shape: tuple[int, int, int
         layers[f"stage{stage}"] = nn.Sequential(*blocks)
         inputs = outputs
     layers.update(bn2=batch_norm(inputs), relu2=nn.ReLU())
-    layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc1=nn.Linear(inputs, classes))
+    layers.update(average=GlobalAverage(), flatten=nn.Flatten(), fc1=nn.Linear(inputs, classes))
     return he_normal(nn.Sequential(layers))
 
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from kdx.models.blocks import Residual, named
+from kdx.models.blocks import GlobalAverage, Residual, named
 from kdx.models.initial import he_normal
 from kdx.models.settings import ResnetSettings
 
@@ -29,7 +29,7 @@ def resnet(settings: ResnetSettings, image_shape: tuple[int, int, int], classes:
         inputs = EXPANSION * channels
         blocks += [_bottleneck(inputs, channels, stride=1) for _ in range(count - 1)]
         layers[f"stage{stage}"] = nn.Sequential(*blocks)
-    layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc1=nn.Linear(inputs, classes))
+    layers.update(average=GlobalAverage(), flatten=nn.Flatten(), fc1=nn.Linear(inputs, classes))
     return he_normal(nn.Sequential(layers))
 
 

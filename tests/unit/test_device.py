@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kdx.compose import single
 from kdx.device import prepare_device
 from kdx.errors import UserError
 from kdx.failure import describe, is_plain
+from kdx.weights import save_weights
 
 MANY, FEW = 1_000_000, 10
 
@@ -90,10 +92,27 @@ def test_on_cuda_steps_are_captured_unless_it_is_refused(graph, captures: bool):
     assert not replace(engine(), graph=graph).captures
 
 
-def test_a_network_on_the_cpu_stays_as_it_is():
-    network = convolutional()
+def test_convolutions_lie_channels_last_in_memory_and_compute_the_same():
+    placed, left = engine().placed(convolutional()), convolutional()
+    assert placed.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not placed.conv2.weight.is_contiguous()
+    images = torch.rand(5, 2, 6, 6)
+    assert placed.conv1(images).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(placed(images), left(images))
+
+
+def test_a_perceptron_stays_as_it_is():
+    network = perceptron()
+    before = [parameter.stride() for parameter in network.parameters()]
     assert engine().placed(network) is network
-    assert network.conv1.weight.is_contiguous()
+    assert [parameter.stride() for parameter in network.parameters()] == before
+
+
+def test_the_layout_in_memory_is_not_that_of_files(tmp_path: Path):
+    network = engine().placed(convolutional())
+    save_weights(tmp_path / "weights.safetensors", network)
+    save_weights(tmp_path / "plain.safetensors", convolutional())
+    assert (tmp_path / "weights.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
 
 
 def test_a_full_gpu_is_told_in_one_line_with_what_to_make_smaller():

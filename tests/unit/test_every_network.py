@@ -14,7 +14,7 @@ from kdx.methods import Method
 from kdx.methods.dropout import NoisyDropout
 from kdx.methods.labels import Labels
 from kdx.methods.variational import VariationalLayer
-from kdx.models.blocks import Dense, Residual
+from kdx.models.blocks import Dense, GlobalAverage, Residual
 from kdx.noise import NoiseSource
 from kdx.objective import Objective
 from kdx.step import BETA1, BETA2, Batch, State, make_step, number_names
@@ -25,7 +25,7 @@ BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
 WITH_BATCH_NORM = ["resnet", "densenet", "keras-resnet", "kddp"]
 PLAIN = {
     nn.Sequential, nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten,
-    nn.Identity, nn.BatchNorm2d, nn.ZeroPad2d, Residual, Dense,
+    GlobalAverage, nn.Identity, nn.BatchNorm2d, nn.ZeroPad2d, Residual, Dense,
 }  # fmt: skip
 
 
