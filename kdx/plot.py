@@ -18,7 +18,8 @@ from kdx.report.differences import setting_text
 from kdx.report.drawing import MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
 from kdx.report.finished import finished_runs
 from kdx.report.palette import COLOURS, GREY
-from kdx.report.summary import Group, groups_of
+from kdx.report.summary import Content, Group, grouped, read_run
+from kdx.reproduce.recorded import told_runs
 from kdx.reproduce.tables import Row, load_table, table_names
 from kdx.statistics import Estimate
 
@@ -55,14 +56,17 @@ def trade_off(
     x: str = "R_s",
     y: str = "test_error_percent",
     where: Mapping[str, str] | None = None,
+    *,
+    recorded: bool = False,
 ) -> list[Path]:
     """Draw figure `y` over figure `x` (keys of metrics.json) of all finished runs and published networks of a data set.
 
     `where` has patterns (* and ?, separated by commas) for `student`, `method` and any setting; only runs that match
-    one of each are shown, and none on a part of the training set unless `dataset.train_size` is among them. Gives the
-    files: `out` with .svg, .png and .csv. Raises UserError where there is no such run, or none with both figures.
+    one of each are shown, and none on a part of the training set unless `dataset.train_size` is among them. With
+    `recorded` the runs that only a reproduced table tells of are shown as well. Gives the files: `out` with .svg, .png
+    and .csv. Raises UserError where there is no such run, or none with both figures.
     """
-    groups = _groups(dataset, outputs, WHOLE | dict(where or {}))
+    groups = _groups(dataset, _known(outputs, recorded=recorded), WHOLE | dict(where or {}))
     known = {key for group in groups for figures in group.figures for key in figures if _is_number(figures[key])}
     for key, value in (("x", x), ("y", y)):
         if value not in known:
@@ -148,24 +152,46 @@ def _entry(label: str, marker: str, colour: str, fill: str) -> Line2D:
     return Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor=fill, label=label)
 
 
-def _groups(dataset: str, outputs: Path, where: Mapping[str, str]) -> list[Group]:
+@dataclass(frozen=True)
+class Known:
+    """A finished run, to be read from its folder or read already."""
+
+    dataset: str
+    student: str
+    method: str
+    content: Path | Content
+
+    def read(self) -> Content:
+        """Its settings and figures; UserError when a file is damaged."""
+        return read_run(self.content) if isinstance(self.content, Path) else self.content
+
+
+def _known(outputs: Path, *, recorded: bool) -> list[Known]:
+    folders = finished_runs(outputs)
+    # A folder is runs/<dataset>/<student>/<method>/<run id>.
+    known = [Known(path.parts[-4], path.parts[-3], path.parts[-2], path) for path in folders]
+    if recorded:
+        here = {path.name for path in folders}
+        told = [content for run, content in told_runs(outputs).items() if run not in here]
+        known += [Known(each[1]["dataset"], each[1]["student"], each[1]["method"], each) for each in told]
+    if not known:
+        raise UserError(f"plot: {outputs / 'runs'} holds no finished run; kdx train makes one")
+    return known
+
+
+def _groups(dataset: str, known: Sequence[Known], where: Mapping[str, str]) -> list[Group]:
     """The experiments on a data set that match all patterns."""
-    runs = outputs / "runs"
-    found = finished_runs(outputs)
-    names = sorted({path.relative_to(runs).parts[0] for path in found})
-    if not names:
-        raise UserError(f"plot: {runs} holds no finished run; kdx train makes one")
-    if dataset not in names:
-        raise unknown("plot", dataset, names)
-    chosen = [path for path in found if path.relative_to(runs).parts[0] == dataset]
-    # These two by the folders, so that the files of other runs need not be read.
-    chosen = _chosen(chosen, "student", where.get("student", "*"), lambda path: path.parts[-3])
-    chosen = _chosen(chosen, "method", where.get("method", "*"), lambda path: path.parts[-2])
-    groups = groups_of(chosen)
-    known = sorted({key for group in groups for key in group.settings}.union(WHOLE))
+    chosen = [run for run in known if run.dataset == dataset]
+    if not chosen:
+        raise unknown("plot", dataset, sorted({run.dataset for run in known}))
+    # These two first, so that the files of other runs need not be read.
+    chosen = _chosen(chosen, "student", where.get("student", "*"), lambda run: run.student)
+    chosen = _chosen(chosen, "method", where.get("method", "*"), lambda run: run.method)
+    groups = grouped([run.read() for run in chosen])
+    keys = sorted({key for group in groups for key in group.settings}.union(WHOLE))
     for key in (key for key in where if "." in key):
-        if key not in known:
-            raise unknown("key", key, known)
+        if key not in keys:
+            raise unknown("key", key, keys)
         groups = _chosen(groups, key, where[key], lambda group, key=key: setting_text(group.settings.get(key)))
     return groups
 

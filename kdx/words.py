@@ -43,3 +43,10 @@ def words_and_settings(words: Sequence[str], keys: Collection[str]) -> tuple[lis
         else:
             settings[key] = value
     return plain, settings
+
+
+def flag(key: str, text: str) -> bool:
+    """A setting that is on or off; UserError for another word than true and false."""
+    if text not in ("true", "false"):
+        raise unknown(key, text, ("true", "false"))
+    return text == "true"

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from kdx.commands import outputs_folder
 from kdx.errors import UserError
-from kdx.words import names_and_settings
+from kdx.words import flag, names_and_settings
 
 PATTERNS = ("student", "method")
-KEYS = ("x", "y", *PATTERNS, "out")
+KEYS = ("x", "y", *PATTERNS, "out", "recorded")
 
 HELP = """\
-usage: kdx plot DATASET [x=FIGURE] [y=FIGURE] [student=PATTERN] [method=PATTERN] [KEY=PATTERN ...] [out=NAME]
+usage: kdx plot DATASET [x=FIGURE] [y=FIGURE] [student=PATTERN] [method=PATTERN] [KEY=PATTERN ...] [recorded=true]
+                [out=NAME]
 
 Draw the finished runs of a data set and the networks that the papers print for it, as NAME.svg and NAME.png, with the
 points in NAME.csv. Runs that differ in their seed only are one point with the 95 % interval.
@@ -20,6 +21,7 @@ x, y             figures of metrics.json: R_s and test_error_percent by default
 student, method  only runs that match, such as method=st-* or student=mlp-500-50,lenet-300-100
 KEY              any other setting of the runs, such as trainer.epochs=100 or teacher.name=mlp-*; without
                  dataset.train_size, those that trained on the whole training set
+recorded=true    also the runs that only a reproduced table in outputs/paper tells of
 out              outputs/plots/DATASET by default"""
 
 
@@ -35,6 +37,7 @@ def main(words: Sequence[str]) -> int:
 
     out = Path(given.pop("out", outputs_folder() / "plots" / dataset))
     where = {key: given.pop(key) for key in list(given) if key in PATTERNS or "." in key}
-    for file in trade_off(dataset, outputs_folder(), out, **given, where=where):
+    recorded = flag("recorded", given.pop("recorded", "false"))
+    for file in trade_off(dataset, outputs_folder(), out, **given, where=where, recorded=recorded):
         print(file)
     return 0

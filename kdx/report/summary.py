@@ -22,6 +22,9 @@ FIGURES = (
 )
 PARTS = ("mean", "sd", "ci95_low", "ci95_high")
 
+Content = tuple[Settings, Figures]
+"""What a run is: its settings by dotted key and its figures."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -43,11 +46,18 @@ def groups_of(runs: Iterable[Path]) -> list[Group]:
     The teacher's seed may vary along with `seed`, as in teacher.seed=${seed}; where one seed meets several of the
     teacher's, these are experiments of their own.
     """
+    return grouped([read_run(run) for run in dict.fromkeys(runs)])
+
+
+def read_run(run: Path) -> Content:
+    """The settings of a finished run by dotted key, and its figures; UserError when a file is damaged."""
+    return read_settings(run), read_figures(run)
+
+
+def grouped(runs: Sequence[Content]) -> list[Group]:
+    """What `groups_of` gives, of runs that are read already."""
     groups: list[Group] = []
-    distinct = dict.fromkeys(runs)
-    for wide in _split(
-        [(read_settings(run), read_figures(run)) for run in distinct], frozenset({SEED, *TEACHER_SEEDS})
-    ):
+    for wide in _split(runs, frozenset({SEED, *TEACHER_SEEDS})):
         seeds = [settings[SEED] for settings, _ in wide]
         together = len(set(seeds)) == len(seeds)
         varying = frozenset({SEED}) | (TEACHER_SEEDS if together else frozenset())
@@ -57,9 +67,9 @@ def groups_of(runs: Iterable[Path]) -> list[Group]:
     return groups
 
 
-def _split(runs: Sequence[tuple[Settings, Figures]], varying: frozenset[str]) -> list[list[tuple[Settings, Figures]]]:
+def _split(runs: Sequence[Content], varying: frozenset[str]) -> list[list[Content]]:
     """The runs that agree in all settings that matter but `varying`."""
-    found: dict[tuple[tuple[str, str], ...], list[tuple[Settings, Figures]]] = {}
+    found: dict[tuple[tuple[str, str], ...], list[Content]] = {}
     for settings, figures in runs:
         key = tuple(
             (name, setting_text(value))

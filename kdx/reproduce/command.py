@@ -16,7 +16,7 @@ from kdx.reproduce.recorded import read_recorded
 from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import PaperTable, load_table, named, table_names
 from kdx.seal import seal, unseal
-from kdx.words import split_options
+from kdx.words import flag, split_options
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +133,8 @@ def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
         seeds=_seeds(options["seeds"]),
         budget=_budget(options["budget"]),
         overrides=tuple(overrides),
-        train=_flag("train", options["train"]),
-        recorded=_flag("recorded", options["recorded"]),
+        train=flag("train", options["train"]),
+        recorded=flag("recorded", options["recorded"]),
     )
 
 
@@ -149,9 +149,3 @@ def _budget(text: str) -> Budget:
         if budget == text:
             return budget
     raise unknown("budget", text, BUDGETS)
-
-
-def _flag(key: str, text: str) -> bool:
-    if text not in ("true", "false"):
-        raise unknown(key, text, ("true", "false"))
-    return text == "true"

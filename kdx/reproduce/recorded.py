@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from kdx.errors import UserError
-from kdx.report.page.papers import is_table, read_table, value
+from kdx.report.finished import flat
+from kdx.report.page.papers import Configured, Table, is_table, read_table, value
+from kdx.report.page.papers import Job as Told
 from kdx.report.records import Damaged
+from kdx.report.summary import Content
 from kdx.reproduce.jobs import Done, Job
 from kdx.reproduce.pictures import Weights
 from kdx.reproduce.tables import PaperTable
@@ -19,10 +23,7 @@ def read_recorded(folder: Path, table: PaperTable, jobs: Sequence[Job]) -> dict[
     """
     if not is_table(folder):
         return {}
-    try:
-        source = read_table(table.name, folder)
-    except Damaged as damaged:
-        raise UserError(f"recorded: {damaged.path} is damaged: {damaged}; allowed: false") from None
+    source = _read(table.name, folder)
     told = {(one.row, one.seed, one.run): one for one in source.jobs if one.status == "finished" and one.run}
     found = {}
     for number, job in enumerate(jobs):
@@ -30,9 +31,7 @@ def read_recorded(folder: Path, table: PaperTable, jobs: Sequence[Job]) -> dict[
         if one is None or job.finished:
             continue
         more = source.configured[job.row, job.seed]
-        figures = {key: value(text) for key, text in (one.model_extra or {}).items()}
-        figures = {**(more.model_extra or {}), **figures}
-        found[number] = Done(job, "finished", "", figures, more.recorded or source.provenance.machine)
+        found[number] = Done(job, "finished", "", _figures(one, more), more.recorded or source.provenance.machine)
     if found:
         _check_columns(folder, table, source.columns)
     return found
@@ -44,3 +43,34 @@ def _check_columns(folder: Path, table: PaperTable, told: Iterable[str]) -> None
     new = [key for key in table.columns if key not in set(told)]
     if new:
         raise UserError(f"recorded: the table in {folder} has no column {', '.join(new)}; allowed: false")
+
+
+def told_runs(outputs: Path) -> dict[str, Content]:
+    """The finished students of all tables in `outputs`, by run id; a run has the figures of all tables that tell of it.
+
+    Raises UserError where a table is damaged.
+    """
+    found: dict[str, Content] = {}
+    for folder in sorted(path for path in (outputs / "paper").glob("*/*") if is_table(path)):
+        source = _read(folder.relative_to(outputs / "paper").as_posix(), folder)
+        for job in source.jobs:
+            more = source.configured.get((job.row, job.seed), Configured())
+            if job.status != "finished" or more.of != "student":
+                continue
+            settings = flat(more.configuration)
+            names = {key: settings.get(f"{key}.name") for key in ("dataset", "teacher", "student", "method")}
+            _, known = found.get(job.run, (settings, {}))
+            figures = {**known, **_figures(job, more), **names, "run_id": job.run, "seed": job.seed}
+            found[job.run] = settings, figures
+    return found
+
+
+def _read(name: str, folder: Path) -> Table:
+    try:
+        return read_table(name, folder)
+    except Damaged as damaged:
+        raise UserError(f"recorded: {damaged.path} is damaged: {damaged}; allowed: false") from None
+
+
+def _figures(job: Told, more: Configured) -> dict[str, Any]:
+    return {**(more.model_extra or {}), **{key: value(text) for key, text in (job.model_extra or {}).items()}}

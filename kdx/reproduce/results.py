@@ -13,6 +13,10 @@ from kdx.reproduce.tables import PaperTable
 from kdx.reproduce.text import latex, markdown
 from kdx.statistics import Estimate
 
+NAMES = ("row", "seed", "run", "status", "reason")
+FIGURES = ("epochs", "test_error_percent", "val_error_percent", "R_s", "R_c", "memory_compression")
+"""What is told of every run besides the table's columns, because run folders are not kept for ever."""
+
 
 def write_table(
     folder: Path,
@@ -23,8 +27,8 @@ def write_table(
     claims: Sequence[Checked],
 ) -> None:
     """Write all files of the table into `folder`; every run is in runs.csv, none is left out."""
-    of_runs = ("row", "seed", "run", "status", "reason", "epochs", *table.columns, "train_seconds", "command")
-    write_csv(folder / "runs.csv", of_runs, [_run_row(table, each) for each in done])
+    runs = [_run_row(table, each) for each in done]
+    write_csv(folder / "runs.csv", list(runs[0]) if runs else NAMES, runs)
     rows = [_cell_row(cell) for cell in cells]
     write_csv(folder / "table.csv", list(rows[0]), rows)
     write_text(folder / "table.md", markdown(table, order, done, cells, claims))
@@ -40,9 +44,7 @@ def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
         "run": done.job.run,
         "status": done.status,
         "reason": done.reason,
-        "epochs": figures.get("epochs"),
-        **{column: figures.get(column) for column in table.columns},
-        "train_seconds": figures.get("train_seconds"),
+        **{key: figures.get(key) for key in (*FIGURES, *table.columns, "train_seconds")},
         "command": f"kdx train {shlex.join(done.job.words)}",
     }
 

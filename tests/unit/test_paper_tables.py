@@ -116,7 +116,7 @@ def test_a_claim_about_an_absent_row_is_refused(tmp_path, monkeypatch):
 def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
     order = Order(rows=name, seeds=3, budget="paper", overrides=(), train=False)
     table = only(load_table("kddp/table1"), name)
-    (done,) = run_all(jobs_of(table, order), order)
+    (done,) = run_all(jobs_of(table, order), order, {})
     assert (done.figures["fc1_parameters"], done.figures["keras_parameters"]) == (fc1, keras)
     assert done.figures["fc1_percent"] == pytest.approx(100 * fc1 / keras)
     # 512 of Keras' are the moving statistics of four batch normalisations (SPEC 3).
@@ -128,7 +128,7 @@ def test_a_size_that_training_changes_is_not_told_beforehand(tmp_path):
     words = (f"outputs={tmp_path}",)
     order = Order(rows="*SN 50", seeds=1, budget="paper", overrides=words, train=False)
     table = only(load_table("kddp/table2"), "*SN 50")
-    done = {each.job.row: each for each in run_all(jobs_of(table, order), order)}
+    done = {each.job.row: each for each in run_all(jobs_of(table, order), order, {})}
     assert {each.status for each in done.values()} == {"missing"}
     assert done["Vanilla SN 50"].figures["keras_parameters"] == 85_104
     # Some of its neurons will be gone.

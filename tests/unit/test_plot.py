@@ -94,6 +94,29 @@ def test_chosen_settings(outputs: Path, where: dict[str, str], shown: set[str]):
         assert {row["method"] for row in csv.DictReader(file) if not row["published_in"]} == shown
 
 
+def test_runs_that_only_tables_tell_of(outputs: Path):
+    committed = Path(__file__).parents[2] / "outputs" / "paper" / "vs"
+    for name in ("table1", "fig3"):
+        copytree(committed / name, outputs / "paper" / "vs" / name)
+    csv_file = trade_off("mnist", outputs, outputs / "all", recorded=True, where={"trainer.epochs": "100"})[-1]
+    with csv_file.open(newline="") as file:
+        points = {(row["student"], row["method"]): row for row in csv.DictReader(file) if not row["published_in"]}
+    with (committed / "table1" / "table.csv").open(newline="") as file:
+        cells = {(row["row"], row["column"]): row for row in csv.DictReader(file)}
+    for method, label in (("bc", "BC"), ("ip", "IP")):
+        student = "mlp-1200-1200" if method == "ip" else "lenet-300-100"
+        for column in ("R_s", "test_error_percent"):
+            assert float(points[student, method][column]) == float(cells[label, column]["mean"])
+    # fig3 tells no R_s of its runs, so those that no other table tells of are not shown.
+    assert ("lenet-300-100", "kd-vbd") not in points
+    # The same figure of both tables: a run is one run.
+    memory = trade_off("mnist", outputs, outputs / "m", x="memory_compression", y="csr_bytes", recorded=True)[-1]
+    with memory.open(newline="") as file:
+        seeds = {(row["student"], row["method"]): row["seeds"] for row in csv.DictReader(file)}
+    assert seeds["lenet-300-100", "st-vbd"] == "3"
+    assert seeds["lenet-300-100", "kd-vbd"] == "3"
+
+
 def test_published_networks_are_those_with_both_numbers():
     names = [point.student for point in published("mnist", "R_s", "test_error_percent")]
     # Once each, although two rows compare with them; IP's R_s of 1.4e-6 is impossible.

@@ -156,6 +156,8 @@ def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
     with (tmp_path / "runs.csv").open(newline="") as file:
         runs = list(csv.DictReader(file))
     assert [run["status"] for run in runs] == ["finished"] * 4 + ["failed", "missing"]
+    # Figures that a later table may want, because the folders of runs are not kept for ever.
+    assert {"R_c", "memory_compression", "val_error_percent"} <= runs[0].keys()
     assert runs[4]["reason"] == "the loss is not finite"
     assert runs[0]["command"].startswith("kdx train dataset=mnist dataset.validation=0 teacher=mlp-1200-1200")
     assert runs[0]["command"].endswith("method=st-svd seed=0")
