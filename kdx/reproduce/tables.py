@@ -84,7 +84,8 @@ class PaperTable(Settings):
     """A table of a paper, and how kdx makes it again.
 
     `dataset` and `common` are words of every row; in a smoke run `smoke` comes last and digits are the data set. The
-    rows are those of the file, then every combination of its `grid`'s entries. With `figure` they are drawn as well.
+    rows are those of the file, then every combination of the entries of its `grid`, or of each of its `grids`. With
+    `figure` they are drawn as well.
     """
 
     name: Text
@@ -146,18 +147,20 @@ def load_table(name: str) -> PaperTable:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(f"{file}: it holds no table")
-    axes = [
-        {label: settings_from(Part, part, f"{file}: grid.{label}") for label, part in axis.items()}
-        for axis in content.pop("grid", [])
-    ]
-    rows = {**content.get("rows", {}), **{label: row.model_dump() for label, row in _combined(axes).items()}}
+    rows = dict(content.get("rows", {}))
+    # A table has one `grid`, or several `grids`, where some rows need other words than others.
+    for grid in [*([content.pop("grid")] if "grid" in content else []), *content.pop("grids", [])]:
+        axes = [
+            {label: settings_from(Part, part, f"{file}: grid.{label}") for label, part in axis.items()} for axis in grid
+        ]
+        rows |= {label: row.model_dump() for label, row in _combined(axes).items()}
     return settings_from(PaperTable, content | {"name": name, "rows": rows}, str(file))
 
 
 def _combined(axes: Sequence[Mapping[str, Part]]) -> dict[str, Row]:
     """A row for every combination of one entry of each axis; its series is the first axis' entry."""
     rows = {}
-    for combination in product(*(axis.items() for axis in axes)) if axes else ():
+    for combination in product(*(axis.items() for axis in axes)):
         labels, parts = zip(*combination, strict=True)
         published = [part.published for part in parts]
         rows[", ".join(labels)] = Row(

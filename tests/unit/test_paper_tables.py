@@ -174,6 +174,13 @@ def test_a_grid_combines_its_axes(tmp_path, monkeypatch):
     assert (first.train, first.smoke, first.x, first.series) == (["method=kd", "method.T=1"], ["seed=1"], 1.0, "a")
     assert first.published == {"quantity": "q", "where": "w"}
     assert (last.train, last.published, last.x, last.series) == ([], {}, 2.0, "b")
+    # Several grids are one behind the other.
+    grid = content.pop("grid")
+    file.write_text(yaml.safe_dump({**content, "grids": [grid, [{"c": {"train": ["method=svd"]}}]]}))
+    several = load_table("x/table").rows
+    assert {row: several[row] for row in rows} == rows
+    assert (list(several)[-1], several["c"].train) == ("c", ["method=svd"])
+    content["grid"] = grid
     content["grid"][0]["a"]["x"] = 3.0
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=r"several axes of a grid say the same: \[3\.0, 1\.0\]"):

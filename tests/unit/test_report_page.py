@@ -100,6 +100,19 @@ def test_a_run_has_its_command_configuration_and_figures(outputs: Path, capsys: 
     assert {f"#run-{run['run']}" for run in runs[:3]} <= set(links)
 
 
+def test_a_run_of_an_earlier_table_names_its_machine(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    file = outputs / "paper/vs/table1/provenance.json"
+    provenance = json.loads(file.read_text())
+    run = provenance["runs"][2]
+    run["recorded"] = {"cpu": "an abacus", "cores": 10, "date": "2026-01-02T03:04:05+00:00"}
+    file.write_text(json.dumps(provenance))
+    text, _ = page(outputs, capsys)
+    said = Seen(text.split(f'id="run-{run["run"]}"')[1].split("</article>")[0]).text
+    assert "so this is what the tables tell of it: an abacus, 10 cores, 2026-01-02" in said
+    # It is no figure.
+    assert "recorded" not in said
+
+
 def test_the_figure_and_its_numbers(outputs: Path, capsys: pytest.CaptureFixture[str]):
     text, _ = page(outputs, capsys)
     section = text.split('id="paper-vs-figure1"')[1].split("</section>")[0]

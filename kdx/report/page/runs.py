@@ -37,7 +37,8 @@ class Use:
 class Run:
     """A run, a teacher or a network without training, as far as the files tell; `anchor` is its place in the page.
 
-    `settings` is the configuration, `text` the same as YAML; both are empty where no file has it.
+    `settings` is the configuration, `text` the same as YAML; both are empty where no file has it. `recorded` is the
+    machine of a run that its table took from an earlier one.
     """
 
     anchor: str
@@ -50,6 +51,7 @@ class Run:
     text: str = ""
     command: str = ""
     folder: Path | None = None
+    recorded: dict[str, Any] = field(default_factory=dict)
     inference: Inference | None = None
     uses: tuple[Use, ...] = ()
 
@@ -154,6 +156,7 @@ def _told(source: Table, index: int, job: Job) -> Run:
         settings=settings,
         text=yaml.dump(settings, Dumper=DUMPER, sort_keys=False, allow_unicode=True) if settings else "",
         command=job.command,
+        recorded=more.recorded or {},
     )
 
 
@@ -167,4 +170,5 @@ def _joined(known: Run, told: Run) -> Run:
         settings=known.settings or told.settings,
         text=known.text or told.text,
         command=known.command or told.command,
+        recorded=known.recorded or told.recorded,
     )
