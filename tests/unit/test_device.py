@@ -47,6 +47,14 @@ def test_variational_weights_make_compiling_worth_more():
     assert all(sorted(decision) == decision for decision in decisions), "more steps never speak against it"
 
 
+@pytest.mark.usefixtures("compiler")
+def test_convolutions_are_not_compiled_unless_it_is_asked_for(caplog):
+    with caplog.at_level(logging.INFO, "kdx.device"):
+        assert not replace(engine(), compile="auto").compiles(convolutional(), MANY)
+    assert "not compiled: with convolutions" in caplog.text
+    assert replace(engine(), compile=True).compiles(convolutional(), FEW)
+
+
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_auto_runs_eagerly_and_the_log_says_so(caplog):
     with caplog.at_level(logging.INFO, "kdx.device"):
