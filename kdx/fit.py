@@ -13,8 +13,9 @@ from kdx.config import TrainerSettings
 from kdx.data.dataset import Data
 from kdx.device import Engine
 from kdx.errors import Diverged
-from kdx.measure.accuracy import error_percent
-from kdx.measure.sparsity import layers, percent_zero
+from kdx.measure.accuracy import wrong_count
+from kdx.measure.sparsity import nonzero_count, percent_zero, weight_count
+from kdx.member import Reading
 from kdx.methods import Method
 from kdx.runs import RunFolder
 from kdx.stacked import Way
@@ -122,14 +123,22 @@ def trainee_of(
     student = engine.placed(method.prepare(network))
     objective = method.objective(student, lesson.teacher, data.train.per_epoch)
 
-    def evaluate(epoch: int) -> dict[str, float | None]:
+    validation = data.validation
+    images = 0 if validation is None else len(validation.images)
+
+    def evaluate(epoch: int) -> Reading:
         after_epoch(student, epoch)
         plain = method.finalize(deepcopy(student))
-        rows = layers(plain)
-        return {
-            "val_error_percent": None if data.validation is None else error_percent(plain, data.validation),
-            "sparsity_percent": percent_zero(sum(row.weights for row in rows), sum(row.nonzero for row in rows)),
-        }
+        weights, nonzero = weight_count(plain), nonzero_count(plain)
+        wrong = None if validation is None else wrong_count(plain, validation)
+
+        def read() -> dict[str, float | None]:
+            return {
+                "val_error_percent": None if wrong is None else 100.0 * wrong.item() / images,
+                "sparsity_percent": percent_zero(weights, int(nonzero)),
+            }
+
+        return read
 
     stored = lesson.teacher_logits
     training = Training(

@@ -20,8 +20,14 @@ from kdx.streams import stream
 NAMED = 3
 """How many of the tensors that are no longer finite a message names."""
 
-Evaluate = Callable[[int], dict[str, float | None]]
-"""Figures of the student as it stands after epoch n (from 1), for the history: validation error, sparsity, ..."""
+Reading = Callable[[], dict[str, float | None]]
+"""Waits for the device and gives what was asked."""
+
+Evaluate = Callable[[int], Reading]
+"""Asks for figures of the student as it stands after epoch n (from 1): validation error, sparsity, ...
+
+Asking does not wait for the device, so that several students can be asked before the first answer is read.
+"""
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,12 @@ class Member:
             f" {epoch + 1}, step {place + 1}; try a lower {' or '.join(self._step_sizes())}"
         )
 
-    def close_epoch(self, means: list[float]) -> None:
-        """Add the epoch, in which everything was finite, to the history."""
+    def look(self) -> Reading:
+        """Ask for the figures of the student at the end of an epoch, in which everything was finite."""
+        return self.evaluate(self.epoch + 1)
+
+    def close_epoch(self, means: list[float], seen: Reading) -> None:
+        """Add the epoch to the history, with the means of its terms and what was seen of the student."""
         terms = dict(zip(["loss", *self.objective.terms], means, strict=True))
         monitors = {name: monitor(self.state.parameters) for name, monitor in self.objective.monitors.items()}
         last_step = self.epoch + 1 - 1 / self.steps_per_epoch
@@ -150,7 +160,7 @@ class Member:
         figures = {
             "epoch": self.epoch + 1,
             **terms,
-            **self.evaluate(self.epoch + 1),
+            **seen(),
             **monitors,
             **{key.rpartition(".")[2]: size(last_step) for key, size in self._step_sizes().items()},
             "seconds": seconds,

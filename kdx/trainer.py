@@ -186,8 +186,9 @@ class _Loop:
         means = {member: member.means() for member in self.active}
         self._lap(training=True)
         self.give_up(Member.broken)
+        seen = {member: member.look() for member in self.active}
         for member in self.active:
-            member.close_epoch(means[member])
+            member.close_epoch(means[member], seen[member])
         self._lap(training=False)
         ended = [member for member in self.active if member.done]
         # Those that ended are computed on with the others, but nobody reads them.

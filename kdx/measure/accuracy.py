@@ -29,15 +29,22 @@ def error_percent(model: nn.Module, split: Split, batch_size: int = 1000) -> flo
 
     Computed on the model's device. Raises ValueError when there are no images, or not one label for each.
     """
+    return 100.0 * wrong_count(model, split, batch_size).item() / len(split.images)
+
+
+def wrong_count(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
+    """How many images of `split`, not mirrored, have their largest logit not at their label: () int64.
+
+    It is on the model's device, which nobody waits for. Raises ValueError as `error_percent` does.
+    """
     count = len(split.images)
     if count == 0 or count != len(split.labels):
         raise ValueError(f"{count} images and {len(split.labels)} labels: expected at least one, and as many of both")
     with evaluating(model) as device:
-        # Counted on the device: reading the count after each batch would wait for the device each time.
         wrong = torch.zeros((), dtype=torch.int64, device=device)
         for images, labels in split.batches(batch_size):
             wrong += (model(images.to(device)).argmax(dim=1) != labels.to(device)).sum()
-    return 100.0 * wrong.item() / count
+    return wrong
 
 
 def logits_of(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kdx.files import write_rows
 from kdx.measure.footprint import matrix_csr_bytes, matrix_dense_bytes, weight_matrices
@@ -41,6 +42,16 @@ def layers(model: nn.Module) -> list[Layer]:
             )
         )
     return rows
+
+
+def nonzero_count(model: nn.Module) -> Tensor:
+    """The nonzero weights of all matrices: () int64 on the model's device, which nobody waits for."""
+    return torch.stack([weight.count_nonzero() for weight in weight_matrices(model).values()]).sum()
+
+
+def weight_count(model: nn.Module) -> int:
+    """The weights of all matrices, zero or not."""
+    return sum(weight.numel() for weight in weight_matrices(model).values())
 
 
 @dataclass(frozen=True)

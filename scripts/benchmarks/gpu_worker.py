@@ -37,7 +37,7 @@ from kdx.data.dataset import Data
 from kdx.device import Engine, prepare_device
 from kdx.errors import one_line
 from kdx.fit import Lesson, Plan, trainee_of
-from kdx.member import Evaluate, Trainee
+from kdx.member import Evaluate, Reading, Trainee
 from kdx.models import build_model
 from kdx.runs import RunFolder
 from kdx.trainer import train_together
@@ -65,15 +65,20 @@ class Clock:
     def around(self, evaluate: Evaluate, first: bool, last: bool) -> Evaluate:
         """The evaluation of one of the models that are trained together, timed."""
 
-        def timed(epoch: int) -> dict[str, float | None]:
+        def timed(epoch: int) -> Reading:
             if first:
                 self._lap(self.training)
-            figures = evaluate(epoch)
-            if last:
-                self._lap(self.evaluation)
-                if epoch >= LEAST_EPOCHS and time.perf_counter() > self._end:
-                    raise Enough
-            return figures
+            seen = evaluate(epoch)
+
+            def read() -> dict[str, float | None]:
+                figures = seen()
+                if last:
+                    self._lap(self.evaluation)
+                    if epoch >= LEAST_EPOCHS and time.perf_counter() > self._end:
+                        raise Enough
+                return figures
+
+            return read
 
         return timed
 

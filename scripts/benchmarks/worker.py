@@ -22,6 +22,7 @@ from kdx.config import Config
 from kdx.data import load_data
 from kdx.device import prepare_device
 from kdx.logits import teacher_logits
+from kdx.member import Reading
 from kdx.methods import build_method
 from kdx.models import build_model
 from kdx.trainer import Training, train
@@ -103,9 +104,9 @@ def run_kdx(order: Order, config: Config, pace: Pace) -> None:
     steps = examples // order.batch_size
     pace.ready(_facts(steps, work.gflop_per_step(data.train.images[0].numel(), data.classes), engine.gemm, dtype))
 
-    def epoch_is_over(_epoch: int) -> dict[str, float | None]:
+    def epoch_is_over(_epoch: int) -> Reading:
         pace.done()
-        return {}
+        return dict
 
     train(student, method.objective(student, teacher, examples), training, engine, epoch_is_over)
 

@@ -77,7 +77,7 @@ def trained(
     settings = TrainerSettings(**(values | {"checkpoint_seconds": 1e9} | trainer))
     logits = normal(EXAMPLES, CLASSES, seed=4).to(how.device)
     given = Training("miniature", "it", examples, logits, settings, 0, folder / "checkpoint")
-    progress = train(student, objective, given, how, lambda epoch: {})
+    progress = train(student, objective, given, how, lambda epoch: dict)
     return Trained(progress, load_tensors(folder / "checkpoint")[0], student)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdx.compose import single
 from kdx.data.dataset import Data, Split
 from kdx.device import Engine, prepare_device
+from kdx.member import Reading
 from kdx.methods import Method
 from kdx.objective import Objective, Step
 from kdx.procedures import build
@@ -111,6 +112,6 @@ def step_of(student: nn.Module, objective: Objective, examples: Split, logits: T
     )
 
 
-def no_figures(_epoch: int) -> dict[str, float | None]:
+def no_figures(_epoch: int) -> Reading:
     """What `train` is given where nobody evaluates."""
-    return {}
+    return dict

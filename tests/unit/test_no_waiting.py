@@ -4,6 +4,7 @@ Whatever reads a number or depends on one fails there; tensors that come from th
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from kdx import step as steps
 from kdx.data.dataset import Split
+from kdx.measure.accuracy import wrong_count
+from kdx.measure.sparsity import nonzero_count
 from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.noise import NoiseSource
 from kdx.state import State, stacked
@@ -103,6 +106,20 @@ def test_no_step_waits_for_the_device(name: str, build: Callable[[], nn.Module])
 @pytest.mark.parametrize("name", ["kd", "st-vbd", "kd-dropout", "sgld"])
 def test_nor_does_a_step_of_several_models(name: str, eager: bool):
     step_on_fakes(name, perceptron, models=3, eager=eager)
+
+
+@pytest.mark.parametrize(("name", "build"), [case for case in CASES if case[0] != "bdk"])
+def test_nobody_waits_to_ask_for_the_figures_of_an_epoch(name: str, build: Callable[[], nn.Module]):
+    """Several models are asked before the first answer is read."""
+    how, _ = method_and_procedure(name)
+    shape = IMAGE if build.__name__ == "<lambda>" else (1, 6, 6)
+    with torch.device("meta"):
+        student = how.prepare(build())
+        examples = Split(torch.empty(5, *shape), torch.empty(5, dtype=torch.int64))
+        with Crossing():
+            plain = how.finalize(deepcopy(student))
+            figures = nonzero_count(plain), wrong_count(plain, examples)
+    assert [figure.device.type for figure in figures] == ["meta", "meta"]
 
 
 def test_a_step_that_waits_is_noticed(monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdx.config import TrainerSettings
 from kdx.errors import Interrupted
+from kdx.member import Reading
 from kdx.objective import Objective, Step, Term
 from kdx.trainer import Training, train
 
@@ -159,9 +160,11 @@ def impatient(folder: Path, act: Callable[[int], None] = lambda steps: None) -> 
     given = training(folder)
     given = replace(given, trainer=given.trainer.model_copy(update={"patience": 2, "epochs": len(ERRORS)}))
     student, objective = student_and_objective()
-    progress = train(
-        student, counting(objective, act), given, engine(), lambda epoch: {"val_error_percent": ERRORS[epoch - 1]}
-    )
+
+    def errors(epoch: int) -> Reading:
+        return lambda: {"val_error_percent": ERRORS[epoch - 1]}
+
+    progress = train(student, counting(objective, act), given, engine(), errors)
     return student, progress
 
 

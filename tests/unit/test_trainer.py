@@ -13,11 +13,11 @@ from kdx.checkpoint import Progress
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Diverged
-from kdx.member import Member, Trainee
+from kdx.member import Member, Reading, Trainee
 from kdx.objective import Objective, Step, Term
 from kdx.step import make_step
 from kdx.tensors import load_tensors
-from kdx.trainer import Training, train
+from kdx.trainer import Training, train, train_together
 
 LR = 1e-2
 
@@ -167,7 +167,7 @@ def test_the_history_has_means_figures_and_monitors(tmp_path: Path):
         objective,
         training(tmp_path, numbered(8)),
         engine(),
-        lambda _: {"val_error_percent": None, "sparsity_percent": next(evaluations)},
+        lambda _: lambda: {"val_error_percent": None, "sparsity_percent": next(evaluations)},
     )
     assert list(progress.history[0]) == [
         *("epoch", "loss", "one", "two", "val_error_percent", "sparsity_percent", "largest", "lr", "seconds")
@@ -319,15 +319,30 @@ def test_where_nobody_looks_within_an_epoch_the_weights_stand_still_from_the_fir
         assert str(member.broken()).startswith("miniature: early is no longer finite in epoch 1, step 3;")
 
 
+def test_all_models_are_asked_for_their_figures_before_one_answer_is_read(tmp_path: Path):
+    events = []
+
+    def trainee(index: int) -> Trainee:
+        def evaluate(_epoch: int) -> Reading:
+            events.append(f"ask {index}")
+            return lambda: events.append(f"read {index}") or {}
+
+        given = training(tmp_path / str(index), numbered(8), seed=index, epochs=2)
+        return Trainee(perceptron(seed=index), Witness().objective, given, evaluate)
+
+    train_together([trainee(0), trainee(1)], engine())
+    assert events == ["ask 0", "ask 1", "read 0", "read 1"] * 2
+
+
 class Judge:
     """An evaluation that gives errors in the order in which they are listed, and keeps the weights of every epoch."""
 
     def __init__(self, student: nn.Module, errors: list[float]) -> None:
         self.student, self.errors, self.weights = student, errors, []
 
-    def __call__(self, epoch: int) -> dict[str, float | None]:
+    def __call__(self, epoch: int) -> Reading:
         self.weights.append({name: value.clone() for name, value in self.student.state_dict().items()})
-        return {"val_error_percent": self.errors[epoch - 1]}
+        return lambda: {"val_error_percent": self.errors[epoch - 1]}
 
 
 def judged(folder: Path, errors: list[float], patience: int | None, **settings) -> tuple[nn.Module, Judge, Progress]:
