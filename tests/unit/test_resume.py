@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from miniature import CLASSES, engine, method, no_figures, normal, perceptron, split
+from networks import IMAGE, small
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdx.config import TrainerSettings
+from kdx.data.dataset import Split
 from kdx.errors import Interrupted
 from kdx.member import Reading
 from kdx.objective import Objective, Step, Term
@@ -90,6 +92,24 @@ def test_stopped_and_continued_is_uninterrupted(tmp_path: Path, uninterrupted, l
     assert f"continued at step {last}" in caplog.text
     assert len(steps) == EPOCHS * STEPS_PER_EPOCH - last
     assert_same(continued, uninterrupted)
+
+
+def test_convolutions_are_continued_in_their_layout(tmp_path: Path):
+    examples = Split(normal(13, *IMAGE, seed=6), torch.arange(13) % CLASSES)
+
+    def convolutional(folder: str, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
+        how = method("kd")
+        student = engine().placed(how.prepare(small("lenet")))
+        objective, given = how.objective(student, None, 13), replace(training(tmp_path / folder), examples=examples)
+        return student, train(student, counting(objective, act), given, engine(), no_figures)
+
+    with pytest.raises(Interrupted):
+        convolutional("stopped", stop_at(5))
+    continued = convolutional("stopped")
+    filters = [parameter for parameter in continued[0].parameters() if parameter.dim() == 4]
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in filters)
+    assert not any(each.is_contiguous() for each in filters if each.shape[1] > 1)
+    assert_same(continued, convolutional("whole"))
 
 
 def test_stopped_many_times(tmp_path: Path, uninterrupted):
