@@ -167,6 +167,8 @@ def read_table(name: str, folder: Path) -> Table:
     # The runs that a paper printed are no runs of ours.
     if {cell.row for cell in cells if cell.runs} - {job.row for job in jobs}:
         raise Damaged(folder / RUNS, f"it has other rows than {TABLE}")
+    if {(job.row, job.seed) for job in jobs} != table.configured.keys():
+        raise Damaged(folder / RUNS, f"it has other runs than {PROVENANCE}")
     return table
 
 
