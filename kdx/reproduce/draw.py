@@ -59,7 +59,9 @@ def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
             places = [x for x, _ in rows]
             means = [nan if cell.ours is None else cell.ours.mean for _, cell in rows]
             errors = [0.0 if cell.ours is None else cell.ours.half_width or 0.0 for _, cell in rows]
-            axes.plot(places, means, color=colour, marker=marker, label=name)
+            # The colours repeat after a while; then the marks are white.
+            fill = colour if number < len(COLOURS) else "white"
+            axes.plot(places, means, color=colour, marker=marker, markerfacecolor=fill, label=name)
             axes.errorbar(places, means, errors, fmt="none", color=colour, capsize=1.5, elinewidth=0.6)
         printed = [(x, float(cell.published)) for x, cell in rows if cell.published is not None]
         if printed:
