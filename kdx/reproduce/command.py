@@ -85,7 +85,7 @@ def _recorded(table: PaperTable, jobs: Sequence[Job], order: Order) -> dict[int,
     if order.recorded:
         return read_recorded(folder, table, jobs)
     with suppress(UserError):
-        lost = sum(not order.trains(jobs[number].row) for number in read_recorded(folder, table, jobs))
+        lost = len(read_recorded(folder, table, [job for job in jobs if not order.trains(job.row)]))
         if lost:
             log.warning(
                 "%s: %d runs that it lists as finished are not here and will be missing; recorded=true keeps them",

@@ -27,9 +27,10 @@ def read_recorded(folder: Path, table: PaperTable, jobs: Sequence[Job]) -> dict[
     told = {(one.row, one.seed, one.run): one for one in source.jobs if one.status == "finished" and one.run}
     found = {}
     for number, job in enumerate(jobs):
-        one, more = told.get((job.row, job.seed, job.run)), source.configured.get((job.row, job.seed))
-        if one is None or more is None or job.finished:
+        one = told.get((job.row, job.seed, job.run))
+        if one is None or job.finished:
             continue
+        more = source.configured[job.row, job.seed]
         found[number] = Done(job, "finished", "", _figures(one, more), more.recorded or source.provenance.machine)
     if found:
         _check_columns(folder, table, source.columns)
@@ -53,8 +54,8 @@ def told_runs(outputs: Path) -> dict[str, Content]:
     for folder in sorted(path for path in (outputs / "paper").glob("*/*") if is_table(path)):
         source = _read(folder.relative_to(outputs / "paper").as_posix(), folder)
         for job in source.jobs:
-            more = source.configured.get((job.row, job.seed))
-            if job.status != "finished" or more is None or more.of != "student":
+            more = source.configured[job.row, job.seed]
+            if job.status != "finished" or more.of != "student":
                 continue
             settings = flat(more.configuration)
             names = {key: settings.get(f"{key}.name") for key in ("dataset", "teacher", "student", "method")}
