@@ -1,6 +1,6 @@
 """The finished runs that a table made earlier, perhaps elsewhere, tells of, where their folders are not at hand."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ def read_recorded(folder: Path, table: PaperTable, jobs: Sequence[Job]) -> dict[
     """The jobs, by their number, that the table in `folder` lists as finished and that are not finished here.
 
     A run id is a hash of all that can change a result, so that a record of other settings is never taken. Raises
-    UserError where the table is damaged, has other columns, or is drawn from weights, which no table keeps.
+    UserError where the table is damaged, knows nothing of a column that was added since, or is drawn from weights,
+    which no table keeps.
     """
     if not is_table(folder):
         return {}
@@ -33,16 +34,18 @@ def read_recorded(folder: Path, table: PaperTable, jobs: Sequence[Job]) -> dict[
         more = source.configured[job.row, job.seed]
         found[number] = Done(job, "finished", "", _figures(one, more), more.recorded or source.provenance.machine)
     if found:
-        _check_columns(folder, table, source.columns)
+        _check_columns(folder, table, source.columns, found.values())
     return found
 
 
-def _check_columns(folder: Path, table: PaperTable, told: Iterable[str]) -> None:
+def _check_columns(folder: Path, table: PaperTable, told: Container[str], found: Collection[Done]) -> None:
     if isinstance(table.figure, Weights):
         raise UserError(f"recorded: {table.name} is drawn from weights, which a table does not keep; allowed: false")
-    new = [key for key in table.columns if key not in set(told)]
-    if new:
-        raise UserError(f"recorded: the table in {folder} has no column {', '.join(new)}; allowed: false")
+    # A column that is new in the table may still be among what is told of every run.
+    new = [key for key in table.columns if key not in told]
+    lacking = [key for key in new if any(each.figures.get(key) is None for each in found)]
+    if lacking:
+        raise UserError(f"recorded: the table in {folder} has no column {', '.join(lacking)}; allowed: false")
 
 
 def told_runs(outputs: Path) -> dict[str, Content]:

@@ -212,6 +212,14 @@ def test_a_record_of_other_settings_is_not_taken(written: Path, table: PaperTabl
     assert not read_recorded(written / "nothing", table, jobs_of(table, ORDER))
 
 
+def test_a_new_column_is_taken_from_what_is_told_of_every_run(written: Path, table: PaperTable, done: list[Done]):
+    jobs = [each.job for each in done]
+    wider = table.model_copy(update={"columns": {**table.columns, "R_c": column()}})
+    write(written, table, [replace(each, figures={**each.figures, "R_c": 9.0 + each.job.seed}) for each in done])
+    found = read_recorded(written, wider, jobs)
+    assert [each.figures["R_c"] for each in found.values()] == [9.0 + jobs[number].seed for number in found]
+
+
 def test_a_record_that_cannot_serve_is_refused(written: Path, table: PaperTable, jobs: list[Job]):
     wider = table.model_copy(update={"columns": {**table.columns, "R_c": column()}})
     with pytest.raises(UserError, match=r"^recorded: the table in .* has no column R_c; allowed: false$"):
