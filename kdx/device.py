@@ -144,7 +144,8 @@ def _chosen(kind: str) -> torch.device:
     if torch.cuda.is_available():
         available.insert(0, "cuda")
     if torch.backends.mps.is_available():
-        available.insert(0, "mps")
+        # Last, because nobody has tried kdx on one yet: it is taken only where it is named.
+        available.append("mps")
     if kind == "auto":
         return torch.device(available[0])
     if kind not in available:

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +71,9 @@ class State:
             "": self.parameters | (self.buffers if buffers else {}),
         }
         names = [(prefix, name) for prefix, group in groups.items() for name in group]
-        # A sum in float64 is finite if and only if every float32 in it is; it is read once, for all.
-        sums = [value.sum(dtype=torch.float64) for group in groups.values() for value in group.values()]
-        broken = [each for each, total in zip(names, torch.stack(sums).tolist(), strict=True) if not isfinite(total)]
+        # Asked of the device for all of them before one answer is read.
+        fine = torch.stack([value.isfinite().all() for group in groups.values() for value in group.values()])
+        broken = [each for each, finite in zip(names, fine.tolist(), strict=True) if not finite]
         return [prefix + name for prefix, name in broken if prefix == broken[0][0]]
 
     def network(self) -> dict[str, Tensor]:

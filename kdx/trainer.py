@@ -165,10 +165,10 @@ class _Loop:
             # Elsewhere the look would wait for the device; it stops moving the weights all the same.
             if self.device.type == "cpu":
                 self.give_up(Member.broken_term)
+            if self.active and index < self.steps_per_epoch:
+                self.heed()
             if not self.active:
                 return
-            if index < self.steps_per_epoch:
-                self.heed()
         if self.device.type != "cpu" and epoch + 1 < self.epochs:
             # While the device is still busy with this epoch, which nobody has waited for yet.
             self._next = epoch + 1, self._drawn(epoch + 1)

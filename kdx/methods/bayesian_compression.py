@@ -8,6 +8,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from kdx.layers import NoisyLayer, geometry_of, substitute
+from kdx.methods.dropout import without_dropout
 from kdx.methods.part import Context, Part
 from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_alpha, warming_up
 from kdx.models.links import silence_unused
@@ -243,7 +244,8 @@ class BayesianCompression(Part):
         thresholds = self.threshold if isinstance(self.threshold, list) else [self.threshold] * len(layers)
         plain = {layer: layer.plain(threshold) for layer, threshold in zip(layers, thresholds, strict=True)}
         substitute(student, lambda layer: plain[layer] if isinstance(layer, GroupLayer) else None)
-        silence_unused(student)
+        # Dropout that still lies between two layers would hide that a neuron is used by nobody.
+        silence_unused(without_dropout(student))
         return student
 
 

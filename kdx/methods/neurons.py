@@ -53,7 +53,8 @@ def mean_activations(network: nn.Sequential, hidden: Hidden, examples: Split) ->
     names = [name for name, _ in network.named_children()]
     head = network[: names.index(hidden.activation) + 1]
     with evaluating(head):
-        sums = torch.stack([head(images).double().sum(dim=0) for images, _ in examples.batches()])
+        # On the CPU, because Apple's GPUs have no float64.
+        sums = torch.stack([head(images).cpu().double().sum(dim=0) for images, _ in examples.batches()])
     return sums.sum(dim=0) / len(examples)
 
 

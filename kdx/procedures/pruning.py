@@ -71,9 +71,13 @@ def prune(network: nn.Module, masks: Masks) -> None:
 
 
 def _relative(weight: Tensor) -> Tensor:
-    """|w| over the standard deviation of those that are not zero; zero where w is."""
+    """|w| over the standard deviation of those that are not zero; zero where w is.
+
+    A single survivor has no deviation: it is greater than every multiple of it, and the ratio the greatest number.
+    """
     survivors = weight[weight != 0]
-    return weight.abs() / survivors.std(correction=0) if survivors.any() else weight.abs()
+    deviation = survivors.std(correction=0) if survivors.any() else weight.new_ones(())
+    return torch.where(weight != 0, weight.abs() / deviation, 0.0).clamp(max=torch.finfo(weight.dtype).max)
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

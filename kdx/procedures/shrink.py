@@ -57,7 +57,7 @@ class Shrink(Procedure):
 
         for number in range(1, self.rounds + 1):
             network = stage(f"penalised-{number}", penalised, network)
-            kept = self._survivors(mean_activations(network, hidden, lesson.data.train), hidden)
+            kept = self._survivors(mean_activations(network, hidden, lesson.data.train), hidden).to(engine.device)
             network = stage(f"fine-tuned-{number}", unpenalised, without_neurons(network, hidden, kept))
         after = _width(network, hidden)
         finished = unpenalised.finalize(network)

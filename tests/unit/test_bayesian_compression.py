@@ -191,6 +191,15 @@ def test_a_neuron_that_is_no_input_any_more_has_no_weights_either():
     assert (plain.fc1.bias != 0).tolist() == [False, False, True, True, True]
 
 
+def test_dropout_between_two_layers_hides_no_neuron():
+    how, network = method("bc", threshold=-3.0), perceptron()
+    network.fc1_relu = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
+    student = how.prepare(network)
+    with torch.no_grad():
+        student.fc2.z_log_sigma2[:2] = 1.0
+    assert (how.finalize(student).fc1.weight != 0).any(dim=1).tolist() == [False, False, True, True, True]
+
+
 def test_every_layer_may_have_a_threshold_of_its_own():
     _, plain = prepared([20.0, -5.0])
     assert neurons(plain) == [Neurons(36, 36), Neurons(5, 3)]

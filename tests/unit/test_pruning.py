@@ -4,6 +4,7 @@ import csv
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,17 @@ def test_a_layer_without_survivors_stays_so():
     found, _ = masks_by_fraction(weights, 0.25)
     assert (int(found["a"].sum()), int(found["b"].sum())) == (0, 10)
     assert not masks_by_quality(weights, 0.1)["a"].any()
+
+
+def test_a_single_survivor_goes_last():
+    """Its layer's deviation is zero, which no multiple of it exceeds."""
+    weights = {"a": torch.zeros(10, 50), "b": normal(100, 100, seed=1)}
+    weights["a"][3, 7] = 0.01
+    found, q = masks_by_fraction(weights, 0.01)
+    assert found["a"].nonzero().tolist() == [[3, 7]]
+    assert int(found["b"].sum()) == 104
+    assert torch.equal(found["b"], masks_by_quality(weights, q)["b"])
+    assert isfinite(masks_by_fraction(weights, 0.0001)[1])
 
 
 def test_each_layer_loses_its_smallest_weights():

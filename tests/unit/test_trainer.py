@@ -298,6 +298,13 @@ def test_the_last_good_checkpoint_is_kept(tmp_path: Path, how: Callable[[Step], 
     assert all(value.isfinite().all() for value in tensors.values())
 
 
+def test_where_only_a_checkpoint_finds_it_no_step_is_taken_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on a GPU, where a step does not wait for a look at its loss."""
+    monkeypatch.setattr(Member, "broken_term", lambda member: None)
+    term, said = breaking(tmp_path, 4, infinite, checkpoint_seconds=0.0)
+    assert (term.steps, said.partition(" is ")[0]) == (4, "miniature: term")
+
+
 def test_where_nobody_looks_within_an_epoch_the_weights_stand_still_from_the_first_bad_step_on():
     """As on a GPU: the counter tells the step and the term, although later steps break other terms."""
     for eager in (True, False):
