@@ -6,19 +6,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 
 from kdx.config import Config
 from kdx.data import load_data
+from kdx.data.dataset import Data
 from kdx.device import Engine, prepare_device
-from kdx.errors import Diverged
+from kdx.errors import Diverged, UserError
 from kdx.experiment import get_lesson, plan_of, report
 from kdx.fit import Fit, Fitted, Lesson, fit_together
 from kdx.grouping import models_that_fit, parts
 from kdx.methods import Method
 from kdx.procedures import build
-from kdx.procedures.procedure import Outcome
+from kdx.procedures.procedure import Once, Outcome
 from kdx.runs import RunFolder, run_folder
 from kdx.stacked import Way
 from kdx.student import initial_student
@@ -27,7 +29,7 @@ from kdx.teacher import check_teachers
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Run:
     number: int
     config: Config
@@ -55,10 +57,20 @@ def run_together(configs: Sequence[Config], way: Way, max_models: int | None) ->
             for run, outcome in _outcomes(sorted(due, key=lambda run: run.number), way, max_models):
                 outcomes[run.number] = outcome
         except Exception as failure:
+            _let_go(failure)
             # It is that of all runs that it left without a result.
             for run in due:
                 outcomes[run.number] = outcomes[run.number] or failure
     return outcomes
+
+
+def _let_go(failure: BaseException) -> None:
+    """Free what the frames of a failure hold, tensors of all models among it; what its traceback says stays."""
+    each: BaseException | None = failure
+    while each is not None:
+        clear_frames(each.__traceback__)
+        each = each.__cause__ or each.__context__
+    gc.collect()
 
 
 def _in_lock_order(configs: Sequence[Config]) -> list[_Run]:
@@ -76,12 +88,28 @@ def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterato
     check_teachers(first, method)
     engine = prepare_device(first.device)
     data = load_data(first.dataset).to(engine.device)
+    refused = {run: failure for run in runs if (failure := _refused(run, data))}
+    yield from refused.items()
+    runs = [run for run in runs if run not in refused]
+    if not runs:
+        return
+    method = runs[0].method
     student = method.prepare(initial_student(first, data)).to(engine.device)
     lesson = get_lesson(first, method, data, engine, trained=True)
     batch = torch.arange(min(first.trainer.batch_size, data.train.per_epoch), device=engine.device)
     most = max_models or models_that_fit(student, data.train.take(batch)[0])
     for part in parts(runs, most):
         yield from _of_part(part, lesson, engine, way)
+
+
+def _refused(run: _Run, data: Data) -> UserError | None:
+    """Why a run's method can do nothing for its student, if so: a setting in which it differs from the others."""
+    try:
+        # Runs of one kind have one fit.
+        Once().check_network(initial_student(run.config, data), run.method)
+    except UserError as error:
+        return error
+    return None
 
 
 def _of_part(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> Iterator[tuple[_Run, Path | Exception]]:

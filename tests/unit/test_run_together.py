@@ -4,6 +4,7 @@ import json
 import logging
 import weakref
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 import torch
@@ -119,6 +120,32 @@ def test_what_fails_after_the_training_is_one_runs_failure(tmp_path: Path, monke
     first, failure, last = run_together(each, "loop", None)
     assert isinstance(failure, OSError)
     assert [first, last] == [run_folder(each[0]).path, run_folder(each[2]).path]
+
+
+def test_a_setting_that_does_not_fit_the_network_is_one_runs_failure(tmp_path: Path):
+    each = configs(tmp_path, "method=bc", "method.threshold=[-3,-3,-3],-3,-2")
+    refused, *others = run_together(each, "loop", None)
+    assert isinstance(refused, UserError)
+    assert "method.threshold: [-3.0, -3.0, -3.0] is not allowed" in str(refused)
+    assert others == [run_folder(config).path for config in each[1:]]
+
+
+def test_a_failure_holds_nothing_that_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    held = []
+
+    def failing(fits, *_: object) -> list:
+        held.extend(weakref.ref(each.network) for each in fits)
+        try:
+            raise OSError("no space")
+        except OSError as error:
+            raise RuntimeError("broken") from error
+
+    monkeypatch.setattr(together, "fit_together", failing)
+    failure, same = run_together(configs(tmp_path, "seed=0,1"), "loop", None)
+    assert isinstance(failure, RuntimeError)
+    assert failure is same
+    assert [network() for network in held] == [None, None]
+    assert "in failing" in "".join(format_exception(failure))
 
 
 def test_what_fails_before_is_everybodys(tmp_path: Path):
