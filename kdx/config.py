@@ -27,6 +27,9 @@ from kdx.settings import Settings
 
 # Part of every id: raise it when a change of the program makes old runs another experiment.
 FORMAT = 2
+WITHOUT_EFFECT = ("device", "outputs", "force", "sweep")
+PLACE_OF_DATA = ("root", "download")
+"""The groups, and the settings of a data set, that cannot change a result."""
 
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -246,15 +249,21 @@ def sweep_id(configs: Iterable[Config]) -> str:
     return _digest({"runs": sorted({run_id(config) for config in configs})})
 
 
+def changes_result(key: str) -> bool:
+    """Whether a setting, or a group, of this dotted key can change a run's result, and so its id."""
+    group, _, rest = key.partition(".")
+    return not (group in WITHOUT_EFFECT or (group == "dataset" and rest in PLACE_OF_DATA) or _is_pace(rest))
+
+
+def words_id(words: Iterable[str]) -> str:
+    """The same for settings that several runs have in common, as they are typed, in whatever order."""
+    return _digest({"words": sorted(words)})
+
+
 def _identity(config: Config) -> dict[str, Any]:
     """The configuration without what cannot change a result, and with files of weights replaced by their content."""
-    content = config.model_dump(
-        mode="json",
-        exclude={
-            **dict.fromkeys(("device", "outputs", "force", "sweep"), True),
-            "dataset": {"root": True, "download": True},
-        },
-    )
+    place = dict.fromkeys(PLACE_OF_DATA, True)
+    content = config.model_dump(mode="json", exclude={**dict.fromkeys(WITHOUT_EFFECT, True), "dataset": place})
     # A run of one teacher is what it was before there could be more.
     for key in ("teacher2", "teacher3"):
         if content[key] is None:
@@ -280,13 +289,18 @@ def _canonical(content: Any) -> Any:
     """One spelling for one value: 2.0 becomes 2; how often a checkpoint is written is left out."""
     match content:
         case dict():
-            return {key: _canonical(value) for key, value in content.items() if key != "checkpoint_seconds"}
+            return {key: _canonical(value) for key, value in content.items() if not _is_pace(key)}
         case list():
             return [_canonical(value) for value in content]
         case float() if content.is_integer():
             return int(content)
         case _:
             return content
+
+
+def _is_pace(key: str) -> bool:
+    """Whether the key, without its group or groups, says how often a checkpoint is written."""
+    return key.rpartition(".")[2] == "checkpoint_seconds"
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -15,9 +15,11 @@ Verdict = Literal["better", "equal", "worse", "differs", "one seed", ""]
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of a row over its seeds, and the published number as text; `ours` is None where no run has it.
+    """A figure of a row over its seeds, and the published number as text.
 
-    `complete` says that every run of the row finished, so that a figure which is absent does not exist.
+    `ours` is None where no run has it, or a finished one has not: the others alone would be a selection. `complete`
+    says that every run of the row finished, so that a figure which is absent does not exist; `without` are the seeds of
+    the finished runs that lack what others have.
     """
 
     row: str
@@ -27,6 +29,7 @@ class Cell:
     verdict: Verdict
     runs: tuple[str, ...]
     complete: bool
+    without: tuple[int, ...] = ()
 
     @property
     def difference(self) -> float | None:
@@ -63,11 +66,13 @@ def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cel
         recomputed = Estimate(values) if values else None
         return Cell(row, column, recomputed, printed, verdict_of(recomputed, printed, table.columns[column]), (), True)
     behind = [each for each in done if each.job.row == row]
-    found = [(each, each.figures[column]) for each in behind if each.figures.get(column) is not None]
-    ours = Estimate(tuple(float(value) for _, value in found)) if found else None
-    runs = tuple(each.job.run for each, _ in found if each.job.run)
+    found = [each for each in behind if each.figures.get(column) is not None]
+    lacking = [each for each in behind if each.figures.get(column) is None and each.status == "finished"]
+    without = tuple(each.job.seed for each in lacking) if found else ()
+    ours = Estimate(tuple(float(each.figures[column]) for each in found)) if found and not without else None
+    runs = tuple(each.job.run for each in found if each.job.run)
     complete = all(each.status == "finished" for each in behind)
-    return Cell(row, column, ours, printed, verdict_of(ours, printed, table.columns[column]), runs, complete)
+    return Cell(row, column, ours, printed, verdict_of(ours, printed, table.columns[column]), runs, complete, without)
 
 
 def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Verdict:

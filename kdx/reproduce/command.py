@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kdx.commands import outputs_folder
+from kdx.compose import single
 from kdx.crowd import wait_for_cores
 from kdx.errors import UserError, unknown
 from kdx.reproduce.cells import cells_of, check_claims
@@ -32,7 +33,7 @@ are not repeated, interrupted ones go on; the same command again continues.
   budget=paper     as long as the paper's; short: 10 epochs; smoke: a test on scikit-learn's digits
   train=false      run nothing: write the table from what is finished, the rest is shown as missing
   recorded=true    runs that the table lists as finished already, here or elsewhere, need not be repeated
-  KEY=VALUE        for every run, as in kdx train
+  KEY=VALUE        for every run, as in kdx train; what changes the runs has a folder of its own, and is marked
 
   kdx reproduce --list    the tables and figures"""
 SEEDS_MOST = 100
@@ -103,10 +104,11 @@ def listing() -> str:
 
 
 def folder_of(name: str, order: Order) -> Path:
-    """Where a table is written: a budget other than the paper's has a folder of its own."""
-    given = [word.partition("=")[2] for word in order.overrides if word.startswith("outputs=")]
-    outputs = Path(given[-1]) if given else outputs_folder()
-    return outputs / "paper" / (name if order.budget == "paper" else f"{name}-{order.budget}")
+    """Where a table is written: another budget than the paper's has a folder of its own, and so have other settings."""
+    given = [word for word in order.overrides if word.partition("=")[0] == "outputs"]
+    # As the runs understand it, which may be quoted, or take it from the environment.
+    outputs = Path(single(given).outputs) if given else outputs_folder()
+    return outputs / "paper" / f"{name}{order.suffix}"
 
 
 def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
@@ -124,6 +126,8 @@ def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
             options[key] = value
         elif key == "seed":
             raise UserError(f"{word}: the seeds are those of every row; allowed: seeds=N for seed=0 to N-1")
+        elif key == "force":
+            raise UserError(f"{word}: finished runs are never repeated here; allowed: kdx train ... force=true for one")
         else:
             overrides.append(word)
     if not names:

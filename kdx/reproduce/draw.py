@@ -30,7 +30,7 @@ def draw(folder: Path, table: PaperTable, order: Order, done: Sequence[Done], ce
 
 
 def picture(table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell]) -> Canvas:
-    """The figure of a table that is one, marked where the budget is not the paper's; ValueError for another table."""
+    """The figure of a table that is one, marked where its runs are not the paper's; ValueError for another table."""
     match table.figure:
         case Lines() as lines:
             canvas = _lines(table, lines, cells)
@@ -40,9 +40,11 @@ def picture(table: PaperTable, order: Order, done: Sequence[Done], cells: Sequen
             canvas = _weights(done)
         case None:
             raise ValueError(f"{table.name} is no figure")
+    # Nobody shall take such a picture for a result.
     if order.budget != "paper":
-        # Nobody shall take such a picture for a result.
         canvas.suptitle(f"budget={order.budget}: not a result", color="#b00020")
+    elif order.changes:
+        canvas.suptitle("other settings than the table's", color="#b00020")
     return canvas
 
 

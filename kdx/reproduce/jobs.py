@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdx.compose import check_method, single
-from kdx.config import Config
+from kdx.config import Config, changes_result, words_id
 from kdx.failure import describe, recorded
 from kdx.report.records import read_lines
 from kdx.reproduce.budget import BUDGETS, Budget
@@ -35,6 +35,20 @@ class Order:
     overrides: tuple[str, ...]
     train: bool
     recorded: bool = False
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The words by which the runs are others than the table's own."""
+        return tuple(word for word in self.overrides if changes_result(word.partition("=")[0]))
+
+    @property
+    def suffix(self) -> str:
+        """What is added to the folder's name where the runs are not those of the paper."""
+        parts = [
+            *([self.budget] if self.budget != "paper" else []),
+            *([words_id(self.changes)] if self.changes else []),
+        ]
+        return "".join(f"-{part}" for part in parts)
 
     def trains(self, row: str) -> bool:
         """Whether what is missing of a row is trained."""

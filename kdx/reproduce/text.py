@@ -1,5 +1,6 @@
 """A reproduced table as Markdown and LaTeX."""
 
+import shlex
 from collections.abc import Sequence
 
 from kdx.report import numerals
@@ -26,6 +27,7 @@ def markdown(
         lines += ["", "| claim of the paper | | ours | against | t test |", "|---|---|---:|---:|---|"]
         lines += [_claim_line(each) for each in claims]
     missing = [f"{each.job.row}, seed {each.job.seed}: {each.reason}" for each in done if each.status != "finished"]
+    missing += [f"{cell.row}, seed {seed}: it has no {cell.column}" for cell in cells for seed in cell.without]
     lines += _listed("Missing", missing) + _listed("Notes", [*table.notes, *_recorded(done)])
     return "\n".join(lines) + "\n"
 
@@ -76,10 +78,14 @@ def _recorded(done: Sequence[Done]) -> list[str]:
 
 
 def _warning(order: Order) -> list[str]:
-    if order.budget == "paper":
-        return []
-    what = "tiny runs on other data that only show that everything works" if order.budget == "smoke" else "short runs"
-    return [f"**budget={order.budget}: {what}; the numbers are not results.**", ""]
+    lines = []
+    if order.budget != "paper":
+        smoke = "tiny runs on other data that only show that everything works"
+        what = smoke if order.budget == "smoke" else "short runs"
+        lines += [f"**budget={order.budget}: {what}; the numbers are not results.**", ""]
+    if order.changes:
+        lines += [f"**Every run with {shlex.join(order.changes)}: not the settings of this table.**", ""]
+    return lines
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -111,7 +111,11 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(kdx, tmp_path: Path) -> 
     # Nothing survives such a rate; the teacher, which has its own, does.
     result = kdx("reproduce", "noisy/table1", "seeds=1", *SMOKE, "trainer.lr=1e30")
     assert result.returncode == 1
-    runs = table(tmp_path / "outputs" / "paper" / "noisy" / "table1-smoke" / "runs.csv")
+    (folder,) = (tmp_path / "outputs" / "paper" / "noisy").iterdir()
+    assert folder.name.startswith("table1-smoke-")
+    assert str(folder.relative_to(tmp_path)) == result.stdout.splitlines()[-1]
+    assert "**Every run with trainer.lr=1e30: not the settings of this table.**" in result.stdout
+    runs = table(folder / "runs.csv")
     assert runs[0]["status"] == "finished"
     assert {run["status"] for run in runs[1:]} == {"failed"}
     assert "finite" in runs[1]["reason"]

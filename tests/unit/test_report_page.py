@@ -77,6 +77,17 @@ def test_another_budget_is_marked(outputs: Path, capsys: pytest.CaptureFixture[s
     assert "not results" not in paper
 
 
+def test_other_settings_are_marked_and_not_counted(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    file = outputs / "paper" / "vs" / "table1" / "provenance.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "overrides": ["device=cpu", "trainer.epochs=5"]}))
+    text, _ = page(outputs, capsys)
+    changed = Seen(text.split('id="paper-vs-table1"')[1].split("</section>")[0]).text
+    assert "Every run with trainer.epochs=5 : these are not the settings of this table" in " ".join(changed.split())
+    overview = " ".join(Seen(text.split('id="overview"')[1].split("</section>")[0]).text.split())
+    assert "Other settings: 1 table or figure was made with settings that are not the table's own" in overview
+    assert "claims of the papers 2 hold 0 fail 0 undecided" in overview
+
+
 def test_everything_is_escaped(outputs: Path, capsys: pytest.CaptureFixture[str]):
     text, _ = page(outputs, capsys)
     assert "<script>alert" not in text

@@ -237,9 +237,65 @@ def test_words():
     names, order = parsed(["vs/table1", "noisy", "seeds=2", "budget=smoke", "trainer.epochs=1", "train=false"])
     assert names == ["vs/table1", "noisy"]
     assert order == Order("*", 2, "smoke", ("trainer.epochs=1",), train=False)
-    assert folder_of("vs/table1", order) == Path("outputs/paper/vs/table1-smoke")
-    elsewhere = replace(order, budget="paper", overrides=("outputs=there",))
-    assert folder_of("vs/table1", elsewhere) == Path("there/paper/vs/table1")
+    assert folder_of("vs/table1", replace(order, overrides=())) == Path("outputs/paper/vs/table1-smoke")
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (("outputs=there",), "there/paper/vs/table1"),
+        # As Hydra reads it.
+        (("outputs='o 2'",), "o 2/paper/vs/table1"),
+        (("outputs=${oc.env:ELSEWHERE}",), "some/where/paper/vs/table1"),
+        # What is no part of a run's id makes no other table.
+        (
+            ("device=cpu", "device.threads=1", "dataset.root=data", "trainer.checkpoint_seconds=1"),
+            "outputs/paper/vs/table1",
+        ),
+    ],
+)
+def test_where_a_table_is_written(words: tuple[str, ...], folder: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ELSEWHERE", "some/where")
+    order = replace(ORDER, overrides=words)
+    assert folder_of("vs/table1", order) == Path(folder)
+    assert not order.changes
+
+
+def test_other_settings_have_a_folder_of_their_own_and_are_marked(table: PaperTable, done: list[Done]):
+    changed = replace(ORDER, overrides=("device=cpu", "trainer.epochs=5", "teacher2=nin"))
+    assert changed.changes == ("trainer.epochs=5", "teacher2=nin")
+    folders = {
+        folder_of("vs/table1", each)
+        for each in (
+            changed,
+            replace(changed, overrides=("teacher2=nin", "trainer.epochs=5")),
+            replace(changed, overrides=("trainer.epochs=6",)),
+            replace(changed, budget="smoke"),
+            ORDER,
+        )
+    }
+    assert len(folders) == 4
+    assert all(folder.parent == Path("outputs/paper/vs") for folder in folders)
+    said = "**Every run with trainer.epochs=5 teacher2=nin: not the settings of this table.**"
+    cells = cells_of(table, done)
+    assert said in markdown(table, changed, done, cells, [])
+    assert f"% {said}" in latex(table, changed, cells)
+    assert "not the settings" not in markdown(table, ORDER, done, cells, [])
+
+
+def test_the_seeds_that_have_a_figure_are_not_shown_for_all(table: PaperTable, done: list[Done]):
+    """Nothing is left of the third network, so that it has no R_s; the mean of the others would be a selection."""
+    partial = [*done[:2], replace(done[2], figures={**done[2].figures, "R_s": None}), *done[3:]]
+    cells = cells_of(table, partial)
+    error, sparsity, *_ = cells
+    assert error.ours == Estimate((1.6, 1.7, 1.8))
+    assert (sparsity.ours, sparsity.verdict, sparsity.without) == (None, "", (2,))
+    text = markdown(table, ORDER, partial, cells, check_claims(table, cells))
+    assert "| Le-L-ST-SVD | 1.70 ± 0.25 [1.94, -0.24 equal] | – [7.77] |" in text
+    assert "- Le-L-ST-SVD, seed 2: it has no R_s\n" in text
+    # What no run has is no selection, and a run that is still to come is told already.
+    assert not any(cell.without for cell in cells_of(table, [replace(each, figures={}) for each in done]))
+    assert cells_of(table, done)[2].ours == Estimate((1.5,))
 
 
 @pytest.mark.parametrize(
@@ -250,6 +306,7 @@ def test_words():
         (["vs", "seeds=two"], "seeds: 'two' is not allowed"),
         (["vs", "budget=smok"], "budget: 'smok' is not known; did you mean 'smoke'? allowed: paper, short, smoke"),
         (["vs", "train=no"], "train: 'no' is not known; allowed: false, true"),
+        (["vs", "force=true"], "force=true: finished runs are never repeated here; allowed: kdx train"),
         (["vs", "seed=3"], "seed=3: the seeds are those of every row; allowed: seeds=N for seed=0 to N-1"),
     ],
 )

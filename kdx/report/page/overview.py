@@ -11,11 +11,11 @@ from kdx.report.page.papers import Table
 
 @dataclass(frozen=True)
 class Overview:
-    """Counts over the whole page; claims and cells only of what was made with the papers' budgets."""
+    """Counts over the whole page; claims and cells only of what was made with the papers' budgets and settings."""
 
     runs: Counter[str]
     unfinished: int
-    budgets: Counter[str]
+    marks: Counter[str]
     machines: Counter[str]
     claims: Counter[str]
     cells: Counter[str]
@@ -29,7 +29,7 @@ def overview_of(found: Found) -> Overview:
     return Overview(
         runs=Counter(run.status for run in found.runs.values() if run.id),
         unfinished=len(found.unfinished),
-        budgets=Counter(table.provenance.budget for table in found.tables),
+        marks=Counter(table.mark for table in found.tables),
         machines=Counter(machine_text(place) for place in places if place),
         claims=answers(results),
         cells=Counter(cell.verdict for table in results for cell in table.cells if cell.verdict),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from kdx.config import changes_result
 from kdx.report.records import Damaged, Record, read_record, read_rows, reading
 from kdx.reproduce.tables import Of
 
@@ -62,6 +63,7 @@ class Provenance(Record):
 
     title: str
     budget: str
+    table: str | None = None
     seeds: Any = None
     rows: str = "*"
     overrides: list[str] = Field(default_factory=list)
@@ -104,12 +106,22 @@ class Table:
     @property
     def command(self) -> str:
         """The name that `kdx reproduce` knows it by."""
-        return self.name.removesuffix(f"-{self.provenance.budget}")
+        return self.provenance.table or self.name.removesuffix(f"-{self.provenance.budget}")
+
+    @property
+    def changes(self) -> list[str]:
+        """The words by which its runs are others than the table's own."""
+        return [word for word in self.provenance.overrides if changes_result(word.partition("=")[0])]
+
+    @property
+    def mark(self) -> str:
+        """What its runs are not the paper's by: the budget, or other settings; empty where they are."""
+        return self.provenance.budget if self.provenance.budget != PAPER_BUDGET else "changed" if self.changes else ""
 
     @property
     def is_result(self) -> bool:
-        """Whether it was made with the paper's budget, so that its numbers can be compared with the published ones."""
-        return self.provenance.budget == PAPER_BUDGET
+        """Whether its runs are the paper's, so that its numbers can be compared with the published ones."""
+        return not self.mark
 
     @cached_property
     def configured(self) -> dict[tuple[str, int | None], Configured]:
