@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import hydra
@@ -72,9 +72,13 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
         records = {record.number: record for record in _records(folder.path)}
     # A launcher may break, and a job's process may be killed.
     unknown = f"it left no record: {broken or 'its process was killed'}"
+    # Where the user shuffles, Hydra's order is another than that of our jobs.
+    untold = [job.overrides for job in jobs]
+    for record in records.values():
+        if record.overrides in untold:
+            untold.remove(record.overrides)
     return folder.path, [
-        replace(records.get(number, JobRecord(number, [], None, unknown)), overrides=job.overrides)
-        for number, job in enumerate(jobs)
+        records.get(number) or JobRecord(number, untold.pop(0), None, unknown) for number in range(len(jobs))
     ]
 
 

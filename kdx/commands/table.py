@@ -1,6 +1,8 @@
 """`kdx table`: the tables of finished runs."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kdx.commands import outputs_folder
 from kdx.errors import UserError
@@ -8,18 +10,36 @@ from kdx.errors import UserError
 HELP = """\
 usage: kdx table RUN ...
 
-Print the tables of a finished run, or a comparison of several. RUN is a run's folder, or the beginning of its id."""
+Print the tables of a finished run, or a comparison of several. RUN is a run's folder, or the beginning of its id. Of
+several, those that are not finished are left out, and named."""
 
 
 def main(words: Sequence[str]) -> int:
     """`kdx table`: the tables of finished runs."""
     if not words:
         raise UserError("table: no run is given; allowed: the folders or ids of finished runs")
-    from kdx.report.table import finished_run, print_comparison, print_run
+    from kdx.report.table import print_comparison, print_run
 
-    runs = [finished_run(word, outputs_folder()) for word in words]
+    runs = _finished(words)
     if len(runs) == 1:
         print_run(runs[0])
     else:
         print_comparison(runs)
     return 0
+
+
+def _finished(words: Sequence[str]) -> list[Path]:
+    """The finished runs among several, whose folders a pattern may have found; those that are not are named."""
+    from kdx.report.finished import Unfinished, finished_run
+
+    runs, unfinished = [], list[Unfinished]()
+    for word in words:
+        try:
+            runs.append(finished_run(word, outputs_folder()))
+        except Unfinished as error:
+            unfinished.append(error)
+    if not runs:
+        raise unfinished[0]
+    for error in unfinished:
+        print(f"kdx: {error}; it is left out", file=sys.stderr)
+    return runs

@@ -52,6 +52,11 @@ class Chain(Settings):
         self.structures(config.teacher.network())
         for key in list(config.teachers)[1:]:
             raise UserError(f"{key}: not allowed with a chain of runs, whose teachers are its own; allowed: none")
+        if config.student.checkpoint is not None:
+            raise UserError(
+                f"student.checkpoint: '{config.student.checkpoint}' is not allowed with a chain of runs, whose networks"
+                " begin with random weights; allowed: null"
+            )
         if config.dataset.validation:
             return
         for key, value, allowed in (

@@ -26,7 +26,12 @@ class Sampling(Procedure):
         return dict.fromkeys(("trainer.lr", "trainer.hold"), "Langevin dynamics, whose step size is method.eta")
 
     def check(self, config: Config) -> None:
-        """Refuse a burn-in that leaves too few epochs, before anything is trained."""
+        """Refuse what would choose one sample among all, and a burn-in that leaves too few epochs."""
+        if config.trainer.patience is not None:
+            raise UserError(
+                f"trainer.patience: {config.trainer.patience} is not allowed with method={config.method['name']}, which"
+                " keeps samples and no best epoch; allowed: null"
+            )
         self.epochs_kept(config.trainer.epochs)
 
     def epochs_kept(self, epochs: int) -> list[int]:
@@ -48,14 +53,8 @@ class Sampling(Procedure):
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Sample, and give the ensemble of the samples that were kept.
 
-        Each is a file of the run's folder from the moment it is drawn, so an interrupted run does not lose it. Raises
-        UserError for a setting of the trainer that would choose one sample among all.
+        Each is a file of the run's folder from the moment it is drawn, so an interrupted run does not lose it.
         """
-        if plan.trainer.patience is not None:
-            raise UserError(
-                f"trainer.patience: {plan.trainer.patience} is not allowed with method={method.name}, which keeps"
-                " samples and no best epoch; allowed: null"
-            )
         # Named like checkpoints, because that is what they are: they go when the folder is finished.
         files = {epoch: plan.at(f"sample{epoch}").checkpoint for epoch in self.epochs_kept(plan.trainer.epochs)}
 

@@ -19,6 +19,10 @@ AMBIGUOUS_SHOWN = 4
 Figures = dict[str, Any]
 
 
+class Unfinished(UserError):
+    """A run that has no results yet."""
+
+
 def finished_run(path_or_id: str, outputs: Path) -> Path:
     """The folder of the finished run that is named by its folder, its id or the unique beginning of its id.
 
@@ -41,7 +45,7 @@ def read_figures(run: Path) -> Figures:
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"run: {run} is not a finished run, it has no {METRICS}") from None
+        raise Unfinished(f"run: {run} is not a finished run, it has no {METRICS}") from None
     except OSError as error:
         raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
     except ValueError:

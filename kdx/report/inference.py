@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdx.report.records import Record, read_rows, reading
+from kdx.files import sha256_of
+from kdx.report.records import Damaged, Record, read_rows, reading
 
 TABLE, PLACE = "bench.csv", "bench.json"
+# Of the table, kept beside the machine. The run's own checksums were written before it, and a run need not be repeated
+# where its timings were changed.
+HASH = "sha256"
 
 
 class Timed(Record):
@@ -50,4 +54,7 @@ def read_inference(run: Path) -> Inference | None:
         machine = json.loads(place.read_bytes())
         if not isinstance(machine, dict):
             raise ValueError("it is not a JSON object")
+    expected = machine.pop(HASH, None)
+    if expected is not None and sha256_of(run / TABLE) != expected:
+        raise Damaged(run / TABLE, "its content is not what was written")
     return Inference(read_rows(run / TABLE, Timed), machine)

@@ -9,10 +9,10 @@ from rich.text import Text
 from kdx.report import layout
 from kdx.report.chain import print_chain
 from kdx.report.comparison import print_comparison
-from kdx.report.finished import Figures, finished_run, number, read_figures, read_table
+from kdx.report.finished import Figures, number, read_figures, read_table
 from kdx.report.verdict import warnings_of
 
-__all__ = ["finished_run", "print_comparison", "print_run"]
+__all__ = ["print_comparison", "print_run"]
 
 FLOAT32_BYTES = 4
 SLOWER = "yellow"

@@ -104,6 +104,10 @@ def test_an_ancestral_chain_ends_only_if_its_best_candidate_is_too_bad():
             "method.pruning.tolerance: 0.1 is not allowed with dataset.validation=0",
         ),
         (["method.pruning.sparsity=0.5"], "method.pruning: exactly one of sparsity and tolerance may be a number; "),
+        (
+            ["student.checkpoint=weights"],
+            "student.checkpoint: 'weights' is not allowed with a chain of runs, whose networ",
+        ),
         (["method.pruning.steps=0"], "method.pruning.steps: 0 is not allowed; allowed: a whole number >= 1"),
     ],
 )

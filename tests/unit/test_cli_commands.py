@@ -12,6 +12,7 @@ from kdx.cli import main
 from kdx.config import Config
 from kdx.errors import Interrupted, UserError
 from kdx.files import write_json
+from kdx.report.finished import Unfinished
 from kdx.runs import run_folder
 
 FAILURES = {
@@ -21,6 +22,12 @@ FAILURES = {
     4: OSError(errno.ENOSPC, "No space left on device", "outputs/student.safetensors"),
     5: KeyboardInterrupt(),
 }
+
+
+def finished(word: str, outputs: Path) -> Path:
+    if word.startswith("started"):
+        raise Unfinished(f"run: {word} is not a finished run, it has no metrics.json")
+    return outputs / word
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +45,9 @@ def experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     story.run = run  # type: ignore[attr-defined]
     table.print_run = lambda run: print("table")  # type: ignore[attr-defined]
     table.print_comparison = lambda runs: print("comparison of", len(runs))  # type: ignore[attr-defined]
-    table.finished_run = lambda word, outputs: outputs / word  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "kdx.experiment", story)
     monkeypatch.setitem(sys.modules, "kdx.report.table", table)
+    monkeypatch.setattr("kdx.report.finished.finished_run", finished)
     monkeypatch.setattr("kdx.report.summary.groups_of", lambda runs: [])
     monkeypatch.delenv("KDX_OUTPUTS", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -52,6 +59,19 @@ def test_a_run_prints_its_table_and_its_folder(capsys: pytest.CaptureFixture[str
     assert first == "table"
     assert Path(last).is_dir()
     assert last.startswith("outputs/runs/mnist/lenet-300-100/kd/")
+
+
+def test_of_several_runs_those_that_are_finished_are_shown(capsys: pytest.CaptureFixture[str]):
+    assert main(["table", "one", "started", "two"]) == 0
+    assert capsys.readouterr() == (
+        "comparison of 2\n",
+        "kdx: run: started is not a finished run, it has no metrics.json; it is left out\n",
+    )
+    assert main(["table", "one", "started"]) == 0
+    assert capsys.readouterr().out == "table\n"
+    for words in (["started"], ["started", "started2"]):
+        assert main(["table", *words]) == 2
+        assert capsys.readouterr().err == "kdx: run: started is not a finished run, it has no metrics.json\n"
 
 
 def test_a_failed_run_keeps_its_traceback_in_the_log(capsys: pytest.CaptureFixture[str]):
@@ -146,6 +166,15 @@ def test_a_job_that_leaves_no_record_has_failed(capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert out.startswith("comparison of 2\n")
     assert "kdx: job 1 (seed=7) failed: it left no record: MemoryError: killed; the traceback is in" in err
+
+
+def test_a_shuffled_job_that_fails_is_named_by_its_own_words(capsys: pytest.CaptureFixture[str]):
+    """Hydra shuffles anew, so that its order is not that in which the jobs were checked."""
+    seeds = ",".join(map(str, [0, *range(10, 40), next(iter(FAILURES))]))
+    assert main(["train", "-m", f"seed=shuffle({seeds})"]) == 1
+    err = capsys.readouterr().err
+    number = err.partition(f": seed={next(iter(FAILURES))}\n")[0].rpartition("job ")[2]
+    assert f"kdx: job {number} (seed={next(iter(FAILURES))}) failed: " in err
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import yaml
 
 from kdx.errors import UserError
 from kdx.report import layout
-from kdx.report.table import finished_run, print_comparison, print_run
+from kdx.report.finished import finished_run
+from kdx.report.table import print_comparison, print_run
 from kdx.report.verdict import warnings_of
 
 FIGURES = {
@@ -272,7 +273,8 @@ def test_figures_as_text(text, expected):
 
 def test_tables_need_no_torch(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from kdx.report.table import finished_run, print_comparison, print_run;"
+        "import sys; from pathlib import Path; from kdx.report.table import print_comparison, print_run;"
+        "from kdx.report.finished import finished_run;"
         "run = finished_run(sys.argv[1], Path()); print_run(run); print_comparison([run, run]);"
         "assert 'torch' not in sys.modules"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from report_tree import Seen, outputs_in, page
 
-from kdx.files import write_csv, write_json
+from kdx.files import sha256_of, write_csv, write_json
 from kdx.report.inference import COLUMNS
 from kdx.report.page.found import read_outputs
 from kdx.report.page.page import figure_text, with_minus
@@ -225,6 +225,19 @@ def test_timings_are_a_table_and_a_picture(outputs: Path, capsys: pytest.Capture
     (run / "bench.csv").write_text("network,form\nteacher,dense\n")
     _, err = page(outputs, capsys)
     assert "bench.csv" in err
+
+
+def test_timings_that_were_changed_are_not_shown(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    run = next(outputs.glob("runs/*/*/*/*"))
+    write_csv(run / "bench.csv", COLUMNS, bench_rows())
+    write_json(run / "bench.json", {"cpu": "a processor", "sha256": sha256_of(run / "bench.csv")})
+    text, err = page(outputs, capsys)
+    assert (err, "30.50" in text) == ("", True)
+    (run / "bench.csv").write_text((run / "bench.csv").read_text().replace("30.5", "0.5"))
+    text, err = page(outputs, capsys)
+    assert err == f"kdx: damaged files are left out, the page says why: {run / 'bench.csv'}\n"
+    assert "its content is not what was written" in text
+    assert 'id="inference"' not in text
 
 
 def test_hundreds_of_runs(outputs: Path, capsys: pytest.CaptureFixture[str]):

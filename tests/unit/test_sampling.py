@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from miniature import dataset, engine, method, normal, perceptron, split
 from torch import nn
 
+from kdx.compose import check_method, single
 from kdx.config import TrainerSettings
 from kdx.errors import UserError
 from kdx.fit import Lesson, Plan
@@ -22,8 +23,8 @@ from kdx.weights import emptied, load_weights, save_weights
 EPOCHS, BURN_IN, SAMPLES = 6, 2, 2
 
 
-def plan(folder: Path, patience: int | None = None) -> Plan:
-    trainer = TrainerSettings(epochs=EPOCHS, batch_size=4, lr=1.0, hold=0.5, patience=patience, checkpoint_seconds=0.0)
+def plan(folder: Path) -> Plan:
+    trainer = TrainerSettings(epochs=EPOCHS, batch_size=4, lr=1.0, hold=0.5, patience=None, checkpoint_seconds=0.0)
     return Plan("miniature", trainer, 0, RunFolder(folder))
 
 
@@ -86,11 +87,9 @@ def test_a_run_too_short_for_its_samples_is_refused(burn_in: int, samples: int, 
         Sampling(burn_in=burn_in, samples=samples).epochs_kept(4)
 
 
-def test_there_is_no_best_epoch_to_wait_for(tmp_path: Path):
-    with pytest.raises(UserError, match=r"trainer\.patience: 3 is not allowed"):
-        Sampling(burn_in=0, samples=1).run(
-            perceptron(), method("sgld"), Lesson(dataset(split(13))), plan(tmp_path, patience=3), engine()
-        )
+def test_there_is_no_best_epoch_to_wait_for():
+    with pytest.raises(UserError, match=r"^trainer\.patience: 3 is not allowed with method=sgld, which keeps samples"):
+        check_method(single(["method=sgld", "trainer.patience=3"]))
 
 
 class Stopped(Exception): ...
