@@ -1,6 +1,6 @@
 """The result of a sweep: every experiment once, with the mean and the 95 % interval over its seeds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,20 @@ def grouped(runs: Sequence[Content]) -> list[Group]:
         seeds = [settings[SEED] for settings, _ in wide]
         together = len(set(seeds)) == len(seeds)
         varying = frozenset({SEED}) | (TEACHER_SEEDS if together else frozenset())
-        for members in _split(wide, varying):
+        for members in _seeds_apart(_split(wide, varying)):
             settings = {key: value for key, value in members[0][0].items() if key not in varying}
             groups.append(Group(settings, [figures for _, figures in members]))
     return groups
+
+
+def _seeds_apart(groups: Iterable[list[Content]]) -> Iterator[list[Content]]:
+    """The groups, but every run alone where two have one seed: something that is no setting told them apart.
+
+    Such as what a file of weights held when they began.
+    """
+    for members in groups:
+        seeds = {settings.get(SEED) for settings, _ in members}
+        yield from ([members] if len(seeds) == len(members) else [[member] for member in members])
 
 
 def _split(runs: Sequence[Content], varying: frozenset[str]) -> list[list[Content]]:

@@ -67,6 +67,13 @@ def test_a_figure_that_one_run_lacks_is_not_told_of_the_others(tmp_path: Path):
     assert group.estimate("test_error_percent") is not None
 
 
+def test_a_seed_that_comes_twice_is_no_further_measurement(tmp_path: Path):
+    """Both runs have the same settings, but what the file of their first weights held was another."""
+    (tmp_path / "later").mkdir()
+    runs = [run(tmp_path, 1), run(tmp_path / "later", 3), run(tmp_path, 2, T=8), run(tmp_path, 4, T=8, seed=1)]
+    assert [len(group.figures) for group in groups_of(runs)] == [1, 1, 2]
+
+
 def test_the_teachers_seed_may_go_along_but_is_no_seed_of_the_student(tmp_path: Path):
     along = [run(tmp_path, seed, seed=seed, teacher_seed=seed) for seed in (0, 1, 2)]
     assert [len(group.figures) for group in groups_of(along)] == [3]
