@@ -262,8 +262,9 @@ def words_id(words: Iterable[str]) -> str:
 
 def _identity(config: Config) -> dict[str, Any]:
     """The configuration without what cannot change a result, and with files of weights replaced by their content."""
-    place = dict.fromkeys(PLACE_OF_DATA, True)
-    content = config.model_dump(mode="json", exclude={**dict.fromkeys(WITHOUT_EFFECT, True), "dataset": place})
+    exclude: dict[str, Any] = dict.fromkeys(WITHOUT_EFFECT, True)
+    exclude["dataset"] = dict.fromkeys(PLACE_OF_DATA, True)
+    content = config.model_dump(mode="json", exclude=exclude)
     # A run of one teacher is what it was before there could be more.
     for key in ("teacher2", "teacher3"):
         if content[key] is None:
