@@ -5,7 +5,6 @@ includes the transposition.
 They are timed in turn, several rounds, so that what else the machine does falls on all of them.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,7 @@ from kdx.export.csr import save_csr
 from kdx.export.onnx_file import INPUT, OUTPUT, load_onnx, save_onnx
 from kdx.export.shrink import shrink
 from kdx.export.student import Student, finished_student
-from kdx.files import csv_text, write_json, write_text
+from kdx.files import sha256_of, write_csv, write_json
 from kdx.layers import substitute
 from kdx.machine import describe_machine
 from kdx.measure.latency import Latency, cpu_threads, is_quick_enough, repeat, summary
@@ -170,10 +169,8 @@ def write_bench(bench: Bench) -> None:
         }
         for kind, row in ((timing.kind, timing.latency) for timing in bench.timings)
     ]
-    table = csv_text(COLUMNS, rows)
-    # The table last: where it is, its machine is known.
-    write_json(bench.run / PLACE, {**bench.place, HASH: hashlib.sha256(table.encode()).hexdigest()})
-    write_text(bench.run / TABLE, table)
+    write_csv(bench.run / TABLE, COLUMNS, rows)
+    write_json(bench.run / PLACE, {**bench.place, HASH: sha256_of(bench.run / TABLE)})
 
 
 class _Files:

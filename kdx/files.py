@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,7 @@ def _replace(path: Path, temporary: Path, write: Callable[[Path], object]) -> No
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to `path` atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: object) -> None:
@@ -72,16 +71,14 @@ def json_text(content: object) -> str:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table with a header line to `path` atomically; None is an empty cell, an unknown column a ValueError."""
-    write_text(path, csv_text(columns, rows))
 
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """The same table as text."""
-    text = StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    write_atomically(path, write)
 
 
 def write_rows(path: Path, row_type: "type[DataclassInstance]", rows: "Iterable[DataclassInstance]") -> None:

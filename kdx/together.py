@@ -9,10 +9,10 @@ from pathlib import Path
 from traceback import clear_frames
 
 import torch
+from torch import nn
 
 from kdx.config import Config
 from kdx.data import load_data
-from kdx.data.dataset import Data
 from kdx.device import Engine, prepare_device
 from kdx.errors import Diverged, UserError
 from kdx.experiment import get_lesson, plan_of, report
@@ -57,19 +57,21 @@ def run_together(configs: Sequence[Config], way: Way, max_models: int | None) ->
             for run, outcome in _outcomes(sorted(due, key=lambda run: run.number), way, max_models):
                 outcomes[run.number] = outcome
         except Exception as failure:
-            _let_go(failure)
             # It is that of all runs that it left without a result.
             for run in due:
                 outcomes[run.number] = outcomes[run.number] or failure
+    if failures := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:
+        _let_go(failures)
     return outcomes
 
 
-def _let_go(failure: BaseException) -> None:
-    """Free what the frames of a failure hold, tensors of all models among it; what its traceback says stays."""
-    each: BaseException | None = failure
-    while each is not None:
-        clear_frames(each.__traceback__)
-        each = each.__cause__ or each.__context__
+def _let_go(failures: Sequence[BaseException]) -> None:
+    """Free what the frames of failures hold, tensors of all models among it; what their tracebacks say stays."""
+    pending = [*failures]
+    while pending:
+        failure = pending.pop()
+        clear_frames(failure.__traceback__)
+        pending += [each for each in (failure.__cause__, failure.__context__) if each is not None]
     gc.collect()
 
 
@@ -88,13 +90,15 @@ def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterato
     check_teachers(first, method)
     engine = prepare_device(first.device)
     data = load_data(first.dataset).to(engine.device)
-    refused = {run: failure for run in runs if (failure := _refused(run, data))}
+    # Of one structure for all, which differ in its numbers.
+    network = initial_student(first, data)
+    refused = {run: failure for run in runs if (failure := _refused(run, network))}
     yield from refused.items()
     runs = [run for run in runs if run not in refused]
     if not runs:
         return
     method = runs[0].method
-    student = method.prepare(initial_student(first, data)).to(engine.device)
+    student = method.prepare(network).to(engine.device)
     lesson = get_lesson(first, method, data, engine, trained=True)
     batch = torch.arange(min(first.trainer.batch_size, data.train.per_epoch), device=engine.device)
     most = max_models or models_that_fit(student, data.train.take(batch)[0])
@@ -102,11 +106,11 @@ def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterato
         yield from _of_part(part, lesson, engine, way)
 
 
-def _refused(run: _Run, data: Data) -> UserError | None:
-    """Why a run's method can do nothing for its student, if so: a setting in which it differs from the others."""
+def _refused(run: _Run, network: nn.Module) -> UserError | None:
+    """Why a run's method can do nothing for the network, if so: a setting in which it differs from the others."""
     try:
         # Runs of one kind have one fit.
-        Once().check_network(initial_student(run.config, data), run.method)
+        Once().check_network(network, run.method)
     except UserError as error:
         return error
     return None

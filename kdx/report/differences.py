@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from kdx.config import changes_result
 from kdx.report import layout
 
-# Settings that cannot change a result, and those that have a column of their own.
-HIDDEN_GROUPS = ("device.", "hydra.", "sweep.")
 # Where there is a further teacher, its name tells it.
-HIDDEN = frozenset({"outputs", "force", "dataset.root", "dataset.download", "teacher2", "teacher3"})
-HIDDEN_ENDINGS = ("checkpoint_seconds",)
+TOLD = frozenset({"teacher2", "teacher3"})
+# Settings that have a column of their own.
 SHOWN = frozenset({"seed", "trainer.epochs", "method.name", "student.name"})
 # What a group's name implies (the widths of a network, the parts of a method) is not told again beside the name.
 IMPLIED = {
@@ -51,7 +50,7 @@ def differing_keys(settings: Sequence[Settings]) -> list[str]:
 
 def is_hidden(key: str) -> bool:
     """Whether a setting cannot change a result, or is told by another."""
-    return key in HIDDEN or key.startswith(HIDDEN_GROUPS) or key.endswith(HIDDEN_ENDINGS)
+    return key in TOLD or key.startswith("hydra.") or not changes_result(key)
 
 
 def _tells_apart(key: str, settings: Sequence[Settings]) -> bool:

@@ -1,0 +1,35 @@
+"""Small trainings for the tests of the loop: examples that are told apart, settings, a term."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdx.config import TrainerSettings
+from kdx.data.dataset import Split
+from kdx.objective import Step
+from kdx.trainer import Training
+
+LR = 1e-2
+
+
+def training(folder: Path, examples: Split, logits: Tensor | None = None, seed: int = 0, **settings) -> Training:
+    values = {
+        "epochs": 3,
+        "batch_size": 4,
+        "lr": LR,
+        "hold": 1.0,
+        "patience": None,
+        "checkpoint_seconds": 1e9,
+    } | settings
+    return Training("miniature", "miniature", examples, logits, TrainerSettings(**values), seed, folder / "checkpoint")
+
+
+def numbered(count: int) -> Split:
+    """Examples whose label is their place, and so is every pixel."""
+    labels = torch.arange(count)
+    return Split(labels.float().reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous(), labels)
+
+
+def two(step: Step) -> Tensor:
+    return step.logits.square().mean()
