@@ -91,6 +91,9 @@ def _two_sided(t: float, df: float) -> TTest:
 
 def answer(difference: float, relation: Relation, test: TTest) -> Answer:
     """Whether a difference (first less second) shows the first to be lower or higher; undecided unless p < 0.05."""
-    if test.p is None or test.p >= SIGNIFICANT:
-        return "undecided"
-    return "holds" if (difference < 0) == (relation == "lower") else "fails"
+    return "undecided" if test.p is None or test.p >= SIGNIFICANT else direction(difference, relation)
+
+
+def direction(difference: float, relation: Relation) -> Answer:
+    """Whether a difference (first less second) without chance in it shows the first to be lower or higher."""
+    return "holds" if (difference < 0 if relation == "lower" else difference > 0) else "fails"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from kdx.reproduce.jobs import Done
 from kdx.reproduce.tables import Claim, Column, PaperTable
-from kdx.statistics import Answer, Estimate, TTest, against, answer, welch
+from kdx.statistics import Answer, Estimate, TTest, against, answer, direction, welch
 
 Verdict = Literal["better", "equal", "worse", "differs", "one seed", ""]
 
@@ -54,9 +54,9 @@ def cells_of(table: PaperTable, done: Sequence[Done]) -> list[Cell]:
 
 
 def check_claims(table: PaperTable, cells: Sequence[Cell]) -> list[Checked]:
-    """Every claim of the table: holds or fails where a t test says so (p < 0.05), undecided elsewhere."""
+    """Every claim of the table: holds or fails where a t test says so (p < 0.05) or none is needed, else undecided."""
     ours = {(cell.row, cell.column): cell.ours for cell in cells}
-    return [_checked(claim, ours) for claim in table.claims]
+    return [_checked(claim, table.columns[claim.column], ours) for claim in table.claims]
 
 
 def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cell:
@@ -78,7 +78,7 @@ def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cel
 def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Verdict:
     """How ours compares with the published number, which counts as equal within the interval or its own rounding.
 
-    With one seed there is no interval: better or worse is not said, unless the column has no direction.
+    With one seed there is no interval: better or worse is not said, unless the column has no direction or is exact.
     """
     difference = difference_of(ours, printed)
     if ours is None or printed is None or difference is None:
@@ -87,7 +87,7 @@ def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Ve
         return "equal"
     if column.better is None:
         return "differs"
-    if ours.half_width is None:
+    if ours.half_width is None and not column.exact:
         return "one seed"
     return "better" if (difference < 0) == (column.better == "lower") else "worse"
 
@@ -108,15 +108,15 @@ def _rounding(printed: str) -> float:
     return 0.5 * 10.0**exponent
 
 
-def _checked(claim: Claim, ours: dict[tuple[str, str], Estimate | None]) -> Checked:
+def _checked(claim: Claim, column: Column, ours: dict[tuple[str, str], Estimate | None]) -> Checked:
     first = ours[claim.row, claim.column]
     than = ours[claim.than, claim.column] if isinstance(claim.than, str) else claim.than
     if first is None or than is None:
         return Checked(claim, "undecided", first, than, TTest(None, None, None))
-    if isinstance(than, Estimate):
-        # A teacher is one network: the runs are compared with its number.
-        test = welch(first, than) if than.n > 1 else against(first, than.mean)
-        difference = first.mean - than.mean
-    else:
-        test, difference = against(first, than), first.mean - than
+    number = than.mean if isinstance(than, Estimate) else than
+    difference = first.mean - number
+    if column.exact:
+        return Checked(claim, direction(difference, claim.relation), first, than, TTest(None, None, None))
+    # A teacher is one network: the runs are compared with its number.
+    test = welch(first, than) if isinstance(than, Estimate) and than.n > 1 else against(first, number)
     return Checked(claim, answer(difference, claim.relation, test), first, than, test)

@@ -80,7 +80,7 @@ class Job:
     @property
     def changes_network(self) -> bool:
         """Whether the student may end as another network, whose size is known at the end only."""
-        return self.config.method.get("procedure", "once") != "once"
+        return self.of == "student" and self.config.method.get("procedure", "once") != "once"
 
     @property
     def run(self) -> str:
@@ -128,9 +128,7 @@ def run_all(jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> 
     _check_data(list(chosen.values()))
     failures = train_together(list(chosen.values()))
     # The seeds of a row share their network.
-    networks = {
-        job.row: network_figures(job.config) for job in jobs if job.of in ("student", "network") and job.seed == 0
-    }
+    networks = {job.row: network_figures(job.config, job.of, job.generation) for job in jobs if job.seed == 0}
     results: dict[int, Done] = {}
     for number, job in chosen.items():
         network = networks.get(job.row, {})
@@ -220,9 +218,11 @@ def _done(job: Job, network: Mapping[str, Any]) -> Done:
         return Done(job, "finished", "", with_derived(network))
     if job.generation is not None:
         return Done(job, "finished", "", _of_generation(job, job.generation))
-    statistics = {key: value for key, value in network.items() if key == "moving_statistics"}
+    # A teacher stays the network that it was; of a student only these are told by no measurement.
+    known = network if job.of == "teacher" else {key: network[key] for key in network if key == "moving_statistics"}
     measured = job.folder.metrics() | _by_layer(job.folder.path) | _at_the_end(job.folder.path)
-    return Done(job, "finished", "", with_derived(statistics | measured))
+    told = {key: value for key, value in measured.items() if value is not None}
+    return Done(job, "finished", "", with_derived({**known, **told}))
 
 
 def _train(job: Job) -> None:

@@ -10,33 +10,57 @@ from kdx.config import Config
 from kdx.measure.footprint import parameter_count, parameter_ratio
 from kdx.measure.multiplications import multiplications
 from kdx.models import build_model
-from kdx.models.settings import RefinedSettings
+from kdx.models.settings import NetworkSettings, RefinedSettings
+from kdx.procedures import build
+from kdx.procedures.chain import Chain
+from kdx.reproduce.tables import Of
 
 Figures = dict[str, Any]
 
 
-def network_figures(config: Config) -> Figures:
-    """Parameters and multiplications of the student before training, beside the teacher's; none for a chain's student.
+def network_figures(config: Config, of: Of, generation: int | None) -> Figures:
+    """Parameters and multiplications of a row's network before training, beside the teacher's.
 
-    `moving_statistics` are those of batch normalisation, `fc1_parameters` those of the first fully connected layer.
+    None where only the training says which network it will be. `moving_statistics` are those of batch normalisation,
+    `fc1_parameters` those of the first fully connected layer; `C` is IKD's name of R_c.
     """
-    if isinstance(config.student, RefinedSettings):
+    settings = _network(config, of, generation)
+    if settings is None:
         return {}
     shape, classes = config.dataset.image_shape, config.dataset.classes
     # Shapes are enough: no memory is filled and nothing is drawn.
     with torch.device("meta"):
-        student = build_model(config.student, shape, classes, config.seed)
+        network = build_model(settings, shape, classes, config.seed)
         teacher = build_model(config.teacher.network(), shape, classes, config.seed)
-    layers = {name.rpartition(".")[2]: layer for name, layer in student.named_modules()}
-    norms = [layer for layer in student.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    layers = {name.rpartition(".")[2]: layer for name, layer in network.named_modules()}
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    ratio = parameter_ratio(teacher, network)
     return {
-        "parameters": parameter_count(student),
+        "parameters": parameter_count(network),
         "moving_statistics": sum(2 * layer.num_features for layer in norms),
         "fc1_parameters": parameter_count(layers["fc1"]) if "fc1" in layers else None,
-        "R_c": parameter_ratio(teacher, student),
-        "multiplications": multiplications(student, shape),
+        "R_c": ratio,
+        "C": ratio,
+        "multiplications": multiplications(network, shape),
         "teacher_multiplications": multiplications(teacher, shape),
     }
+
+
+def _network(config: Config, of: Of, generation: int | None) -> NetworkSettings | None:
+    match of:
+        case "student" | "network":
+            return None if isinstance(config.student, RefinedSettings) else config.student
+        case "teacher":
+            return config.teacher.network()
+        case "generation":
+            _, chain = build(config.method)
+            assert isinstance(chain, Chain), "rows of a generation are those of chains"
+            assert generation is not None, "such rows name one"
+            structures = chain.structures(config.teacher.network())
+            # Words of the command may have made the chain shorter.
+            return structures[generation] if generation < len(structures) else None
+        case "pruned" | "printed":
+            return None
 
 
 def with_derived(figures: Mapping[str, Any]) -> Figures:

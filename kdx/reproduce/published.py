@@ -31,16 +31,18 @@ def read_published(name: str) -> tuple[dict[str, str], ...]:
         return tuple(csv.DictReader(file))
 
 
-def select(name: str, published: Published, row: Mapping[str, str]) -> str | None:
+def select(
+    name: str, published: Published, row: Mapping[str, str], instead: Mapping[str, str] | None = None
+) -> str | None:
     """The number of one cell as text, its printed decimals kept; None where the paper prints none for this row.
 
-    `row` adds conditions to the column's; its entry `column` names another column for the number. Raises ValueError
-    where several numbers fit, or the file has no such column.
+    `row` adds conditions to the column's; `instead` says which other column of the file has the row's numbers. Raises
+    ValueError where several numbers fit, or the file has no such column.
     """
     if not row:
         return None
     where = {**published.where, **row}
-    column = where.pop("column", published.value)
+    column = (instead or {}).get(published.value, published.value)
     lines = read_published(name)
     if not {*where, column} <= lines[0].keys():
         raise ValueError(f"{name}.csv lacks one of the columns {', '.join([*where, column])}")

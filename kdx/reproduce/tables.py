@@ -24,11 +24,13 @@ Of = Literal["student", "teacher", "network", "generation", "pruned", "printed"]
 class Column(Settings):
     """A figure of every row: a key of metrics.json, or `sparsity_percent.LAYER` of layers.csv, and where it is printed.
 
-    `better` says which direction is an improvement; null is for what describes a network.
+    `better` says which direction is an improvement; null is for what describes a network. What is `exact` follows from
+    the networks alone: one run tells it, and no test is needed.
     """
 
     title: Text
     better: Literal["lower", "higher"] | None = None
+    exact: bool = False
     published: Published | None = None
 
 
@@ -40,12 +42,14 @@ class Part(Settings):
     of: Of | None = None
     generation: Annotated[int, Field(ge=0)] | None = None
     published: dict[str, str] | None = Field(default_factory=dict)
+    instead: dict[str, str] = Field(default_factory=dict)
     x: float | None = None
 
 
 class Row(Settings):
     """A network of the table: the words of `kdx train` that make it, and what selects its published numbers.
 
+    `instead` names other columns of the published file than those of the table's columns: {theirs: this row's}.
     `of` says whose figures they are: those of the student; of the teacher that those words train; of the network, where
     nothing is trained; of a generation or a pruned generation of a chain; or of the runs that the paper printed, which
     the column `run` of the published file numbers. `smoke` are words for a smoke run. A figure draws the row at `x` in
@@ -58,6 +62,7 @@ class Row(Settings):
     generation: Annotated[int, Field(ge=0)] | None = None
     run: str | None = None
     published: dict[str, str] = Field(default_factory=dict)
+    instead: dict[str, str] = Field(default_factory=dict)
     x: float | None = None
     series: str | None = None
 
@@ -107,22 +112,29 @@ class PaperTable(Settings):
             missing = [row for row in rows if row not in self.rows]
             if missing or claim.column not in self.columns:
                 raise ValueError(f"claim '{claim.text}' speaks of {missing or claim.column}, which the table lacks")
+        read = {column.published.value for column in self.columns.values() if column.published}
+        for label, row in self.rows.items():
+            if unread := row.instead.keys() - read:
+                raise ValueError(f"row '{label}' replaces {', '.join(unread)}, which no column reads")
         return self
 
     def printed_runs(self, row: str, column: str) -> tuple[float, ...]:
         """The numbers of every single run that the paper printed for a cell of a row of printed runs."""
-        where, numbered = self.columns[column].published, self.rows[row].run
+        where, each = self.columns[column].published, self.rows[row]
+        numbered = each.run
         if where is None or numbered is None:
             return ()
-        conditions = {key: value for key, value in self.rows[row].published.items() if key != numbered}
+        conditions = {key: value for key, value in each.published.items() if key != numbered}
         runs = [line[numbered] for line in read_published(self.published) if line[numbered].isdecimal()]
-        texts = [select(self.published, where, {**conditions, numbered: run}) for run in dict.fromkeys(runs)]
+        texts = [
+            select(self.published, where, {**conditions, numbered: run}, each.instead) for run in dict.fromkeys(runs)
+        ]
         return tuple(float(text) for text in texts if text is not None)
 
     def printed(self, row: str, column: str) -> str | None:
         """The published number of a cell as it is printed (scaled to the column's unit), or None."""
-        where = self.columns[column].published
-        return None if where is None else select(self.published, where, self.rows[row].published)
+        where, each = self.columns[column].published, self.rows[row]
+        return None if where is None else select(self.published, where, each.published, each.instead)
 
 
 def table_names() -> list[str]:
@@ -169,6 +181,7 @@ def _combined(axes: Sequence[Mapping[str, Part]]) -> dict[str, Row]:
             of=_only([part.of for part in parts]) or "student",
             generation=_only([part.generation for part in parts]),
             published={} if None in published else dict(ChainMap(*(each for each in published if each))),
+            instead=dict(ChainMap(*(part.instead for part in parts))),
             x=_only([part.x for part in parts]),
             series=labels[0],
         )

@@ -7,7 +7,7 @@ from kdx.report import numerals
 from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.tables import PaperTable
-from kdx.statistics import Estimate, TTest
+from kdx.statistics import Estimate
 
 ABSENT = "–"
 TEX = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"})
@@ -65,11 +65,6 @@ def estimate_text(estimate: Estimate) -> str:
     return numerals.with_interval(estimate.mean, estimate.half_width)
 
 
-def t_test_text(test: TTest) -> str:
-    """Such as `t = 9.46, df 16.7, p = 4.1e-08`."""
-    return numerals.t_test(test.t, test.df, test.p)
-
-
 def _recorded(done: Sequence[Done]) -> list[str]:
     number = sum(each.recorded is not None for each in done)
     if not number:
@@ -101,7 +96,8 @@ def _claim_line(checked: Checked) -> str:
             than = "missing"
         case number:
             than = f"{number:g}"
-    return _line([checked.claim.text, f"**{checked.answer}**", ours, than, t_test_text(checked.test)])
+    test = numerals.t_test(checked.answer, checked.test.t, checked.test.df, checked.test.p)
+    return _line([checked.claim.text, f"**{checked.answer}**", ours, than, test])
 
 
 def _listed(title: str, texts: Sequence[str]) -> list[str]:

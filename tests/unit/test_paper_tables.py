@@ -1,5 +1,7 @@
 """The declared tables of the papers: every one composes, and every published number is found where it is said to be."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from excerpt import only
@@ -8,12 +10,13 @@ from kdx.config import run_id
 from kdx.errors import UserError
 from kdx.groups import conf_folder
 from kdx.reproduce.cells import cells_of, check_claims
-from kdx.reproduce.jobs import BUDGETS, Order, jobs_of, run_all
+from kdx.reproduce.jobs import BUDGETS, Done, Order, jobs_of, run_all
 from kdx.reproduce.network import with_derived
 from kdx.reproduce.published import Published, converted, read_published, select
 from kdx.reproduce.tables import load_table, named, table_names
 
 FOLDER = conf_folder() / "paper"
+FIG3 = ("test_error_percent", "multiplications_ratio")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -51,6 +54,9 @@ def test_numbers_are_those_of_the_paper():
     assert noisy.printed("sigma 0.5", "test_error_percent") == "0.87"
     assert noisy.printed("sigma 0 (baseline)", "test_error_percent") == "0.97"
     assert noisy.printed("teacher", "test_error_percent") is None
+    # A row whose errors are printed in a column of their own; its compression is where all rows have theirs.
+    both = [load_table("noisy/fig3").printed("logit regression, Student1", column) for column in FIG3]
+    assert both == ["19.36", "3.66"]
 
 
 @pytest.mark.parametrize(
@@ -102,13 +108,20 @@ def test_a_paper_is_all_of_its_tables():
         named("vs/tabel1")
 
 
-def test_a_claim_about_an_absent_row_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (("claims", 0), {"than": "nobody"}, r"claim 'ST-VBD is sparser than ST-SVD' speaks of \['nobody'\]"),
+        (("rows", "IP"), {"instead": {"error": "value"}}, r"row 'IP' replaces error, which no column reads"),
+    ],
+)
+def test_names_that_a_table_lacks_are_refused(tmp_path, monkeypatch, part, change, message: str):
     (tmp_path / "paper" / "x").mkdir(parents=True)
     content = yaml.safe_load((FOLDER / "vs" / "table1.yaml").read_text())
-    content["claims"][0]["than"] = "nobody"
+    content[part[0]][part[1]].update(change)
     (tmp_path / "paper" / "x" / "table.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setattr("kdx.reproduce.tables.conf_folder", lambda: tmp_path)
-    with pytest.raises(UserError, match=r"claim 'ST-VBD is sparser than ST-SVD' speaks of \['nobody'\]"):
+    with pytest.raises(UserError, match=message):
         load_table("x/table")
 
 
@@ -124,15 +137,42 @@ def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
     assert {cell.verdict for cell in cells_of(table, [done]) if cell.published} == {"equal"}
 
 
+def untrained(name: str, rows: str, outputs: Path) -> dict[str, Done]:
+    order = Order(rows=rows, seeds=1, budget="paper", overrides=(f"outputs={outputs}",), train=False)
+    done = run_all(jobs_of(only(load_table(name), rows), order), order, {})
+    assert {each.status for each in done} == {"missing"}
+    return {each.job.row: each for each in done}
+
+
 def test_a_size_that_training_changes_is_not_told_beforehand(tmp_path):
-    words = (f"outputs={tmp_path}",)
-    order = Order(rows="*SN 50", seeds=1, budget="paper", overrides=words, train=False)
-    table = only(load_table("kddp/table2"), "*SN 50")
-    done = {each.job.row: each for each in run_all(jobs_of(table, order), order, {})}
-    assert {each.status for each in done.values()} == {"missing"}
+    done = untrained("kddp/table2", "*SN 50", tmp_path)
     assert done["Vanilla SN 50"].figures["keras_parameters"] == 85_104
     # Some of its neurons will be gone.
     assert "parameters" not in done["KDDP SN 50"].figures
+    pruned = untrained("ikd/table2", "VGGNet-19, MNIST, M'_[01]", tmp_path)
+    assert all(not each.figures for each in pruned.values())
+
+
+def test_the_size_of_a_teacher_needs_no_training(tmp_path):
+    """Table 2 prints 1,673,738 of ResNet-56 v2 as Keras counts (SPEC 3)."""
+    teacher = untrained("kddp/table2", "Teacher", tmp_path)["Teacher"].figures
+    assert (teacher["keras_parameters"], teacher["R_c"]) == (1_673_738, 1.0)
+
+
+def test_generations_have_their_size_before_they_are_trained(tmp_path):
+    """The printed 1, 4, 16, 64 and 254 of VGG-19, halved and halved again (SPEC 2)."""
+    table = only(load_table("ikd/table1"), "VGGNet-19, CIFAR-10, *")
+    done = untrained("ikd/table1", "VGGNet-19, CIFAR-10, *", tmp_path)
+    cells = [cell for cell in cells_of(table, list(done.values())) if cell.column == "C"]
+    assert [cell.published for cell in cells] == ["1", "4", "16", "64", "254"]
+    assert {cell.verdict for cell in cells} == {"equal"}
+
+
+def test_a_chain_that_was_ordered_shorter_lacks_generations(tmp_path):
+    words = (f"outputs={tmp_path}", "method.generations=1")
+    order = Order(rows="*", seeds=1, budget="paper", overrides=words, train=False)
+    jobs = jobs_of(only(load_table("ikd/table1"), "VGGNet-19, MNIST, M_[012]"), order)
+    assert [each.figures.get("C") is None for each in run_all(jobs, order, {})] == [False, False, True]
 
 
 def test_welchs_test_of_the_printed_runs():

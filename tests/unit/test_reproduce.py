@@ -49,6 +49,18 @@ def test_verdicts(values: tuple[float, ...] | None, printed: str | None, better:
     assert verdict_of(values and Estimate(values), printed, column(better)) == expected
 
 
+def test_what_follows_from_the_network_needs_no_seeds(table: PaperTable, done: list[Done]):
+    exact = column("higher").model_copy(update={"exact": True})
+    assert verdict_of(Estimate((3.9,)), "2", exact) == "better"
+    assert verdict_of(Estimate((1.9,)), "2.2", exact) == "worse"
+    table = table.model_copy(update={"columns": {**table.columns, "R_s": exact}})
+    cells = cells_of(table, done)
+    sparser, *_ = check_claims(table, cells)
+    # 27 against 30.
+    assert (sparser.answer, sparser.test.p) == ("fails", None)
+    assert "| **fails** | 27.00 | 30.00 ± 0.00 | exact |" in markdown(table, ORDER, done, cells, [sparser])
+
+
 @pytest.fixture
 def table() -> PaperTable:
     """Two rows and two columns of the Variational Student's table 1."""
