@@ -1,5 +1,6 @@
 """`kdx report`: what is read from an outputs folder, and what the page says of it."""
 
+import csv
 import json
 import re
 import shutil
@@ -55,6 +56,23 @@ def test_a_cell_says_ours_the_published_number_and_the_verdict(outputs: Path, ca
     assert "A note." in section
     assert "the loss is not finite" in section
     assert "4 of 9 runs finished, 3 seeds a row" in section
+
+
+def test_a_figure_that_one_seed_lacks_is_named(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    folder = outputs / "paper" / "vs" / "figure1"
+    text, _ = page(outputs, capsys)
+    assert "missing figures" not in text
+    files = [(folder / name).read_text().splitlines() for name in ("runs.csv", "table.csv")]
+    runs, cells = (list(csv.DictReader(lines)) for lines in files)
+    runs[2]["R_s"] = ""
+    cells[1] |= dict.fromkeys(("mean", "sd", "interval95", "difference", "verdict"), "") | {"n": 0}
+    write_csv(folder / "runs.csv", list(runs[0]), runs)
+    write_csv(folder / "table.csv", list(cells[0]), cells)
+    text, err = page(outputs, capsys)
+    assert err == ""
+    section = Seen(text.split('id="paper-vs-figure1"')[1].split("</section>")[0]).text
+    assert "Missing and failed runs, missing figures (1)" in " ".join(section.split())
+    assert "Le-L-ST-SVD, seed 2: it has no R_s" in " ".join(section.split())
 
 
 def test_claims_and_counts(outputs: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,6 @@
 """Reproduced tables and figures, which are tables with a picture, read from their files alone."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,7 +77,11 @@ class Provenance(Record):
 
 
 class Cell(Record):
-    """A line of table.csv: a figure of a row over its seeds beside the published number."""
+    """A line of table.csv: a figure of a row over its seeds beside the published number.
+
+    The runs tell the rest: `complete`, whether all of the row finished, so that a figure which is absent does not
+    exist, and `without`, the seeds of finished ones that lack what others have.
+    """
 
     row: str
     column: str
@@ -88,8 +93,8 @@ class Cell(Record):
     difference: float | None = None
     verdict: Literal["better", "equal", "worse", "differs", "one seed", ""] = ""
     runs: str = ""
-    # Whether every run of the row finished, so that a figure which is absent does not exist.
     complete: bool = True
+    without: list[int | None] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -171,8 +176,7 @@ def read_table(name: str, folder: Path) -> Table:
     """Read a table; Damaged where a file is absent or does not fit."""
     path = folder / TABLE
     provenance, jobs = read_record(folder / PROVENANCE, Provenance), read_rows(folder / RUNS, Job)
-    open_rows = {job.row for job in jobs if job.status != "finished"}
-    cells = [cell.model_copy(update={"complete": cell.row not in open_rows}) for cell in read_rows(path, Cell)]
+    cells = [_with_runs(cell, [job for job in jobs if job.row == cell.row]) for cell in read_rows(path, Cell)]
     table = Table(name, folder, provenance, jobs, cells, _picture(folder / FIGURE))
     if {len(row) for row in table.rows.values()} != {len(table.columns)}:
         raise Damaged(path, "it has not a cell for each row and column")
@@ -182,6 +186,13 @@ def read_table(name: str, folder: Path) -> Table:
     if {(job.row, job.seed) for job in jobs} != table.configured.keys():
         raise Damaged(folder / RUNS, f"it has other runs than {PROVENANCE}")
     return table
+
+
+def _with_runs(cell: Cell, jobs: Sequence[Job]) -> Cell:
+    finished = [job for job in jobs if job.status == "finished"]
+    lacking = [job.seed for job in finished if not (job.model_extra or {}).get(cell.column)]
+    without = lacking if cell.mean is None and len(lacking) < len(finished) else []
+    return cell.model_copy(update={"complete": len(finished) == len(jobs), "without": without})
 
 
 def _picture(path: Path) -> bytes | None:
