@@ -7,6 +7,7 @@ norm. Its networks that are not deep keep them.
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import init
 
@@ -19,7 +20,12 @@ def he_normal(network: Net) -> Net:
 
 
 def glorot_uniform(network: Net) -> Net:
-    """Weights U(+-sqrt(6 / (inputs + outputs))) and biases 0, the default of Keras (Glorot and Bengio 2010)."""
+    """Weights U(+-sqrt(6 / (inputs + outputs))) and biases 0, the default of Keras (Glorot and Bengio 2010).
+
+    Networks that begin with the same layers have the same weights there, whatever follows (KDDP, SPEC 3).
+    """
+    # torch has drawn weights of its own before, more for a wider network.
+    torch.manual_seed(torch.initial_seed())
     return _drawn(network, init.xavier_uniform_)
 
 

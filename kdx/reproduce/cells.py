@@ -7,6 +7,7 @@ from math import isclose
 from typing import Literal
 
 from kdx.reproduce.jobs import Done
+from kdx.reproduce.published import exponent_of
 from kdx.reproduce.tables import Claim, Column, PaperTable
 from kdx.statistics import Answer, Estimate, TTest, against, answer, direction, welch
 
@@ -60,11 +61,13 @@ def check_claims(table: PaperTable, cells: Sequence[Cell]) -> list[Checked]:
 
 
 def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cell:
-    printed = table.printed(row, column)
+    printed, declared = table.printed(row, column), table.columns[column]
+    if column in table.rows[row].unlike:
+        declared = declared.model_copy(update={"better": None})
     if table.rows[row].of == "printed":
         values = table.printed_runs(row, column)
         recomputed = Estimate(values) if values else None
-        return Cell(row, column, recomputed, printed, verdict_of(recomputed, printed, table.columns[column]), (), True)
+        return Cell(row, column, recomputed, printed, verdict_of(recomputed, printed, declared), (), True)
     behind = [each for each in done if each.job.row == row]
     found = [each for each in behind if each.figures.get(column) is not None]
     lacking = [each for each in behind if each.figures.get(column) is None and each.status == "finished"]
@@ -72,7 +75,7 @@ def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cel
     ours = Estimate(tuple(float(each.figures[column]) for each in found)) if found and not without else None
     runs = tuple(each.job.run for each in found if each.job.run)
     complete = all(each.status == "finished" for each in behind)
-    return Cell(row, column, ours, printed, verdict_of(ours, printed, table.columns[column]), runs, complete, without)
+    return Cell(row, column, ours, printed, verdict_of(ours, printed, declared), runs, complete, without)
 
 
 def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Verdict:
@@ -103,9 +106,7 @@ def difference_of(ours: Estimate | None, printed: str | None) -> float | None:
 
 def _rounding(printed: str) -> float:
     """Half of the last printed digit: 1.88 may be anything from 1.875 to 1.885."""
-    exponent = Decimal(printed).as_tuple().exponent
-    assert isinstance(exponent, int), "published numbers are finite"
-    return 0.5 * 10.0**exponent
+    return 0.5 * 10.0 ** exponent_of(Decimal(printed))
 
 
 def _checked(claim: Claim, column: Column, ours: dict[tuple[str, str], Estimate | None]) -> Checked:
@@ -113,10 +114,14 @@ def _checked(claim: Claim, column: Column, ours: dict[tuple[str, str], Estimate 
     than = ours[claim.than, claim.column] if isinstance(claim.than, str) else claim.than
     if first is None or than is None:
         return Checked(claim, "undecided", first, than, TTest(None, None, None))
-    number = than.mean if isinstance(than, Estimate) else than
+    if isinstance(than, Estimate):
+        limit = Estimate(tuple(value + claim.margin for value in than.values))
+        number = limit.mean
+    else:
+        limit, number = None, than + claim.margin
     difference = first.mean - number
     if column.exact:
         return Checked(claim, direction(difference, claim.relation), first, than, TTest(None, None, None))
     # A teacher is one network: the runs are compared with its number.
-    test = welch(first, than) if isinstance(than, Estimate) and than.n > 1 else against(first, number)
+    test = welch(first, limit) if limit and limit.n > 1 else against(first, number)
     return Checked(claim, answer(difference, claim.relation, test), first, than, test)

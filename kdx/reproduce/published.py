@@ -55,7 +55,19 @@ def select(
 
 
 def converted(text: str, scale: float, offset: float = 0.0) -> str:
-    """`offset` plus the printed number times `scale`, with the digits that were printed: 0.0097 times 100 is 0.97."""
+    """`offset` plus the printed number times `scale`, a power of ten, with the digits that were printed.
+
+    0.0097 times 100 is 0.97, and 0.0090 is 0.90: what was printed there is known to half of its last digit.
+    """
     if (scale, offset) == (1, 0):
         return text
-    return f"{(Decimal(str(offset)) + Decimal(text) * Decimal(str(scale))).normalize():f}"
+    number, factor = Decimal(text), Decimal(str(scale)).normalize()
+    last = Decimal(1).scaleb(min(0, exponent_of(number) + factor.adjusted()))
+    return f"{(Decimal(str(offset)) + number * factor).quantize(last):f}"
+
+
+def exponent_of(number: Decimal) -> int:
+    """The power of ten of the last digit: -2 for 1.88."""
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int), "published numbers are finite"
+    return exponent

@@ -49,7 +49,8 @@ class Part(Settings):
 class Row(Settings):
     """A network of the table: the words of `kdx train` that make it, and what selects its published numbers.
 
-    `instead` names other columns of the published file than those of the table's columns: {theirs: this row's}.
+    `instead` names other columns of the published file than those of the table's columns: {theirs: this row's}. In the
+    columns of `unlike` the printed number means something else than ours: it is shown, but neither is called better.
     `of` says whose figures they are: those of the student; of the teacher that those words train; of the network, where
     nothing is trained; of a generation or a pruned generation of a chain; or of the runs that the paper printed, which
     the column `run` of the published file numbers. `smoke` are words for a smoke run. A figure draws the row at `x` in
@@ -63,6 +64,7 @@ class Row(Settings):
     run: str | None = None
     published: dict[str, str] = Field(default_factory=dict)
     instead: dict[str, str] = Field(default_factory=dict)
+    unlike: list[str] = Field(default_factory=list)
     x: float | None = None
     series: str | None = None
 
@@ -76,13 +78,17 @@ class Row(Settings):
 
 
 class Claim(Settings):
-    """A statement of the paper that runs support or contradict: a row's figure against another row's, or a number."""
+    """A statement of the paper that runs support or contradict: a row's figure against another row's, or a number.
+
+    What it is compared with is that plus `margin`.
+    """
 
     text: Text
     column: Text
     row: Text
     relation: Literal["lower", "higher"]
     than: str | float
+    margin: float = 0.0
 
 
 class PaperTable(Settings):
@@ -114,6 +120,8 @@ class PaperTable(Settings):
                 raise ValueError(f"claim '{claim.text}' speaks of {missing or claim.column}, which the table lacks")
         read = {column.published.value for column in self.columns.values() if column.published}
         for label, row in self.rows.items():
+            if absent := [column for column in row.unlike if column not in self.columns]:
+                raise ValueError(f"row '{label}' is unlike in {', '.join(absent)}, which the table lacks")
             if unread := row.instead.keys() - read:
                 raise ValueError(f"row '{label}' replaces {', '.join(unread)}, which no column reads")
         return self

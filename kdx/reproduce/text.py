@@ -96,6 +96,8 @@ def _claim_line(checked: Checked) -> str:
             than = "missing"
         case number:
             than = f"{number:g}"
+    if checked.claim.margin and checked.than is not None:
+        than += f" + {checked.claim.margin:g}"
     test = numerals.t_test(checked.answer, checked.test.t, checked.test.df, checked.test.p)
     return _line([checked.claim.text, f"**{checked.answer}**", ours, than, test])
 

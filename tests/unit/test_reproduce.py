@@ -17,7 +17,7 @@ from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
 from kdx.reproduce.text import latex, markdown
 from kdx.seal import seal, unseal
-from kdx.statistics import Estimate
+from kdx.statistics import Estimate, welch
 
 ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
 
@@ -123,6 +123,28 @@ def test_claims_are_tested(table: PaperTable, done: list[Done]):
     assert [each.answer for each in checked] == ["holds", "holds", "holds"]
     swapped = [replace(one, job=other.job) for one, other in zip([*worse, *better], [*better, *worse], strict=True)]
     assert [each.answer for each in check_claims(table, cells_of(table, swapped))] == ["fails", "fails", "holds"]
+
+
+def test_a_claim_may_leave_a_margin(table: PaperTable, done: list[Done]):
+    """1.7 +- 0.1 against 1.2 +- 0.01: higher, but not by 1."""
+    vbd = [replace(each, figures={"test_error_percent": 1.2 + 0.01 * each.job.seed, "R_s": 40.0}) for each in done[3:]]
+    cells = cells_of(table, [*done[:3], *vbd])
+    within = {"text": "t", "column": "test_error_percent", "row": "Le-L-ST-SVD", "than": "Le-L-ST-VBD"}
+    claims = [Claim.model_validate({**within, "relation": r, "margin": m}) for r in ("lower", "higher") for m in (0, 1)]
+    number = {**within, "relation": "lower", "than": 0.5}
+    claims += [Claim.model_validate({**number, "margin": margin}) for margin in (0, 1.5)]
+    checked = check_claims(table.model_copy(update={"claims": claims}), cells)
+    assert [each.answer for each in checked] == ["fails", "holds", "holds", "fails", "fails", "holds"]
+    assert checked[1].test.t == pytest.approx(welch(Estimate((1.6, 1.7, 1.8)), Estimate((2.2, 2.21, 2.22))).t)
+    text = markdown(table, ORDER, done, cells, checked)
+    assert "| 1.70 ± 0.25 | 1.21 ± 0.02 + 1 |" in text
+    assert "| 1.70 ± 0.25 | 0.5 + 1.5 |" in text
+
+
+def test_a_number_that_means_something_else_is_not_judged(table: PaperTable, done: list[Done]):
+    svd = table.rows["Le-L-ST-SVD"].model_copy(update={"unlike": ["R_s"]})
+    cells = cells_of(table.model_copy(update={"rows": {**table.rows, "Le-L-ST-SVD": svd}}), done)
+    assert [cell.verdict for cell in cells[:2]] == ["equal", "differs"]
 
 
 GOLDEN = """\
