@@ -1,5 +1,6 @@
 """One fit: a network, a method and what it learns from, handed to the trainer."""
 
+import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from kdx.runs import RunFolder
 from kdx.stacked import Way
 from kdx.streams import derived_seed
 from kdx.trainer import Trainee, Training, train, train_together
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,19 @@ def fit(
     return method.finalize(trainee.student), progress
 
 
+def initial_figures(network: nn.Module, method: Method, plan: Plan) -> dict[str, float]:
+    """`initial_sparsity_percent`, where the method may prune before any training, as the log tells too (SPEC 5)."""
+    if not method.prunes_at_start:
+        return {}
+    # Of the initial weights and not of a checkpoint's, so that a run which goes on has the figure that it began with.
+    plain = method.finalize(method.prepare(deepcopy(network)))
+    percent = percent_zero(weight_count(plain), int(nonzero_count(plain)))
+    # Runs that are trained together share their logs.
+    title, folder = plan.title, plan.folder.path.name
+    log.info("%s, %s: %.2f %% of the weights are pruned before any training", title, folder, percent)
+    return {"initial_sparsity_percent": percent}
+
+
 @dataclass(frozen=True)
 class Fit:
     """What `fit` is given of one of several networks that are trained together."""
@@ -91,19 +107,23 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What comes of it: the plain network, the history, and how many were trained together."""
+    """What comes of it: the plain network, the history, how many were trained together, and `initial_figures`."""
 
     network: nn.Module
     progress: Progress
     models: int
+    initial: dict[str, float]
 
 
 def fit_together(fits: Sequence[Fit], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged]:
     """`fit` for several networks of one structure, in step; where one diverged, the exception."""
+    # Before the networks are made students and trained, in place.
+    initial = [initial_figures(each.network, each.method, each.plan) for each in fits]
     trainees = [trainee_of(each.network, each.method, lesson, each.plan, engine) for each in fits]
+    trained = train_together(trainees, engine, way)
     return [
-        trained.failure or Fitted(each.method.finalize(trainee.student), trained.progress, trained.models)
-        for each, trainee, trained in zip(fits, trainees, train_together(trainees, engine, way), strict=True)
+        one.failure or Fitted(each.method.finalize(trainee.student), one.progress, one.models, figures)
+        for each, trainee, one, figures in zip(fits, trainees, trained, initial, strict=True)
     ]
 
 

@@ -142,7 +142,7 @@ def _trained(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> 
 
 
 def _reported(run: _Run, fitted: Fitted, lesson: Lesson, engine: Engine) -> Path | Exception:
-    outcome = Outcome(fitted.network, fitted.progress, {"fused_models": fitted.models})
+    outcome = Outcome(fitted.network, fitted.progress, {**fitted.initial, "fused_models": fitted.models})
     try:
         report(run.config, plan_of(run.config, run.folder), outcome, lesson, engine)
     except Exception as failure:

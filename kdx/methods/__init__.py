@@ -31,6 +31,11 @@ class Method:
         """The first setting that makes a part look at the weights of one teacher, or None."""
         return next((part.one_teacher for part in self.parts if part.one_teacher), None)
 
+    @property
+    def prunes_at_start(self) -> bool:
+        """Whether any part may prune weights before any training (SPEC 5)."""
+        return any(part.prunes_at_start for part in self.parts)
+
     def idle(self) -> dict[str, str]:
         """The keys that change nothing, as they are typed, each with what is the reason."""
         return {f"method.{key}": reason for part in self.parts for key, reason in part.idle().items()}

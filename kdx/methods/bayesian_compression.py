@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdx.layers import NoisyLayer, geometry_of, substitute
 from kdx.methods.dropout import without_dropout
 from kdx.methods.part import Context, Part
-from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_alpha, warming_up
+from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate, warming_up
 from kdx.models.links import silence_unused
 from kdx.objective import Monitor, Schedule, Step, Term
 
@@ -89,7 +89,7 @@ class GroupLayer(NoisyLayer):
 
     def kept(self, threshold: float) -> Tensor:
         """Which inputs (inputs,) are not pruned: those whose log alpha is below `threshold`."""
-        return log_alpha(self.z, self.z_log_sigma2) < threshold
+        return log_dropout_rate(self.z, self.z_log_sigma2) < threshold
 
     def plain(self, threshold: float) -> nn.Linear | nn.Conv2d:
         """The plain layer with the mean weights, exactly zero for the inputs that are pruned."""
@@ -208,8 +208,9 @@ class BayesianCompression(Part):
             for name, layer in layers.items():
                 own = {key: step.parameters[f"{name}.{key}"] for key, _ in layer.named_parameters()}
                 weight_log_sigma2 = layer.limited(own["weight_log_sigma2"])
+                # Not clipped, as in the public code: it begins at -9, where a clip to [-8, 8] would leave no slope.
                 sums += [
-                    kl_svd(log_alpha(own["z"], own["z_log_sigma2"])).sum(),
+                    kl_svd(log_dropout_rate(own["z"], own["z_log_sigma2"])).sum(),
                     kl_standard_normal(own["weight"], weight_log_sigma2).sum(),
                 ]
                 if layer.bias is not None:
@@ -229,7 +230,7 @@ class BayesianCompression(Part):
         """
         return {
             f"gap_{name}": lambda parameters, name=name: widest_gap(
-                log_alpha(parameters[f"{name}.z"], parameters[f"{name}.z_log_sigma2"])
+                log_dropout_rate(parameters[f"{name}.z"], parameters[f"{name}.z_log_sigma2"])
             )
             for name, layer in _group_layers(context.student).items()
             if layer.inputs > 1

@@ -42,6 +42,11 @@ class Part(Settings):
         return None
 
     @property
+    def prunes_at_start(self) -> bool:
+        """Whether some of the weights may be pruned before any training, so that their share is told (SPEC 5)."""
+        return False
+
+    @property
     def varying(self) -> frozenset[str]:
         """The fields that may differ between models which are trained together.
 

@@ -17,9 +17,14 @@ LOG_ALPHA_LIMIT = 8.0
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
 
+def log_dropout_rate(mean: Tensor, log_sigma2: Tensor) -> Tensor:
+    """log of the dropout rate alpha = sigma^2 / mean^2 of every number (Molchanov et al. 2017)."""
+    return log_sigma2 - torch.log(mean.square() + VARIANCE_FLOOR)
+
+
 def log_alpha(weight: Tensor, log_sigma2: Tensor) -> Tensor:
-    """log of the dropout rate alpha = sigma^2 / theta^2 of every weight, clipped to [-8, 8]."""
-    return (log_sigma2 - torch.log(weight.square() + VARIANCE_FLOOR)).clamp(-LOG_ALPHA_LIMIT, LOG_ALPHA_LIMIT)
+    """The log dropout rate of every weight, clipped to [-8, 8] (SPEC 5)."""
+    return log_dropout_rate(weight, log_sigma2).clamp(-LOG_ALPHA_LIMIT, LOG_ALPHA_LIMIT)
 
 
 def kl_svd(log_alpha: Tensor) -> Tensor:
@@ -39,9 +44,11 @@ KL = {"svd": kl_svd, "vbd": kl_vbd}
 
 
 def warming_up(weight: float, start: float, end: float) -> Schedule:
-    """Zero until epoch `start`, then rising linearly to `weight` at `end`."""
-    length = max(end - start, 1e-9)
-    return lambda epoch: weight * min(max((epoch - start) / length, 0.0), 1.0)
+    """Zero until epoch `start`, then rising linearly to `weight` at `end`, or at once where `end` is no later."""
+    if end <= start:
+        # The step at `start` itself has all of it, so that 0 and 0 are no warm-up at all.
+        return lambda epoch: weight if epoch >= start else 0.0
+    return lambda epoch: weight * min(max((epoch - start) / (end - start), 0.0), 1.0)
 
 
 class VariationalLayer(NoisyLayer):
@@ -127,6 +134,11 @@ class Variational(Part):
     log_sigma2_init: float
     log_sigma2_lr: PositiveFloat
     threshold: Annotated[float, Field(ge=-LOG_ALPHA_LIMIT, le=LOG_ALPHA_LIMIT)]
+
+    @property
+    def prunes_at_start(self) -> bool:
+        """True: means that are small beside the initial variance are beyond the threshold already (SPEC 5)."""
+        return True
 
     @property
     def varying(self) -> frozenset[str]:

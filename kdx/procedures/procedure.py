@@ -10,7 +10,7 @@ from kdx.checkpoint import Progress
 from kdx.config import Config
 from kdx.device import Engine
 from kdx.errors import UserError
-from kdx.fit import Lesson, Plan, fit
+from kdx.fit import Lesson, Plan, fit, initial_figures
 from kdx.methods import Method
 from kdx.settings import Settings
 
@@ -68,8 +68,9 @@ class Once(Procedure):
             raise UserError(str(error)) from None
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
-        """Fit once."""
-        return Outcome(*fit(network, method, lesson, plan, engine))
+        """Fit once; the figures are those of the network before."""
+        figures: dict[str, Figure] = {**initial_figures(network, method, plan)}
+        return Outcome(*fit(network, method, lesson, plan, engine), figures)
 
 
 def joined(stages: Sequence[Progress]) -> Progress:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from kdx.measure.sparsity import Neurons, neurons
 from kdx.methods.bayesian_compression import GroupConv2d, GroupLayer, GroupLinear, kl_standard_normal, widest_gap
+from kdx.methods.variational import log_dropout_rate
 from kdx.noise import NoiseSource
 
 SAMPLES = 40_000
@@ -126,6 +127,12 @@ def test_the_divergence_from_a_standard_normal_by_sampling():
     assert kl_standard_normal(torch.tensor(0.0), torch.tensor(0.0)).item() == 0.0
 
 
+def of_scale(z: float, log_sigma2: float) -> float:
+    """Molchanov et al. 2017, eq. 14, of one scale, whose log alpha is not clipped."""
+    at = log_sigma2 - log(z * z + 1e-8)
+    return 0.5 * log(1 + exp(-at)) + 0.63576 - 0.63576 / (1 + exp(-(1.87320 + 1.48695 * at)))
+
+
 def test_the_kl_term_number_by_number():
     """In Python's floats, over every scale, weight and bias, with the first layer's variances limited."""
     how, examples = method("bc", clip_var=0.04), 50
@@ -137,8 +144,7 @@ def test_the_kl_term_number_by_number():
     for name in ("fc1", "fc2"):
         layer = student.get_submodule(name)
         for z, log_sigma2 in zip(layer.z.tolist(), layer.z_log_sigma2.tolist(), strict=True):
-            at = min(max(log_sigma2 - log(z * z + 1e-8), -8.0), 8.0)
-            total += 0.5 * log(1 + exp(-at)) + 0.63576 - 0.63576 / (1 + exp(-(1.87320 + 1.48695 * at)))
+            total += of_scale(z, log_sigma2)
         for kind in ("weight", "bias"):
             means = layer.get_parameter(kind).flatten().tolist()
             variances = layer.get_parameter(f"{kind}_log_sigma2").exp().flatten().tolist()
@@ -146,10 +152,56 @@ def test_the_kl_term_number_by_number():
                 limited = min(variance, 0.04) if (name, kind) == ("fc1", "weight") else variance
                 total += 0.5 * (mean * mean + limited - log(limited) - 1)
     assert student.fc1.weight_log_sigma2.exp().max() > 0.04
+    # Some lie where VS's weights are clipped.
+    assert log_dropout_rate(student.fc1.z, student.fc1.z_log_sigma2).min() < -8
     given = split(8)
     objective = how.objective(student, None, examples)
     step = step_of(student, objective, given, student(given.images.double()))
     assert objective.terms["kl"].value(step).item() == pytest.approx(total / examples, rel=1e-6)
+
+
+def test_the_kl_has_a_slope_at_the_initial_values():
+    """They lie at log alpha = -9, where the clip of VS's weights would leave the scales where they are."""
+    how, examples, h = method("bc"), 50, 1e-4
+    student = how.prepare(perceptron())
+    given = split(8)
+    objective = how.objective(student, None, examples)
+    objective.terms["kl"].value(step_of(student, objective, given, student(given.images))).backward()
+    by_mean = (of_scale(1 + h, -9.0) - of_scale(1 - h, -9.0)) / (2 * h)
+    by_variance = (of_scale(1.0, -9.0 + h) - of_scale(1.0, -9.0 - h)) / (2 * h)
+    # Nearly those of -log(alpha) / 2.
+    assert (by_mean, by_variance) == pytest.approx((1.0, -0.5), rel=1e-3)
+    for layer in (student.fc1, student.fc2):
+        assert layer.z.grad.tolist() == pytest.approx([by_mean / examples] * layer.inputs, rel=1e-5)
+        assert layer.z_log_sigma2.grad.tolist() == pytest.approx([by_variance / examples] * layer.inputs, rel=1e-5)
+
+
+def test_inputs_beyond_the_clip_of_single_weights_are_told_apart():
+    """By the threshold and by the gap: both see the log alpha itself."""
+    layer, _ = linear()
+    with torch.no_grad():
+        layer.z.fill_(1.0)
+        layer.z_log_sigma2.copy_(torch.tensor([-20.0, -19.0, -12.0, -11.0, 9.0, 10.0]))
+    assert layer.kept(-15.0).tolist() == [True, True, False, False, False, False]
+    assert layer.kept(9.5).tolist() == [True, True, True, True, True, False]
+    how = method("bc")
+    student = how.prepare(perceptron())
+    with torch.no_grad():
+        student.fc2.z_log_sigma2.copy_(torch.tensor([-20.0, -19.0, -12.0, -11.0, -10.0]))
+    gap = how.objective(student, None, 1).monitors["gap_fc2"]
+    assert gap(dict(student.named_parameters())) == pytest.approx(-15.5)
+
+
+def test_the_method_of_the_paper_has_the_whole_kl_from_the_first_step():
+    """As the public code has it; kdx's own settings warm up."""
+
+    def weights(name: str) -> list[float]:
+        how = method(name)
+        lambda_V = how.objective(how.prepare(perceptron()), None, 10).numbers["lambda_V"]
+        return [lambda_V(epoch) for epoch in (0.0, 5.0, 10.0, 100.0)]
+
+    assert weights("paper/bc") == [1, 1, 1, 1]
+    assert weights("bc") == [0, 0.5, 1, 1]
 
 
 def test_a_limited_variance_does_not_grow():

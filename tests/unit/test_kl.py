@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.special import dawsn
 
-from kdx.methods.variational import kl_svd, kl_vbd, log_alpha
+from kdx.methods.variational import kl_svd, kl_vbd, log_alpha, log_dropout_rate
 
 GRID = np.linspace(-8, 8, 33)
 # Largest error of Molchanov's fit on the grid, 0.0094, and of its derivative, 0.0137; both lie near log alpha = -3.
@@ -135,6 +135,26 @@ def test_a_weight_of_zero_has_a_finite_divergence_and_slope(kl):
     gradients = torch.autograd.grad(value, (weight, log_sigma2))
     assert value.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kl", [kl_svd, kl_vbd])
+def test_any_log_alpha_has_a_finite_divergence_and_slope(kl):
+    """In float32: those of Bayesian compression are not clipped."""
+    most = torch.finfo(torch.float32).max
+    at = torch.tensor([-most, -1e4, -100.0, -30.0, 30.0, 100.0, 1e4, most], requires_grad=True)
+    values = kl(at)
+    (slopes,) = torch.autograd.grad(values.sum(), at)
+    # Whatever the fit adds is constant there: 0.63576 for small alpha, nothing for large.
+    shift = kl(torch.tensor(-100.0)).item() - 50
+    expected = torch.cat([at.detach()[:4] / -2 + shift, torch.zeros(4)])
+    torch.testing.assert_close(values.detach(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(slopes, torch.tensor([-0.5] * 4 + [0.0] * 4), rtol=1e-6, atol=1e-6)
+
+
+def test_the_log_dropout_rate_is_not_clipped():
+    means = torch.tensor([1.0, 0.0, 1e-3])
+    rates = log_dropout_rate(means, torch.tensor([-30.0, -9.0, 9.0]))
+    assert rates.tolist() == pytest.approx([-30, -9 - log(1e-8), 9 - log(1e-6 + 1e-8)], rel=1e-5)
 
 
 @pytest.mark.parametrize("kl", [kl_svd, kl_vbd])
