@@ -25,7 +25,7 @@ def order(tmp_path: Path) -> Order:
 
 
 def jobs(order: Order) -> list[Job]:
-    return jobs_of(only(load_table("noisy/table1"), "sigma 0.*"), order)
+    return jobs_of(only(load_table("noisy/table1"), "sigma 0.?"), order)
 
 
 def test_rows_and_seeds_that_fit_are_trained_together(order: Order, monkeypatch: pytest.MonkeyPatch):
