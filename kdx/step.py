@@ -17,7 +17,7 @@ from kdx.objective import Langevin, Objective, Step
 from kdx.state import State, unstacked
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's constants (Kingma and Ba 2015), also those of every framework the papers used."""
+"""Adam's constants (Kingma and Ba 2015), also those of the papers' frameworks, but for Keras' later epsilon of 1e-7."""
 
 
 @dataclass(frozen=True)

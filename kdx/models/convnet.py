@@ -3,7 +3,7 @@
 SPEC 4 gives the students, Teacher2 and the SVHN network by counts only. What conf/student lists for them is derived:
 the widths that give each layer's printed number of multiplications (Student1: 4.92, 45.88, 8.26 and 2.11 million), and
 for Teacher2 AlexNet's own widths with 5x5, 5x5 and 3x3 kernels and two layers of 2048, which give both 375 M and
-16.3 M parameters. Students 2 and 3 come out at 11.2497 M and 6.7441 M where SPEC has 11.251 and 6.745.
+16.3 M parameters. Students 2 and 3 come out at 11.2497 M and 6.7441 M where the paper's sums are 11.251 and 6.745.
 """
 
 from collections import Counter, OrderedDict
