@@ -25,7 +25,11 @@ COLOURS = {**NOISY, "dataset.validation": 0, "dataset.mirror": "copies", "datase
         ("vs/table1", "Le-L-ST-SVD as printed", {**VS, "trainer.lr": 1e-3, "method.log_sigma2_init": -10}),
         ("vs/table3", "ST-VBD-l1/l2 as printed", {**VS, "trainer.lr": 5e-4, "method.bsr.norm": "l1_l2"}),
         ("vs/table1", "BC", {**CONSTANT, "trainer.lr": 1e-3, "trainer.batch_size": 128, "method.clip_var": 0.04}),
-        ("vs/table1", "BC", {"method.log_sigma2_init": -9, "method.warmup_end": 0, "dataset.preprocessing": "symmetric"}),
+        (
+            "vs/table1",
+            "BC",
+            {"method.log_sigma2_init": -9, "method.warmup_end": 0, "dataset.preprocessing": "symmetric"},
+        ),
         ("vs/fig5", "BDK, 500", {"method.eta": 4e-5, "method.input_noise": 0.0005, "method.prior": 1}),
         ("vs/fig5", "SGLD, 60,000", {"method.eta": 4e-6, "method.prior": 1}),
         ("ikd/table1", "VGGNet-19, MNIST, M_1", {**IKD, "method.generations": 4, "method.refine": "filters"}),
