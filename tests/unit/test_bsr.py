@@ -8,8 +8,10 @@ import torch
 from miniature import CLASSES, convolutional, method, normal, perceptron, randomise, split, step_of
 from torch import Tensor, nn
 
+from kdx.compose import single
 from kdx.methods import Method
 from kdx.methods.bsr import EPSILON
+from kdx.models import build_model
 
 
 def mlp(*widths: int, seed: int) -> nn.Sequential:
@@ -172,6 +174,23 @@ def test_the_groups_that_the_student_wins_by_counting(pair: str, norm: str, axis
             norms.append(flat.abs().max().item() if norm == "l1_linf" else flat.norm().item())
         wins.append(norms[0] > norms[1])
     assert monitored(st_vbd(norm, axis), student, teacher) == pytest.approx(sum(wins) / len(wins), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("axis", "scale", "least", "most"),
+    [(0, 1, 250, 300), (1, 1, 575, 605), (0, 3, 5, 15), (1, 3, 35, 55), (0, 10, 0, 0), (1, 10, 0, 0)],
+)
+def test_a_trained_teacher_wins_the_maximum(axis: int, scale: float, least: int, most: int):
+    """SPEC 1.4: of S1's 500 (784) groups 288 (592) at torch's initial weights; 10 (45), then none, for larger ones."""
+    student, teacher = (
+        build_model(single([f"student={name}"]).student, (1, 28, 28), 10, seed)
+        for name, seed in (("mlp-500-50", 0), ("mlp-1200-1200", 100))
+    )
+    with torch.no_grad():
+        for weight in weights_of(teacher):
+            weight.mul_(scale)
+    groups = (500, 784)[axis]
+    assert least <= groups * monitored(st_vbd("l1_linf", axis), student, teacher) <= most
 
 
 def test_without_teacher_there_is_nothing_to_win():

@@ -79,20 +79,6 @@ def test_parameters_as_keras_counts(name: str, hidden: list[int] | None, count: 
         assert keras_count(network) - keras_count(smaller) == 587
 
 
-def test_students_of_all_widths_begin_with_the_same_weights():
-    """KDDP compares them so (SPEC 3); what has another shape is drawn for itself, within Glorot's bounds."""
-    narrow, wide = (build_model(settings(name), COLOUR, 10, seed=3) for name in ("kddp-sn-50", "kddp-sn-100"))
-    others = dict(wide.named_parameters())
-    differ = [name for name, value in narrow.named_parameters() if not torch.equal(value, others[name])]
-    assert differ == ["fc1.weight", "fc1.bias", "fc2.weight"]
-    for inputs, outputs, name in ((576, 50, "fc1"), (50, 10, "fc2")):
-        weight, bound = narrow.get_parameter(f"{name}.weight").detach(), (6 / (inputs + outputs)) ** 0.5
-        assert weight.abs().max() <= bound
-        # The deviation of a uniform distribution.
-        assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
-        assert not narrow.get_parameter(f"{name}.bias").any()
-
-
 def times_fewer(refined: list[NetworkSettings], original: NetworkSettings) -> list[float]:
     return [parameters(unweighted(original)) / parameters(unweighted(one)) for one in refined]
 
