@@ -25,7 +25,8 @@ def line(row: str, cells: dict[str, dict[str, str]], columns: Sequence[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("table", "panel", "columns"), [("table1", "", COMPRESSION), ("table2", "", COMPRESSION), ("fig6", "S1, ", SPEED)]
+    ("table", "panel", "columns"),
+    [("table1", "", COMPRESSION), ("table2", "", COMPRESSION), ("sparsest", "", COMPRESSION), ("fig6", "S1, ", SPEED)],
 )
 def test_the_tables_are_those_of_the_results(table: str, panel: str, columns: Sequence[str]):
     rows: dict[str, dict[str, dict[str, str]]] = {}
