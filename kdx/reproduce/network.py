@@ -1,15 +1,16 @@
 """The figures of a row that need no training: they follow from the networks."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 
 from kdx.config import Config
-from kdx.measure.footprint import parameter_count, parameter_ratio
+from kdx.measure.footprint import parameter_count
 from kdx.measure.multiplications import multiplications
-from kdx.models import build_model
+from kdx.models import Shape, build_model
 from kdx.models.settings import NetworkSettings, RefinedSettings
 from kdx.procedures import build
 from kdx.procedures.chain import Chain
@@ -28,21 +29,26 @@ def network_figures(config: Config, of: Of, generation: int | None) -> Figures:
     if settings is None:
         return {}
     shape, classes = config.dataset.image_shape, config.dataset.classes
+    own, teacher = (
+        _counts(type(each), each.model_dump_json(), shape, classes) for each in (settings, config.teacher.network())
+    )
+    ratio = teacher["parameters"] / own["parameters"]
+    return {**own, "R_c": ratio, "C": ratio, "teacher_multiplications": teacher["multiplications"]}
+
+
+@cache
+def _counts(kind: type[NetworkSettings], content: str, shape: Shape, classes: int) -> Figures:
+    """What one network has, whose settings are `content`; cached, because the rows of a table share their networks."""
     # Shapes are enough: no memory is filled and nothing is drawn.
     with torch.device("meta"):
-        network = build_model(settings, shape, classes, config.seed)
-        teacher = build_model(config.teacher.network(), shape, classes, config.seed)
+        network = build_model(kind.model_validate_json(content), shape, classes, seed=0)
     layers = {name.rpartition(".")[2]: layer for name, layer in network.named_modules()}
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
-    ratio = parameter_ratio(teacher, network)
     return {
         "parameters": parameter_count(network),
         "moving_statistics": sum(2 * layer.num_features for layer in norms),
         "fc1_parameters": parameter_count(layers["fc1"]) if "fc1" in layers else None,
-        "R_c": ratio,
-        "C": ratio,
         "multiplications": multiplications(network, shape),
-        "teacher_multiplications": multiplications(teacher, shape),
     }
 
 
