@@ -159,6 +159,7 @@ class Known:
     dataset: str
     student: str
     method: str
+    run: str
     content: Path | Content
 
     def read(self) -> Content:
@@ -167,16 +168,19 @@ class Known:
 
 
 def _known(outputs: Path, *, recorded: bool) -> list[Known]:
-    folders = finished_runs(outputs)
     # A folder is runs/<dataset>/<student>/<method>/<run id>.
-    known = [Known(path.parts[-4], path.parts[-3], path.parts[-2], path) for path in folders]
+    known = [Known(*path.parts[-4:], content=path) for path in finished_runs(outputs)]
     if recorded:
-        here = {path.name for path in folders}
-        told = [content for run, content in told_runs(outputs).items() if run not in here]
-        known += [Known(each[1]["dataset"], each[1]["student"], each[1]["method"], each) for each in told]
+        here = {each.run for each in known}
+        told = {run: content for run, content in told_runs(outputs).items() if run not in here}
+        known += [
+            Known(figures["dataset"], figures["student"], figures["method"], run, (settings, figures))
+            for run, (settings, figures) in told.items()
+        ]
     if not known:
         raise UserError(f"plot: {outputs / 'runs'} holds no finished run; kdx train makes one")
-    return known
+    # In one order, wherever they are told of, so that the same runs have the same colours.
+    return sorted(known, key=lambda each: (each.dataset, each.student, each.method, each.run))
 
 
 def _groups(dataset: str, known: Sequence[Known], where: Mapping[str, str]) -> list[Group]:
