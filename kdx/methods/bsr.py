@@ -12,16 +12,18 @@ from kdx.methods.part import Context, Part, weight_parameters
 from kdx.objective import Monitor, Schedule, Step, Term
 from kdx.settings import Settings
 
-Norm = Literal["l1_linf", "l1_l2"]
+# l1_max is equation 10 as it is printed: the largest w, not the largest |w|, so that no negative weight is pulled.
+Norm = Literal["l1_linf", "l1_l2", "l1_max"]
 # Keeps the gradient of the square root finite where a whole group is zero.
 EPSILON = 1e-12
 
 
 def group_sizes(weights: list[Tensor], norm: Norm, axis: int, groups: int) -> Tensor:
-    """For each group m, the sum of squares (l1_l2) or the largest |w| (l1_linf) over all weights of index m: (groups,).
+    """For each group m, the sum of squares (l1_l2) or the largest |w| (l1_linf) or w (l1_max) of index m: (groups,).
 
     `weights` are matrices (out, in) or filters (out, in, kh, kw); `axis` 0 groups by output unit, 1 by input. Layers
-    with fewer units than `groups` count as zero-padded, without the padded block of VS ever being made.
+    with fewer units than `groups` count as zero-padded, without the padded block of VS ever being made; by its zeros
+    the largest w is never below 0.
     """
     combined = torch.zeros(groups, device=weights[0].device)
     for weight in weights:
@@ -29,7 +31,8 @@ def group_sizes(weights: list[Tensor], norm: Norm, axis: int, groups: int) -> Te
         if norm == "l1_l2":
             combined = combined + _padded(weight.square().sum(dim=others), groups)
         else:
-            combined = torch.maximum(combined, _padded(weight.abs().amax(dim=others), groups))
+            entries = weight if norm == "l1_max" else weight.abs()
+            combined = torch.maximum(combined, _padded(entries.amax(dim=others), groups))
     return combined
 
 
@@ -91,7 +94,7 @@ class BlockSparsity(Part):
     def monitors(self, context: Context) -> dict[str, Monitor]:
         """`bsr_student_wins`: the fraction of groups with student weights in which the student's norm is the larger.
 
-        In l1_linf the student gets a gradient in these groups only (SPEC 1.4, predicted failure).
+        In l1_linf and l1_max the student gets a gradient in these groups only (SPEC 1.4, predicted failure).
         """
         names, groups, teacher = self._block(context)
         if teacher is None:
