@@ -2,24 +2,27 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdx.checkpoint import Progress
 from kdx.config import Config, packages_record
 from kdx.data import load_data
-from kdx.data.dataset import Data
+from kdx.data.dataset import Data, Split
 from kdx.device import prepare_device
 from kdx.files import write_csv
 from kdx.fit import Plan
 from kdx.measure import measure
-from kdx.measure.accuracy import error_percent
+from kdx.measure.accuracy import error_percent, logits_of
 from kdx.measure.footprint import parameter_count
 from kdx.models import build_model
 from kdx.models.settings import NetworkSettings
+from kdx.objective import Objective, Step
+from kdx.procedures import build
 from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Figure, Outcome
 from kdx.results import read_history, write_results
@@ -34,6 +37,7 @@ log = logging.getLogger(__name__)
 class Member:
     """A network that was trained for the chain: M_0, or a candidate for a later generation, with its errors.
 
+    `val_loss` is what it was trained to minimise, over the validation images, where candidates are compared by it;
     `weights` is its file, `folder` that of its run; None where M_0 comes from a file.
     """
 
@@ -45,6 +49,7 @@ class Member:
     train_seconds: float
     weights: Path
     folder: Path | None
+    val_loss: float | None = None
 
     @property
     def learned_from(self) -> str:
@@ -70,15 +75,16 @@ Train = Callable[[int, Member], Member]
 def grown(chain: Chain, first: Member, train: Train) -> tuple[list[Member], list[Member]]:
     """The accepted members, one for each generation from `first` on, and all that were trained.
 
-    The validation error alone decides: between the candidates of an ancestral generation, where the earlier teacher
-    wins a tie, and whether a generation is within the tolerance (algorithm 2, one-sided).
+    The validation error alone decides whether a generation is within the tolerance (algorithm 2, one-sided), and it or
+    the validation loss between the candidates of an ancestral generation, where the earlier teacher wins a tie.
     """
+    merit = _validation_loss if chain.select == "loss" else _validation_error
     accepted, trained = [first], [first]
     for generation in range(1, chain.generations + 1):
         teachers = accepted if chain.teacher == "ancestral" else accepted[-1:]
         candidates = [train(generation, teacher) for teacher in teachers]
         trained += candidates
-        best = candidates[0] if chain.teacher == "parental" else min(candidates, key=_validation_error)
+        best = candidates[0] if chain.teacher == "parental" else min(candidates, key=merit)
         if chain.tolerance is not None:
             excess = _validation_error(best) - _validation_error(accepted[-1])
             if excess > chain.tolerance:
@@ -100,17 +106,26 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
     data = load_data(config.dataset).to(engine.device)
     origin = get_teacher(config, data, engine)
 
+    def network(generation: int, weights: Path) -> nn.Module:
+        blank = build_model(structures[generation], data.image_shape, data.classes, config.seed).to(engine.device)
+        return load_weights(weights, blank)
+
     def train(generation: int, teacher: Member) -> Member:
-        path = run(_config_of(config, chain, structures, generation, teacher))
+        settings = _config_of(config, chain, structures, generation, teacher)
+        path = run(settings)
         log.info("generation %d, taught by M_%d: %s", generation, teacher.generation, path)
-        return _finished(path, generation, teacher)
+        member = _finished(path, generation, teacher)
+        if chain.teacher == "parental" or data.validation is None:
+            return member
+        student, taught_by = network(generation, member.weights), network(teacher.generation, teacher.weights)
+        objective = build(settings.method)[0].objective(student, taught_by, len(data.train))
+        return replace(member, val_loss=mean_loss(objective, student, taught_by, data.validation))
 
     accepted, trained = grown(chain, _origin(config, origin, data), train)
     pruned = [_pruned(run(_pruning_of(config, chain, structures, each))) for each in accepted] if chain.prune else []
     last, structure = accepted[-1], structures[len(accepted) - 1]
     weights = pruned[-1].folder / "student.safetensors" if pruned else last.weights
-    blank = build_model(structure, data.image_shape, data.classes, config.seed).to(engine.device)
-    final = load_weights(weights, blank)
+    final = network(last.generation, weights)
     outputs = Path(config.outputs)
     _write(folder.path / "chain.csv", [_row(member, accepted, outputs) for member in trained])
     _write(folder.path / "pruned.csv", [_pruned_row(number, pruned, outputs) for number in range(len(pruned))])
@@ -121,6 +136,21 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
     measured = measure(final, origin, data, engine.device, engine.latency_seconds)
     plan = Plan(names["method"], config.trainer, config.seed, folder)
     write_results(plan, names, measured, _outcome(final, accepted, trained, pruned), engine)
+
+
+def mean_loss(objective: Objective, student: nn.Module, teacher: nn.Module, split: Split) -> float:
+    """What `objective` is of the images of `split`, not mirrored, in eval mode and float32: nats for IKD's eq. 1."""
+    logits, taught = (logits_of(each, split)[:, 0] for each in (student, teacher))
+    loss, _ = objective.loss(
+        Step(
+            logits=logits,
+            labels=split.labels.to(logits.device),
+            teacher_logits=taught,
+            parameters=dict(student.named_parameters()),
+            numbers={name: torch.tensor(number(0.0)).to(logits) for name, number in objective.numbers.items()},
+        )
+    )
+    return loss.item()
 
 
 def _config_of(
@@ -182,6 +212,11 @@ def _validation_error(member: Member) -> float:
     return member.val_error_percent
 
 
+def _validation_loss(member: Member) -> float:
+    assert member.val_loss is not None, "run_chain computes it of every candidate of an ancestral generation"
+    return member.val_loss
+
+
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     if rows:
         write_csv(path, list(rows[0]), rows)
@@ -194,6 +229,7 @@ def _row(member: Member, accepted: list[Member], outputs: Path) -> dict[str, Any
         "teacher": member.teacher,
         "accepted": "yes" if member in accepted else "no",
         "val_error_percent": member.val_error_percent,
+        "val_loss": member.val_loss,
         "test_error_percent": member.test_error_percent,
         "parameters": member.parameters,
         "C": accepted[0].parameters / member.parameters,

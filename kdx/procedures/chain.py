@@ -29,14 +29,16 @@ class Chain(Settings):
     member: Literal["kd-mixture"]
     generations: Count
     teacher: Literal["parental", "ancestral"]
+    select: Literal["error", "loss"]
     refine: Operator
     tolerance: NonNegativeFloat | None
     prune: bool
     pruning: PruningMethod
 
     def idle(self) -> dict[str, str]:
-        """How the members are pruned, where they are not."""
-        return {} if self.prune else {"method.pruning": "method.prune=false"}
+        """How the members are pruned, where they are not, and how candidates are chosen, where there is only one."""
+        pruning = {} if self.prune else {"method.pruning": "method.prune=false"}
+        return pruning | ({} if self.teacher == "ancestral" else {"method.select": "method.teacher=parental"})
 
     def structures(self, network: NetworkSettings) -> list[NetworkSettings]:
         """The networks of all generations, `network` itself first.

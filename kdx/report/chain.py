@@ -41,7 +41,7 @@ def print_chain(screen: Console, run: Path) -> None:
         )
     layout.show(screen, content, "Chain (errors in %)")
     screen.print("C = parameters of M_0, which is the teacher, / parameters.")
-    screen.print("The validation error alone decides what is refused.")
+    screen.print("Validation images alone decide what is refused.")
     screen.print()
     _print_pruned(screen, run)
 

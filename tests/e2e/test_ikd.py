@@ -80,8 +80,9 @@ def test_a_parental_chain(kdx, tmp_path: Path) -> None:
     assert written([folder, first, second]) == before
 
 
-def test_an_ancestral_chain_shares_its_first_generation_and_can_be_compared(kdx, tmp_path: Path) -> None:
-    result = kdx("train", "-m", *CHAIN[1:], "method.teacher=parental,ancestral")
+@pytest.mark.parametrize(("select", "merit"), [("error", "val_error_percent"), ("loss", "val_loss")])
+def test_an_ancestral_chain_shares_its_first_generation_and_can_be_compared(kdx, tmp_path, select, merit) -> None:
+    result = kdx("train", "-m", *CHAIN[1:], "method.teacher=parental,ancestral", f"method.select={select}")
     assert result.returncode == 0, result.stderr
     # Two generations of one and two candidates; the parental chain is among them.
     assert len(runs(tmp_path)) == 1 + 2
@@ -90,7 +91,7 @@ def test_an_ancestral_chain_shares_its_first_generation_and_can_be_compared(kdx,
     (folder,) = (path for path in folders.values() if metrics(path)["chain_runs"] == 3)
     rows = table(folder / "chain.csv")
     assert [(row["generation"], row["teacher"]) for row in rows] == [("0", ""), ("1", "0"), ("2", "0"), ("2", "1")]
-    best = min(rows[2:], key=lambda row: float(row["val_error_percent"]))
+    best = min(rows[2:], key=lambda row: float(row[merit]))
     assert [row["accepted"] for row in rows[2:]] == ["yes" if row is best else "no" for row in rows[2:]]
     chosen = tmp_path / "outputs" / best["run"] / "student.safetensors"
     assert (folder / "student.safetensors").read_bytes() == chosen.read_bytes()

@@ -1,13 +1,16 @@
 """Which generations a chain trains and keeps, by validation errors from a table; and what it refuses to start with."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
+from miniature import CLASSES, method, perceptron, split
 from rich.console import Console
 
-from kdx.chain import Member, grown, run_chain
+from kdx.chain import Member, grown, mean_loss, run_chain
 from kdx.compose import check_method, single
 from kdx.config import Config
 from kdx.errors import Interrupted, UserError
@@ -26,9 +29,9 @@ def chain(**settings: object) -> Chain:
     return procedure
 
 
-def member(generation: int, teacher: int | None, val_error: float | None) -> Member:
+def member(generation: int, teacher: int | None, val_error: float | None, val_loss: float | None = None) -> Member:
     # The test errors order the candidates the other way round: they must not matter.
-    return Member(generation, teacher, val_error, -(val_error or 0.0), 10, 1.0, Path("weights"), Path("run"))
+    return Member(generation, teacher, val_error, -(val_error or 0.0), 10, 1.0, Path("weights"), Path("run"), val_loss)
 
 
 def pairs(members: list[Member]) -> list[Pair]:
@@ -55,6 +58,40 @@ def test_an_ancestral_chain_keeps_the_lowest_validation_error_and_the_earlier_of
     accepted, trained = outcome(chain(generations=3, teacher="ancestral"), errors)
     assert accepted == [(0, None), (1, 0), (2, 1), (3, 1)]
     assert trained == list(errors)
+
+
+def test_an_ancestral_chain_can_keep_the_lowest_loss_while_its_tolerance_stays_one_of_errors():
+    errors = {(0, None): 1.0, (1, 0): 1.0, (2, 0): 2.0, (2, 1): 1.0}
+    losses = {(1, 0): 0.5, (2, 0): 0.2, (2, 1): 0.3}
+
+    def train(generation: int, teacher: Member) -> Member:
+        pair = generation, teacher.generation
+        return member(*pair, errors[pair], losses[pair])
+
+    for tolerance, expected in ((None, [(0, None), (1, 0), (2, 0)]), (0.5, [(0, None), (1, 0)])):
+        settings = chain(generations=2, teacher="ancestral", select="loss", tolerance=tolerance)
+        assert pairs(grown(settings, member(0, None, 1.0), train)[0]) == expected
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_the_loss_of_a_candidate_is_equation_1(count: int):
+    """IKD eq. 1 in float64, by the entropies: (1 - alpha) CE + 2 T^2 alpha KL(teacher||student), means over images."""
+    alpha, T = 0.7, 20.0
+    student, teacher, images = perceptron(seed=1), perceptron(seed=2), split(count)
+    # Dropout would make the loss another one each time.
+    student = torch.nn.Sequential(student, torch.nn.Dropout(0.5)).train()
+    objective = method("kd-mixture", alpha=alpha, T=T).objective(student, teacher, 100)
+    found = mean_loss(objective, student, teacher, images)
+
+    expected = 0.0
+    for image, label in zip(images.images, images.labels.tolist(), strict=True):
+        own, taught = (deepcopy(net).eval().double()(image[None].double())[0] for net in (student, teacher))
+        p, q = (torch.exp(z / T) / torch.exp(z / T).sum() for z in (taught, own))
+        hint = 2 * T**2 * sum(p[k] * (p[k].log() - q[k].log()) for k in range(CLASSES))
+        expected += ((1 - alpha) * -(own.exp() / own.exp().sum())[label].log() + alpha * hint).item() / count
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert mean_loss(objective, student, teacher, images) == found
+    assert student.training
 
 
 def test_four_ancestral_generations_are_ten_trainings():
