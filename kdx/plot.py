@@ -59,12 +59,33 @@ def trade_off(
     *,
     recorded: bool = False,
 ) -> list[Path]:
-    """Draw figure `y` over figure `x` (keys of metrics.json) of all finished runs and published networks of a data set.
+    """Draw the experiments that `experiments` gives for the same arguments, and the published networks of the data set.
+
+    Gives the files: `out` with .svg, .png and .csv. Raises UserError as `experiments` does.
+    """
+    points = [*experiments(dataset, outputs, x, y, where, recorded=recorded), *published(dataset, x, y)]
+    with mpl.rc_context(STYLE):
+        pictures = save(picture(points, x, y), out)
+    csv = out.with_name(f"{out.name}.csv")
+    write_csv(csv, list(_row(points[0], x, y)), [_row(point, x, y) for point in points])
+    return [*pictures, csv]
+
+
+def experiments(
+    dataset: str,
+    outputs: Path,
+    x: str = "R_s",
+    y: str = "test_error_percent",
+    where: Mapping[str, str] | None = None,
+    *,
+    recorded: bool = False,
+) -> list[Point]:
+    """Figures `x` and `y` (keys of metrics.json) of all experiments on a data set whose runs are finished.
 
     `where` has patterns (* and ?, separated by commas) for `student`, `method` and any setting; only runs that match
-    one of each are shown, and none on a part of the training set unless `dataset.train_size` is among them. With
-    `recorded` the runs that only a reproduced table tells of are shown as well. Gives the files: `out` with .svg, .png
-    and .csv. Raises UserError where there is no such run, or none with both figures.
+    one of each are among them, and none on a part of the training set unless `dataset.train_size` is chosen. With
+    `recorded` the runs that only a reproduced table tells of are as well. Raises UserError where there is no such run,
+    or none with both figures.
     """
     groups = _groups(dataset, _known(outputs, recorded=recorded), WHOLE | dict(where or {}))
     known = {key for group in groups for figures in group.figures for key in figures if _is_number(figures[key])}
@@ -74,12 +95,7 @@ def trade_off(
     ours = [point for group in groups if (point := _point(group, x, y)) is not None]
     if not ours:
         raise UserError(f"x: no finished run of {dataset} has both {x} and {y}")
-    points = [*ours, *published(dataset, x, y)]
-    with mpl.rc_context(STYLE):
-        pictures = save(picture(points, x, y), out)
-    csv = out.with_name(f"{out.name}.csv")
-    write_csv(csv, list(_row(points[0], x, y)), [_row(point, x, y) for point in points])
-    return [*pictures, csv]
+    return ours
 
 
 def published(dataset: str, x: str, y: str) -> list[Point]:

@@ -31,7 +31,8 @@ def glorot_uniform(network: Net) -> Net:
 
 def _drawn(network: Net, draw: Callable[[Tensor], Tensor]) -> Net:
     for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        # Where only shapes are wanted, torch would pretend to draw, which takes most of the time.
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.is_meta:
             draw(layer.weight)
             if layer.bias is not None:
                 init.zeros_(layer.bias)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kdx.errors import UserError
-from kdx.plot import picture, published, trade_off
+from kdx.plot import experiments, picture, published, trade_off
 from kdx.statistics import Estimate
 
 
@@ -55,9 +55,8 @@ def test_experiments_and_published_networks(outputs: Path):
     ],
 )
 def test_chosen_runs(outputs: Path, student: str, method: str, shown: set[str]):
-    files = trade_off("mnist", outputs, outputs / "chosen", where={"student": student, "method": method})
-    with files[-1].open(newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file) if not row["published_in"]} == shown
+    points = experiments("mnist", outputs, where={"student": student, "method": method})
+    assert {point.method for point in points} == shown
 
 
 @pytest.mark.parametrize(
@@ -87,39 +86,34 @@ def test_chosen_settings(outputs: Path, where: dict[str, str], shown: set[str]):
     (runs / "dropout" / "kd0" / "config.yaml").write_text(yaml.safe_dump(part))
     if not shown:
         with pytest.raises(UserError, match=r"student\.hidden: '10\?' is not known; allowed: 300,100$"):
-            trade_off("mnist", outputs, outputs / "chosen", where=where)
+            experiments("mnist", outputs, where=where)
         return
-    files = trade_off("mnist", outputs, outputs / "chosen", where=where)
-    with files[-1].open(newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file) if not row["published_in"]} == shown
+    assert {point.method for point in experiments("mnist", outputs, where=where)} == shown
 
 
 def test_runs_that_only_tables_tell_of(outputs: Path):
     committed = Path(__file__).parents[2] / "outputs" / "paper" / "vs"
     for name in ("table1", "fig3"):
         copytree(committed / name, outputs / "paper" / "vs" / name)
-    csv_file = trade_off("mnist", outputs, outputs / "all", recorded=True, where={"trainer.epochs": "100"})[-1]
-    with csv_file.open(newline="") as file:
-        points = {(row["student"], row["method"]): row for row in csv.DictReader(file) if not row["published_in"]}
+    found = experiments("mnist", outputs, recorded=True, where={"trainer.epochs": "100"})
+    points = {(point.student, point.method): point for point in found}
     # One order for all, so that colours do not depend on which of them have a folder.
     assert list(points) == sorted(points)
     with (committed / "table1" / "table.csv").open(newline="") as file:
         cells = {(row["row"], row["column"]): row for row in csv.DictReader(file)}
     for method, label in (("bc", "BC"), ("ip", "IP")):
         student = "mlp-1200-1200" if method == "ip" else "lenet-300-100"
-        for column in ("R_s", "test_error_percent"):
-            assert float(points[student, method][column]) == float(cells[label, column]["mean"])
+        assert points[student, method].x.mean == float(cells[label, "R_s"]["mean"])
+        assert points[student, method].y.mean == float(cells[label, "test_error_percent"]["mean"])
     # A run of which no table tells R_s is not shown.
     with (committed / "fig3" / "runs.csv").open(newline="") as file:
         told = [row.get("R_s") for row in csv.DictReader(file) if row["row"] == "Le-L, KD-VBD"]
     assert len(told) == 3
     assert (("lenet-300-100", "kd-vbd") in points) == all(told)
     # The same figure of both tables: a run is one run.
-    memory = trade_off("mnist", outputs, outputs / "m", x="memory_compression", y="csr_bytes", recorded=True)[-1]
-    with memory.open(newline="") as file:
-        seeds = {(row["student"], row["method"]): row["seeds"] for row in csv.DictReader(file)}
-    assert seeds["lenet-300-100", "st-vbd"] == "3"
-    assert seeds["lenet-300-100", "kd-vbd"] == "3"
+    memory = experiments("mnist", outputs, x="memory_compression", y="csr_bytes", recorded=True)
+    seeds = {(point.student, point.method): point.x.n for point in memory}
+    assert seeds["lenet-300-100", "st-vbd"] == seeds["lenet-300-100", "kd-vbd"] == 3
 
 
 def test_published_networks_are_those_with_both_numbers():

@@ -38,8 +38,9 @@ def parameters(network: NetworkSettings, image_shape: tuple[int, int, int] = (3,
 )
 def test_how_many_times_fewer_parameters(name: str, operator: Operator, printed: str):
     whole = settings(name)
+    count = parameters(whole)
     for times, text in enumerate(printed.split(), start=1):
-        ratio = parameters(whole) / parameters(refined(whole, operator, times))
+        ratio = count / parameters(refined(whole, operator, times))
         # SPEC prints so many digits.
         assert f"{ratio:.{len(text.partition('.')[2])}f}" == text, times
 
