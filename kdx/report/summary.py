@@ -11,10 +11,12 @@ from kdx.files import write_csv
 from kdx.report import layout
 from kdx.report.differences import MISSING, Settings, differing_keys, is_hidden, setting_text, shortest_names
 from kdx.report.finished import Figures, number, read_figures, read_settings
+from kdx.seal import METRICS
 from kdx.statistics import Estimate
 
 SEED = "seed"
 TEACHER_SEEDS = frozenset({"teacher.seed", "teacher2.seed", "teacher3.seed"})
+SEEDS = frozenset({SEED, *TEACHER_SEEDS})
 NAMES = ("dataset", "teacher", "student", "method", "epochs")
 FIGURES = (
     *("test_error_percent", "val_error_percent", "R_s", "R_c", "sparsity_percent"),
@@ -24,6 +26,8 @@ PARTS = ("mean", "sd", "ci95_low", "ci95_high")
 
 Content = tuple[Settings, Figures]
 """What a run is: its settings by dotted key and its figures."""
+Key = tuple[tuple[str, "str | Key"], ...]
+"""What runs of one experiment have in common: names and values."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def read_run(run: Path) -> Content:
 def grouped(runs: Sequence[Content]) -> list[Group]:
     """What `groups_of` gives, of runs that are read already."""
     groups: list[Group] = []
-    for wide in _split(runs, frozenset({SEED, *TEACHER_SEEDS})):
+    for wide in _split(runs, SEEDS):
         seeds = [settings[SEED] for settings, _ in wide]
         together = len(set(seeds)) == len(seeds)
         varying = frozenset({SEED}) | (TEACHER_SEEDS if together else frozenset())
@@ -79,15 +83,25 @@ def _seeds_apart(groups: Iterable[list[Content]]) -> Iterator[list[Content]]:
 
 def _split(runs: Sequence[Content], varying: frozenset[str]) -> list[list[Content]]:
     """The runs that agree in all settings that matter but `varying`."""
-    found: dict[tuple[tuple[str, str], ...], list[Content]] = {}
+    found: dict[Key, list[Content]] = {}
     for settings, figures in runs:
-        key = tuple(
-            (name, setting_text(value))
-            for name, value in sorted(settings.items())
-            if name not in varying and not is_hidden(name)
-        )
-        found.setdefault(key, []).append((settings, figures))
+        found.setdefault(_key(settings, varying), []).append((settings, figures))
     return list(found.values())
+
+
+def _key(settings: Settings, varying: frozenset[str]) -> Key:
+    """All settings that matter but `varying`, as texts."""
+    names = (name for name in sorted(settings) if name not in varying and not is_hidden(name))
+    return tuple((name, _meaning(name, settings[name])) for name in names)
+
+
+def _meaning(name: str, value: Any) -> str | Key:
+    """A setting as text; of weights that a finished run left, as to a chain's next one, its settings but the seeds."""
+    if name.rpartition(".")[2] == "checkpoint" and value is not None:
+        run, file = Path(str(value)).parent, Path(str(value)).name
+        if file == "student.safetensors" and (run / METRICS).is_file():
+            return _key(read_settings(run), SEEDS)
+    return setting_text(value)
 
 
 def print_summary(groups: Sequence[Group]) -> None:

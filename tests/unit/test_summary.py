@@ -10,12 +10,23 @@ import yaml
 from kdx.report.summary import groups_of, print_summary, write_failures, write_summary
 
 
-def run(folder: Path, error: float, *, T: float = 4, seed: int = 0, teacher_seed: int = 0, **figures: object) -> Path:
-    path = folder / f"{T}-{seed}-{teacher_seed}"
+def run(
+    folder: Path,
+    error: float,
+    *,
+    T: float = 4,
+    seed: int = 0,
+    teacher_seed: int = 0,
+    taught_by: Path | None = None,
+    **figures: object,
+) -> Path:
+    path = folder / f"{T}-{seed}-{teacher_seed}{'-taught' if taught_by else ''}"
     path.mkdir()
+    checkpoint = taught_by and str(taught_by / "student.safetensors")
     config = {
         "dataset": {"name": "digits"}, "student": {"name": "lenet-300-100"}, "trainer": {"lr": 0.1},
-        "teacher": {"name": "nin", "seed": teacher_seed}, "method": {"name": "kd", "T": T}, "seed": seed,
+        "method": {"name": "kd", "T": T}, "seed": seed,
+        "teacher": {"name": "nin", "seed": teacher_seed, "checkpoint": checkpoint},
         "device": {"threads": seed}, "sweep": {"name": str(seed), "fail_fast": False},
     }  # fmt: skip
     (path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -80,6 +91,22 @@ def test_the_teachers_seed_may_go_along_but_is_no_seed_of_the_student(tmp_path: 
     crossed = [*along[:2], run(tmp_path, 3, seed=0, teacher_seed=1), run(tmp_path, 3, seed=1, teacher_seed=0)]
     groups = groups_of(crossed)
     assert [(group.settings["teacher.seed"], len(group.figures)) for group in groups] == [(0, 2), (1, 2)]
+
+
+def test_the_weights_of_a_finished_run_are_what_its_settings_are(tmp_path: Path):
+    """A later generation of a chain is taught by another file for each seed, by runs of one experiment."""
+    first = {(T, seed): run(tmp_path, 1, T=T, seed=seed) for T in (2, 8) for seed in (0, 1)}
+    second = [run(tmp_path, 2, seed=seed, taught_by=first[2, seed]) for seed in (0, 1)]
+    assert [len(group.figures) for group in groups_of(second)] == [2]
+    third = [run(tmp_path, 3, T=3, seed=seed, taught_by=second[seed]) for seed in (0, 1)]
+    assert [len(group.figures) for group in groups_of(third)] == [2]
+    # Runs of two experiments.
+    mixed = [run(tmp_path, 2, T=5, seed=seed, taught_by=first[T, seed]) for T, seed in ((2, 0), (8, 1))]
+    assert [len(group.figures) for group in groups_of(mixed)] == [1, 1]
+    # What is not there any more cannot be compared.
+    for path in first.values():
+        (path / "metrics.json").unlink()
+    assert [len(group.figures) for group in groups_of(second)] == [1, 1]
 
 
 def test_failures_have_a_file_as_long_as_there_are_any(tmp_path: Path):
