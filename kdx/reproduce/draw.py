@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from kdx.report.drawing import HEIGHT, MARKERS, STYLE, WIDTH, canvas_of, save
 from kdx.report.palette import COLOURS, GREY
@@ -74,8 +74,16 @@ def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
         colour = COLOURS[number % len(COLOURS)]
         _level(axes, shown[label], label, colour)
     axes.set(xlabel=lines.x, ylabel=table.columns[lines.y].title)
-    if lines.log:
-        _logarithmic(axes, sorted({row.x for row in table.rows.values() if row.x is not None}))
+    if "x" in lines.log:
+        ticks = sorted({row.x for row in table.rows.values() if row.x is not None})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if "y" in lines.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend()
     return canvas
 
@@ -87,12 +95,6 @@ def _level(axes: Axes, cell: Cell, label: str, colour: str) -> None:
             axes.axhspan(cell.ours.low, cell.ours.high, color=colour, alpha=0.12, linewidth=0)
     if cell.published is not None:
         axes.axhline(float(cell.published), color=colour, linewidth=0.8, linestyle="--", label=f"{label}, paper")
-
-
-def _logarithmic(axes: Axes, ticks: Sequence[float]) -> None:
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}" for tick in ticks])
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:

@@ -12,13 +12,13 @@ Text = Annotated[str, Field(min_length=1)]
 class Lines(Settings):
     """A column over the rows' `x`, a line for each series; rows without `x` are horizontal lines.
 
-    `x` is the title of the axis, which is logarithmic with `log`.
+    `x` is the title of the axis; `log` are the axes that are logarithmic.
     """
 
     kind: Literal["lines"]
     y: Text
     x: Text
-    log: bool = False
+    log: list[Literal["x", "y"]] = Field(default_factory=list)
 
 
 class Bars(Settings):

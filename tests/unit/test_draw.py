@@ -11,10 +11,12 @@ import torch
 from excerpt import only
 from matplotlib.container import BarContainer
 
+from kdx.report.palette import COLOURS
 from kdx.reproduce.cells import Cell
 from kdx.reproduce.draw import draw, picture
 from kdx.reproduce.jobs import Done, Order, jobs_of
-from kdx.reproduce.tables import PaperTable, load_table
+from kdx.reproduce.pictures import Lines
+from kdx.reproduce.tables import PaperTable, load_table, table_names
 from kdx.statistics import Estimate
 from kdx.tensors import save_tensors
 
@@ -55,6 +57,19 @@ def test_a_logarithmic_axis_names_its_points():
     (axes,) = picture(table, ORDER, [], cells_from(table, {"KD-SVD, 500": (9.0,), "KD-SVD, 60,000": (2.0,)})).axes
     assert axes.get_xscale() == "log"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["500", "1k", "2k", "5k", "10k", "20k", "60k"]
+    assert axes.get_yscale() == "log"
+    low, high = axes.get_ylim()
+    ticks = {tick: text.get_text() for tick, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
+    # More than the power of ten alone.
+    assert {tick: text for tick, text in ticks.items() if low < tick < high} == {2: "2", 5: "5"}
+
+
+def test_the_lines_of_every_figure_have_colours_of_their_own():
+    for name in table_names():
+        table = load_table(name)
+        if isinstance(table.figure, Lines):
+            names = {row.series for row in table.rows.values() if row.x is not None}
+            assert len(names) <= len(set(COLOURS)), name
 
 
 def test_bars_have_a_panel_for_each_network():
