@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdx.captured import recorded
 from kdx.compiled import Step
 from kdx.device import has_convolutions
+from kdx.errors import one_line
 from kdx.execution import Execution
 from kdx.layers import NoisyLayer
 from kdx.member import Member
@@ -49,7 +51,14 @@ def stacked_step(members: Sequence[Member], execution: Execution, steps: int, wa
     if way != "auto":
         log.info("%d models in a step: %s", len(members), way)
         return state, noise, made(way)
-    seconds = {name: _seconds(made(name), members, state, noise, execution) for name in ("loop", "stacked")}
+    seconds = {"loop": _seconds(made("loop"), members, state, noise, execution)}
+    try:
+        seconds["stacked"] = _seconds(made("stacked"), members, state, noise, execution)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # A package's network may have a layer that vmap cannot take.
+        log.warning("%d models in a step: they cannot be stacked (%s)", len(members), one_line(error))
     fastest = min(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {1000 * each / len(members):.3f} ms" for name, each in seconds.items())
     log.info("%d models in a step: %s is faster (measured, for each model: %s)", len(members), fastest, times)
@@ -153,7 +162,7 @@ def _seconds(step: RunStep, members: Sequence[Member], state: State, noise: Nois
     scratch, examples = State.stack(state.models), members[0].training.examples
     device = examples.images.device
     epoch = min(member.epoch for member in members)
-    rows = torch.tensor([member.rows(epoch)[0] for member in members], dtype=torch.float32, device=device)
+    rows = torch.from_numpy(np.stack([member.rows(epoch)[0] for member in members])).float().to(device)
     chosen = orders(members, epoch)[..., : members[0].batch_size]
     best = float("inf")
     with recorded(lambda: step(scratch, chosen, noise, rows), execution.recorder()) as run:

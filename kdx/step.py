@@ -6,6 +6,7 @@ it draws no random numbers, reads no clock and holds no state, so resuming a run
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ def make_step(
     models of this structure under objectives that differ in nothing but their numbers.
     """
     names = number_names(objective)
-    loss = _loss(student, objective, autocast)
+    loss = _loss(student if stacking is None else _stackable(student), objective, autocast)
     gradients_of, adam = (_autograd(loss), _fused_adam) if eager else (_transformed(loss), _adam)
     if stacking is not None:
         gradients_of = _of_several(_transformed(loss), stacking)
@@ -139,6 +140,21 @@ def _loss(student: nn.Module, objective: Objective, autocast: str | None) -> Los
         return total, (terms, buffers)
 
     return loss
+
+
+def _stackable(student: nn.Module) -> nn.Module:
+    """The student with the same tensors, whose batch norms vmap can take on a GPU."""
+    tensors = [*student.parameters(), *student.buffers()]
+    copy = deepcopy(student, {id(tensor): tensor for tensor in tensors})
+    for layer in copy.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            # cuDNN's asks how its input lies in memory, and vmap answers for the plain layout only.
+            layer.register_forward_pre_hook(_laid_out_plainly)
+    return copy
+
+
+def _laid_out_plainly(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].contiguous(),)
 
 
 class Watching(nn.Sequential):

@@ -318,6 +318,24 @@ def test_the_faster_way_is_measured_without_a_trace(tmp_path: Path, caplog, monk
         assert_same(one, other.network, other.progress)
 
 
+def test_what_cannot_be_stacked_is_trained_one_after_another_and_that_is_told(tmp_path: Path, caplog, monkeypatch):
+    def unable(*_: object) -> None:
+        raise RuntimeError("NYI:\n  a layer")
+
+    monkeypatch.setattr(stacking, "LEAST_STEPS", 9)
+    monkeypatch.setattr(stacking, "_at_once", lambda *_: unable)
+    found = fit_together(fits_of(tmp_path / "auto", RESUMED), lesson(split(13)), engine(), "auto")
+    assert "WARNING" in caplog.text
+    assert "3 models in a step: they cannot be stacked (NYI: a layer)" in caplog.text
+    expected = fit_together(fits_of(tmp_path / "given", RESUMED), lesson(split(13)), engine(), "loop")
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(other, Fitted)
+        assert_same(one, other.network, other.progress)
+    # Who asks for that way hears why not.
+    with pytest.raises(RuntimeError, match="NYI"):
+        fit_together(fits_of(tmp_path / "stacked", RESUMED), lesson(split(13)), engine(), "stacked")
+
+
 def test_a_short_training_is_not_measured(tmp_path: Path, caplog):
     with caplog.at_level(logging.INFO, "kdx.stacked"):
         fit_together(fits_of(tmp_path, RESUMED), lesson(split(13)), engine(), "auto")
