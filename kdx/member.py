@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -182,21 +184,13 @@ class Member:
         shown = {name: latest.get(name) for name in ("loss", "val_error_percent", "sparsity_percent")}
         return {name: value for name, value in shown.items() if value is not None}
 
-    def rows(self, epoch: int) -> list[list[float]]:
-        """The numbers of every step of an epoch: (steps, numbers), computed in float64."""
-        names, numbers = number_names(self.objective), self.objective.numbers
-        rows = []
-        for index in range(self.steps_per_epoch):
-            time_in_epochs = epoch + index / self.steps_per_epoch
-            steps = epoch * self.steps_per_epoch + index + 1
-            optimiser = {
-                "lr": self._lr(time_in_epochs),
-                "steps": steps,
-                "bias1": 1 - BETA1**steps,
-                "bias2": 1 - BETA2**steps,
-            }
-            rows.append([optimiser[name] if name in optimiser else numbers[name](time_in_epochs) for name in names])
-        return rows
+    def rows(self, epoch: int) -> np.ndarray:
+        """The numbers of every step of an epoch: (steps, numbers), in float64."""
+        count = self.steps_per_epoch
+        times = [epoch + index / count for index in range(count)]
+        columns = {name: [number(time) for time in times] for name, number in self.objective.numbers.items()}
+        columns |= {"lr": [self._lr(time) for time in times]} | _adam_numbers(epoch * count + 1, count)
+        return np.array([columns[name] for name in number_names(self.objective)]).T
 
     def _lr(self, time_in_epochs: float) -> float:
         trainer = self.training.trainer
@@ -220,3 +214,15 @@ class Member:
     def _tensors(self) -> dict[str, Tensor]:
         best = {f"best/{name}": value for name, value in self.best.items()}
         return self.state.tensors() | best | {"noise_position": self.noise.position()}
+
+
+# Of an epoch they are the same for all models that are trained together.
+@lru_cache(maxsize=2)
+def _adam_numbers(first: int, count: int) -> dict[str, list[float]]:
+    """What Adam divides its moments by in so many steps from number `first` (from 1) on, and these numbers."""
+    steps = range(first, first + count)
+    return {
+        "steps": list(steps),
+        "bias1": [1 - BETA1**step for step in steps],
+        "bias2": [1 - BETA2**step for step in steps],
+    }

@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import groupby
 from types import FrameType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -241,8 +242,8 @@ class _Loop:
 
     def _rows(self, epoch: int) -> Tensor:
         """The numbers of every step of an epoch: (steps, numbers), or of several models (steps, models, numbers)."""
-        rows = torch.tensor([member.rows(epoch) for member in self.members], dtype=torch.float32)
-        return rows[0] if len(self.members) == 1 else rows.transpose(0, 1).contiguous()
+        rows = torch.from_numpy(np.stack([member.rows(epoch) for member in self.members], axis=1)).float()
+        return rows[:, 0].contiguous() if len(self.members) == 1 else rows
 
     def _lap(self, *, training: bool) -> None:
         now = time.monotonic()

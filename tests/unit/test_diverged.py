@@ -126,7 +126,7 @@ def test_where_nobody_looks_within_an_epoch_the_weights_stand_still_from_the_fir
         objective = Objective({"fine": Term(two), "early": Term(first), "late": Term(second)})
         member = Member(Trainee(student, objective, training(Path(), numbered(24)), no_figures))
         step = make_step(student, objective, eager=eager, autocast=None)
-        rows, order = torch.tensor(member.rows(0)), member.training.order(0)
+        rows, order = torch.from_numpy(member.rows(0)).float(), member.training.order(0)
         weights = []
         for index in range(6):
             step(member.state, member.training.batch(order[4 * index : 4 * index + 4]), {}, rows[index])
