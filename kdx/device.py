@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -137,6 +139,20 @@ def _set_cuda(*, tf32: bool) -> str:
     # A network's batches have one shape, so trying every algorithm once is repaid.
     torch.backends.cudnn.benchmark = True
     return "cublas"
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Products and convolutions in whole float32 also where a GPU was told to round to TF32."""
+    precision, rounds = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = rounds
 
 
 def _chosen(kind: str) -> torch.device:

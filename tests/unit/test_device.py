@@ -9,7 +9,7 @@ import torch
 from miniature import convolutional, engine, method, perceptron
 
 from kdx.compose import single
-from kdx.device import prepare_device
+from kdx.device import full_float32, prepare_device
 from kdx.errors import UserError
 from kdx.failure import describe, is_plain
 from kdx.weights import save_weights
@@ -53,6 +53,24 @@ def test_convolutions_are_not_compiled_unless_it_is_asked_for(caplog):
         assert not replace(engine(), compile="auto").compiles(convolutional(), MANY)
     assert "not compiled: with convolutions" in caplog.text
     assert replace(engine(), compile=True).compiles(convolutional(), FEW)
+
+
+@pytest.mark.parametrize(("kind", "inside"), [("cuda", ("highest", False)), ("cpu", ("high", True))])
+def test_the_teachers_logits_are_not_rounded_where_a_run_is(monkeypatch: pytest.MonkeyPatch, kind: str, inside: object):
+    """A CPU has no TF32, and its library of matrix products stays as it was chosen."""
+
+    def state() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with full_float32(torch.device(kind)):
+            assert state() == inside
+        assert state() == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.usefixtures("no_compiler")
