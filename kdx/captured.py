@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -88,6 +88,7 @@ class Graphs:
                     raise
         except Exception as error:
             torch.cuda.set_stream(stream)
+            self._abandon()
             reason = failure or error
             if isinstance(reason, torch.OutOfMemoryError):
                 raise reason from None
@@ -99,6 +100,13 @@ class Graphs:
         stream.wait_stream(self._stream)
         self._graphs.append(graph)
         return lambda: self._play(graph)
+
+    def _abandon(self) -> None:
+        """Give back the memory of a capture that broke, which torch, up to 2.11 at least, keeps in the pool."""
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):  # where the capture has ended by itself
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
 
     def close(self) -> None:
         """Destroy the graphs now: while another one is captured it would not be allowed."""

@@ -17,8 +17,9 @@ from kdx.procedures.procedure import Once
 
 T = TypeVar("T")
 
-# For each number in a parameter: itself, two moments, a gradient, and what Adam makes of them on the way.
-COPIES_OF_PARAMETERS = 6
+# For each number in a parameter: itself, two moments, a gradient, what Adam makes of them on the way, and what a
+# variational layer makes of its weights and variances.
+COPIES_OF_PARAMETERS = 10
 # For each number that a layer gives: what is kept for the backward pass, gradients, noise and variances.
 COPIES_OF_OUTPUTS = 8
 # What is left to everything else.

@@ -47,6 +47,10 @@ def measure(config: Config, data: Data, device: str, seconds: float, steps: int)
     _as_torch_comes()
     started = time.perf_counter()
     cuda = device == "cuda"
+    if cuda:
+        # Of what was measured before in this process.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     workers = min(WORKERS, (os.cpu_count() or 1) - 1) if cuda else 0
     loader = DataLoader(
         ByteImages(data), config.trainer.batch_size, shuffle=True, drop_last=True, num_workers=workers, pin_memory=cuda

@@ -146,7 +146,9 @@ def _timed(trainees: list[Trainee], engine: Engine, steps: int, clock: Clock) ->
         torch.cuda.reset_peak_memory_stats()
     clock._mark = time.perf_counter()
     with suppress(Enough):
-        train_together(timed, engine)
+        for trained in train_together(timed, engine):
+            if trained.failure is not None:
+                raise trained.failure
     seconds = median(clock.training[1:])
     return {
         "models": len(trainees),
@@ -187,7 +189,7 @@ def own_products_seconds(config: Config, data: Data, engine: Engine) -> float:
             for products in layers * times:
                 products()
 
-        with recorded(run, Graphs() if engine.captures else None) as play:
+        with recorded(run, Graphs() if engine.device.type == "cuda" else None) as play:
             return _seconds(play, engine)
 
 
