@@ -243,7 +243,7 @@ class _Loop:
     def _rows(self, epoch: int) -> Tensor:
         """The numbers of every step of an epoch: (steps, numbers), or of several models (steps, models, numbers)."""
         rows = torch.from_numpy(np.stack([member.rows(epoch) for member in self.members], axis=1)).float()
-        return rows[:, 0].contiguous() if len(self.members) == 1 else rows
+        return (rows[:, 0] if len(self.members) == 1 else rows).contiguous()
 
     def _lap(self, *, training: bool) -> None:
         now = time.monotonic()
