@@ -49,21 +49,8 @@ class Point:
     y: Estimate
 
 
-def trade_off(
-    dataset: str,
-    outputs: Path,
-    out: Path,
-    x: str = "R_s",
-    y: str = "test_error_percent",
-    where: Mapping[str, str] | None = None,
-    *,
-    recorded: bool = False,
-) -> list[Path]:
-    """Draw the experiments that `experiments` gives for the same arguments, and the published networks of the data set.
-
-    Gives the files: `out` with .svg, .png and .csv. Raises UserError as `experiments` does.
-    """
-    points = [*experiments(dataset, outputs, x, y, where, recorded=recorded), *published(dataset, x, y)]
+def trade_off(points: Sequence[Point], out: Path, x: str, y: str) -> list[Path]:
+    """Draw figure `y` over figure `x` of these points, and list them: the files, `out` with .svg, .png and .csv."""
     with mpl.rc_context(STYLE):
         pictures = save(picture(points, x, y), out)
     csv = out.with_name(f"{out.name}.csv")

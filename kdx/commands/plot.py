@@ -33,11 +33,13 @@ def main(words: Sequence[str]) -> int:
     if len(names) > 1:
         raise UserError(f"plot: '{names[1]}' is a second data set; allowed: one")
     dataset = names[0]
-    from kdx.plot import trade_off
+    from kdx.plot import experiments, published, trade_off
 
     out = Path(given.pop("out", outputs_folder() / "plots" / dataset))
     where = {key: given.pop(key) for key in list(given) if key in PATTERNS or "." in key}
     recorded = flag("recorded", given.pop("recorded", "false"))
-    for file in trade_off(dataset, outputs_folder(), out, **given, where=where, recorded=recorded):
+    x, y = given.get("x", "R_s"), given.get("y", "test_error_percent")
+    ours = experiments(dataset, outputs_folder(), x, y, where, recorded=recorded)
+    for file in trade_off([*ours, *published(dataset, x, y)], out, x, y):
         print(file)
     return 0

@@ -29,7 +29,9 @@ def outputs(tmp_path: Path) -> Path:
 
 
 def test_experiments_and_published_networks(outputs: Path):
-    files = trade_off("mnist", outputs, outputs / "plots" / "mnist")
+    axes = "R_s", "test_error_percent"
+    points = [*experiments("mnist", outputs, *axes), *published("mnist", *axes)]
+    files = trade_off(points, outputs / "plots" / "mnist", *axes)
     assert [file.name for file in files] == ["mnist.svg", "mnist.png", "mnist.csv"]
     assert all(file.stat().st_size > 100 for file in files)
     with files[-1].open(newline="") as file:
@@ -151,6 +153,6 @@ def test_every_network_has_its_mark(outputs: Path):
 )
 def test_wrong_words(outputs: Path, words: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
-        trade_off(**{"dataset": "mnist", "outputs": outputs, "out": outputs / "x", **words})
+        experiments(**{"dataset": "mnist", "outputs": outputs, **words})
     with pytest.raises(UserError, match="holds no finished run"):
-        trade_off("mnist", outputs / "nothing", outputs / "x")
+        experiments("mnist", outputs / "nothing")
