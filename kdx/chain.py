@@ -115,8 +115,9 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
         path = run(settings)
         log.info("generation %d, taught by M_%d: %s", generation, teacher.generation, path)
         member = _finished(path, generation, teacher)
-        if chain.teacher == "parental" or data.validation is None:
+        if chain.teacher == "parental" or chain.select == "error":
             return member
+        assert data.validation is not None, "Chain.check asks for a validation split"
         student, taught_by = network(generation, member.weights), network(teacher.generation, teacher.weights)
         objective = build(settings.method)[0].objective(student, taught_by, len(data.train))
         return replace(member, val_loss=mean_loss(objective, student, taught_by, data.validation))
@@ -213,7 +214,7 @@ def _validation_error(member: Member) -> float:
 
 
 def _validation_loss(member: Member) -> float:
-    assert member.val_loss is not None, "run_chain computes it of every candidate of an ancestral generation"
+    assert member.val_loss is not None, "run_chain computes it of every candidate that is chosen by it"
     return member.val_loss
 
 
