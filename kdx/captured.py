@@ -18,14 +18,16 @@ Run = Callable[[], None]
 Step = Callable[[Tensor, Tensor], None]
 """One training step: draws noise and updates the state, given its examples' numbers and its row of numbers."""
 
-# A captured chunk has as many steps as run one by one in this time. It is then done sooner than that, so a stop is
-# heeded at once, and Python has long launched the next: between two chunks it needs a tenth of a millisecond.
+# A captured chunk has as many steps as are done in this time: a stop is heeded at once, and Python has long launched
+# the next chunk, for which it needs a tenth of a millisecond.
 CHUNK_SECONDS = 0.05
 MOST_STEPS = 16
 # Chunks that are under way at once; with fewer the GPU would wait for Python, with more a stop would wait for the GPU.
 AHEAD = 3
-# Kernels are loaded and compiled, workspaces allocated and algorithms chosen in the first; the last is timed.
+# Kernels are loaded and compiled, workspaces allocated and algorithms chosen in the first.
 WARM_UPS = 3
+# A recording's first play has it brought to the GPU; the last is timed.
+TRIAL_PLAYS = 2
 
 log = logging.getLogger(__name__)
 
@@ -195,21 +197,35 @@ class Chunks:
         return chosen.unflatten(-1, (size, self._batch_size)).movedim(-2, 0)
 
     def _rehearsed(self, order: Tensor, rows: Tensor) -> int:
-        """Take some steps and undo them; how many shall be recorded as a chunk."""
+        """Take some steps and undo them; how many shall be recorded as a chunk.
+
+        What is timed is a recorded step: one that Python launches may take many times as long.
+        """
         before = [tensor.clone() for tensor in self._changed]
         positions = [source.position() for source in self._sources]
-        seconds, (batch,) = CHUNK_SECONDS, self._batches(order, 0, 1).contiguous()
+        (batch,) = self._batches(order, 0, 1).contiguous()
         with self._recorder.rehearsal():
             for _ in range(WARM_UPS):
-                started = time.perf_counter()
                 self._step(batch, rows[0])
-                if order.device.type != "cpu":
-                    torch.accelerator.synchronize(order.device)
-                seconds = time.perf_counter() - started
-            for tensor, value in zip(self._changed, before, strict=True):
-                tensor.copy_(value)
+        self._chunks[1] = self._recorded(order, rows, 1)
+        _, _, play = self._chunks[1]
+        seconds = CHUNK_SECONDS
+        for _ in range(TRIAL_PLAYS):
+            _finish(order.device)
+            started = time.perf_counter()
+            play()
+            _finish(order.device)
+            seconds = time.perf_counter() - started
+        for tensor, value in zip(self._changed, before, strict=True):
+            tensor.copy_(value)
         for source, position in zip(self._sources, positions, strict=True):
             source.seek(position)
         size = min(MOST_STEPS, len(rows), max(1, int(CHUNK_SECONDS / seconds)))
-        log.info("captured in chunks of %d steps, each of which took %.2f ms by itself", size, 1000 * seconds)
+        log.info("captured in chunks of %d steps, each of which takes %.2f ms by itself", size, 1000 * seconds)
         return size
+
+
+def _finish(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

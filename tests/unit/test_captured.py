@@ -13,7 +13,7 @@ from tape import Tape
 from torch import nn
 
 from kdx import captured
-from kdx.captured import Chunks
+from kdx.captured import TRIAL_PLAYS, Chunks, Run
 from kdx.checkpoint import Progress
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Split
@@ -115,16 +115,16 @@ def test_recorded_steps_are_the_steps_one_by_one(
     in_chunks = trained(tmp_path / "captured", name, build)
     (tape,) = tapes
     # Two chunks and a single step in every epoch.
-    assert (tape.plays, tape.closed) == (3 * EPOCHS, 1)
+    assert (tape.plays, tape.closed) == (TRIAL_PLAYS + 3 * EPOCHS, 1)
     assert_same(one_by_one, in_chunks)
 
 
 def stop_at(play: int) -> Callable[[int], None]:
-    return lambda number: signal.raise_signal(signal.SIGINT) if number == play else None
+    return lambda number: signal.raise_signal(signal.SIGINT) if number == TRIAL_PLAYS + play else None
 
 
-# After the first chunk, between two, before the single step, at the epoch's end, in the second epoch.
-@pytest.mark.parametrize(("play", "steps"), [(1, 3), (2, 6), (3, 7), (4, 10)])
+# While a recorded step is tried; after the first chunk, between two, at the epoch's end, and in the second epoch.
+@pytest.mark.parametrize(("play", "steps"), [(0, 3), (1, 3), (2, 6), (3, 7), (4, 10)])
 def test_a_stop_between_chunks_and_the_rest_one_by_one(
     tmp_path: Path, play: int, steps: int, tapes: list[Tape], monkeypatch: pytest.MonkeyPatch
 ):
@@ -165,7 +165,7 @@ def test_a_stop_at_any_step_and_the_rest_in_chunks(tmp_path: Path, last: int, re
     # Whole chunks from there on, whatever is left one by one.
     epochs, done = divmod(last, STEPS_PER_EPOCH)
     left = STEPS_PER_EPOCH - done
-    assert [tape.plays for tape in tapes] == [left // 3 + left % 3 + 3 * (EPOCHS - 1 - epochs)]
+    assert [tape.plays for tape in tapes] == [TRIAL_PLAYS + left // 3 + left % 3 + 3 * (EPOCHS - 1 - epochs)]
 
 
 def test_checkpoints_between_chunks_leave_the_result_alone(tmp_path: Path, tapes: list[Tape]):
@@ -224,7 +224,7 @@ def test_the_faster_way_is_measured_with_recordings(tmp_path: Path, tapes: list[
     ]
     fit_together(fits, Lesson(dataset(split(EXAMPLES))), engine(), "auto")
     # Both ways were played four times and forgotten; then came the training.
-    assert [(tape.plays, tape.closed) for tape in tapes] == [(4, 1), (4, 1), (3, 1)]
+    assert [(tape.plays, tape.closed) for tape in tapes] == [(4, 1), (4, 1), (TRIAL_PLAYS + 3, 1)]
 
 
 @pytest.mark.parametrize(("seconds", "size"), [(1e9, 5), (0.0, 1)])
@@ -245,8 +245,32 @@ def test_chunks_are_as_long_as_the_steps_are_short(monkeypatch: pytest.MonkeyPat
         index += taken[-1]
     assert taken == [size] * (5 // size)
     assert state.tolist() == [20 + 10, 25 + 10]
-    # Three times tried, then recorded; never called again.
-    assert seen == [[0, 1]] * 3 + [[2 * number, 2 * number + 1] for number in range(size)]
+    # Three times tried, then recorded by itself and in a chunk, where there is one; never called again.
+    chunk = [[2 * number, 2 * number + 1] for number in range(size)]
+    assert seen == [[0, 1]] * 4 + (chunk if size > 1 else [])
+
+
+def test_a_chunk_is_as_long_as_the_recorded_step_takes(monkeypatch: pytest.MonkeyPatch):
+    """Not the step that Python launches, which takes longer, nor the first play, which comes late."""
+    now = [0.0]
+
+    class Slow(Tape):
+        def record(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
+            play, first = super().record(run, generators), [True]
+
+            def timed() -> None:
+                now[0] += 3.0 if first.pop() else 0.125
+                first.append(False)
+                play()
+
+            return timed
+
+    def step(chosen: torch.Tensor, row: torch.Tensor) -> None:
+        now[0] += 2.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(captured, "CHUNK_SECONDS", 0.5)
+    assert Chunks(step, [], [], 2, Slow())(torch.arange(20), torch.zeros(10, 1), 0) == 4
 
 
 def test_the_examples_of_every_step_lie_alike(monkeypatch: pytest.MonkeyPatch):
@@ -265,7 +289,7 @@ def test_the_examples_of_every_step_lie_alike(monkeypatch: pytest.MonkeyPatch):
     index = 0
     while index < 5:
         index += chunks(order, rows, index)
-    # Tried three times, a chunk of three steps recorded, then a single one.
-    assert [examples[1][0] for examples, _ in seen] == [20] * 3 + [20, 24, 28] + [20]
+    # Tried three times, then recorded by itself, and in a chunk of three.
+    assert [examples[1][0] for examples, _ in seen] == [20] * 3 + [20] + [20, 24, 28]
     assert {stride for _, stride in seen} == {(4, 1)}
     assert torch.equal(total, order.unflatten(1, (5, 4)).sum(dim=1))
