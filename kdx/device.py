@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from kdx.allocator import keep_freed_memory
 from kdx.config import DeviceSettings
 from kdx.crowd import POLICY
 from kdx.errors import UserError
@@ -110,7 +111,7 @@ def has_compiler() -> bool:
 
 
 def prepare_device(settings: DeviceSettings) -> Engine:
-    """Set the process's threads, denormals and matrix products as `settings` says, and name the device.
+    """Set the process's threads, denormals, memory and matrix products as `settings` says, and name the device.
 
     Raises UserError for a device that is not there.
     """
@@ -124,6 +125,7 @@ def prepare_device(settings: DeviceSettings) -> Engine:
     elif settings.graph is True:
         raise UserError(f"device.graph: true needs an NVIDIA GPU, here is {device.type} only; allowed: auto, false")
     else:
+        keep_freed_memory()
         gemm = set_gemm(settings.gemm)
     log.info("device %s, precision %s, matrix products %s", device, settings.precision, gemm)
     if device.type == "cpu" and POLICY in os.environ:

@@ -1,0 +1,82 @@
+"""Freed memory is kept for the next step, by glibc, unless its user has chosen."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from kdx import allocator
+
+# Page faults of five blocks of 48 MiB, one after another, when there has been one already.
+FAULTS = """
+import resource
+from kdx.allocator import keep_freed_memory
+kept = keep_freed_memory()
+faults = []
+for _ in range(6):
+    block = bytearray(48 * 2**20)
+    del block
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(int(kept), faults[-1] - faults[0])
+"""
+GLIBC = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
+
+
+def kept_and_faults(**environment: str) -> tuple[bool, int]:
+    """Whether a process with these variables keeps what it frees, and how many page faults it has."""
+    inherited = {name: value for name, value in os.environ.items() if name not in allocator.OWN_CHOICES}
+    words = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(words, env=inherited | environment, capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    return kept == "1", int(faults)
+
+
+@pytest.mark.skipif(GLIBC is None, reason="the C library is not glibc")
+def test_freed_memory_costs_no_page_faults_again():
+    kept, faults = kept_and_faults()
+    # Five blocks of huge pages would be 120.
+    assert kept
+    assert faults < 20
+
+
+@pytest.mark.skipif(GLIBC is None, reason="the C library is not glibc")
+def test_who_has_chosen_keeps_the_choice():
+    kept, faults = kept_and_faults(MALLOC_TRIM_THRESHOLD_="131072")
+    assert not kept
+    assert faults >= 5 * 24
+
+
+def library(monkeypatch: pytest.MonkeyPatch, most: int) -> list[tuple[int, int]]:
+    """A C library that maps blocks by themselves from `most` bytes on at the latest; what it is told, as it comes."""
+    told: list[tuple[int, int]] = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        told.append((parameter, value))
+        return int(parameter != allocator.M_MMAP_THRESHOLD or value <= most)
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in allocator.OWN_CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    return told
+
+
+def test_an_older_glibc_allows_less(monkeypatch: pytest.MonkeyPatch):
+    told = library(monkeypatch, most=32 * 2**20)
+    assert allocator.keep_freed_memory()
+    assert told == [(-3, 512 * 2**20), (-3, 32 * 2**20), (-1, -1)]
+
+
+def test_nothing_is_changed_by_halves(monkeypatch: pytest.MonkeyPatch):
+    """To set the second alone would end glibc's own adaptation, and cost more page faults than before."""
+    told = library(monkeypatch, most=0)
+    assert not allocator.keep_freed_memory()
+    assert allocator.M_TRIM_THRESHOLD not in dict(told)
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    library(monkeypatch, most=0)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())
+    assert not allocator.keep_freed_memory()
