@@ -87,14 +87,14 @@ def experiments(
 
 def published(dataset: str, x: str, y: str) -> list[Point]:
     """The networks of the papers' tables on this data set for which both numbers are printed."""
-    found: dict[tuple[str, str], Point] = {}
+    found: dict[tuple[str, str, str], Point] = {}
     for name in table_names():
         table = load_table(name)
         if f"dataset={dataset}" not in table.dataset or not {x, y} <= table.columns.keys():
             continue
         for label, row in table.rows.items():
             places = table.printed(label, x), table.printed(label, y)
-            identity = (table.published, str(sorted(row.published.items())))
+            identity = (table.published, str(sorted(row.published.items())), str(sorted(row.instead.items())))
             if places[0] is None or places[1] is None or identity in found:
                 continue
             numbers = [float(place) for place in places if place is not None]

@@ -126,6 +126,10 @@ def test_published_networks_are_those_with_both_numbers():
     assert {"BDK (Balan et al. 2015)", "Sparse VD (Molchanov et al. 2017)"} <= set(names)
     assert published("mnist", "csr_bytes", "test_error_percent") == []
     assert {point.source for point in published("cifar10", "R_s", "test_error_percent")} == {"vs/table3"}
+    # Both methods' rows of Noisy Teachers' table 6 are printed on one line.
+    errors = [point.y.mean for point in published("cifar10", "multiplications_ratio", "test_error_percent")]
+    assert len(errors) == 6
+    assert {15.65, 19.28, 21.01} <= set(errors)
 
 
 def test_every_network_has_its_mark(outputs: Path):
