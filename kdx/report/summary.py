@@ -47,8 +47,8 @@ class Group:
 def groups_of(runs: Iterable[Path]) -> list[Group]:
     """The finished runs by experiment, in the order given and each run once; UserError when a file is damaged.
 
-    The teacher's seed may vary along with `seed`, as in teacher.seed=${seed}; where one seed meets several of the
-    teacher's, these are experiments of their own.
+    The teacher's seed, or that of the run whose weights are a checkpoint, may vary along with `seed`, as in
+    teacher.seed=${seed}; where one seed meets several of them, these are experiments of their own.
     """
     return grouped([read_run(run) for run in dict.fromkeys(runs)])
 
@@ -92,12 +92,16 @@ def _split(runs: Sequence[Content], varying: frozenset[str]) -> list[list[Conten
 def _key(settings: Settings, varying: frozenset[str]) -> Key:
     """All settings that matter but `varying`, as texts."""
     names = (name for name in sorted(settings) if name not in varying and not is_hidden(name))
-    return tuple((name, _meaning(name, settings[name])) for name in names)
+    # Weights that a run left vary with its seed, as a teacher does with its own.
+    pooled = varying >= TEACHER_SEEDS
+    return tuple((name, _meaning(name, settings[name], pooled=pooled)) for name in names)
 
 
-def _meaning(name: str, value: Any) -> str | Key:
-    """A setting as text; of weights that a finished run left, as to a chain's next one, its settings but the seeds."""
-    if name.rpartition(".")[2] == "checkpoint" and value is not None:
+def _meaning(name: str, value: Any, *, pooled: bool) -> str | Key:
+    """A setting as text; of weights that a finished run left, as to a chain's next one, where they are pooled over its
+    seeds, its settings without them.
+    """
+    if pooled and name.rpartition(".")[2] == "checkpoint" and value is not None:
         run, file = Path(str(value)).parent, Path(str(value)).name
         if file == "student.safetensors" and (run / METRICS).is_file():
             return _key(read_settings(run), SEEDS)

@@ -117,6 +117,18 @@ def test_failures_have_a_file_as_long_as_there_are_any(tmp_path: Path):
     assert not path.exists()
 
 
+def test_seeds_crossed_with_weights_are_an_experiment_for_each(tmp_path: Path):
+    """Although the weights are those of one experiment's seeds; where each seed goes on from its own, it is one."""
+    weights = [run(tmp_path, 1, T=20, seed=seed) for seed in (0, 1)]
+    crossed = []
+    for which, taught_by in enumerate(weights):
+        (tmp_path / str(which)).mkdir()
+        crossed += [run(tmp_path / str(which), 2, seed=seed, taught_by=taught_by) for seed in (0, 1, 2)]
+    assert [len(group.figures) for group in groups_of(crossed)] == [3, 3]
+    along = [crossed[0], crossed[4]]
+    assert [len(group.figures) for group in groups_of(along)] == [2]
+
+
 def test_a_sweep_without_any_run_has_an_empty_summary(tmp_path: Path):
     write_summary(tmp_path / "summary.csv", groups_of([]))
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1
