@@ -36,7 +36,7 @@ def stacked_step(members: Sequence[Member], execution: Execution, steps: int, wa
 
     The members are of one structure and see their own parts of both. `steps` is the length of the training. The way
     `auto` is measured, but for a compiled or captured step without convolutions, whose batched products are never
-    slower, and for a short training, in which `loop` can lose nothing.
+    slower and are only tried, and for a short training, in which `loop` can lose nothing.
     """
     state, noise = _stack(members)
     gather, stacking = _gathering(members)
@@ -44,21 +44,24 @@ def stacked_step(members: Sequence[Member], execution: Execution, steps: int, wa
     def made(way: str) -> RunStep:
         return (_loop if way == "loop" else _at_once)(members[0], execution, gather, stacking)
 
-    if way == "auto" and execution.name != "eager" and not has_convolutions(members[0].student):
-        way = "stacked"
-    elif way == "auto" and steps < LEAST_STEPS:
+    never_slower = execution.name != "eager" and not has_convolutions(members[0].student)
+    if way == "auto" and steps < LEAST_STEPS and not never_slower:
         way = "loop"
     if way != "auto":
         log.info("%d models in a step: %s", len(members), way)
         return state, noise, made(way)
-    seconds = {"loop": _seconds(made("loop"), members, state, noise, execution)}
+    seconds = {} if never_slower else {"loop": _seconds(made("loop"), members, state, noise, execution)}
     try:
         seconds["stacked"] = _seconds(made("stacked"), members, state, noise, execution)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         # A package's network may have a layer that vmap cannot take.
-        log.warning("%d models in a step: they cannot be stacked (%s)", len(members), one_line(error))
+        log.warning("%d models in a step: loop, for they cannot be stacked (%s)", len(members), one_line(error))
+        return state, noise, made("loop")
+    if never_slower:
+        log.info("%d models in a step: stacked", len(members))
+        return state, noise, made("stacked")
     fastest = min(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {1000 * each / len(members):.3f} ms" for name, each in seconds.items())
     log.info("%d models in a step: %s is faster (measured, for each model: %s)", len(members), fastest, times)

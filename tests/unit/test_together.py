@@ -318,15 +318,19 @@ def test_the_faster_way_is_measured_without_a_trace(tmp_path: Path, caplog, monk
         assert_same(one, other.network, other.progress)
 
 
-def test_what_cannot_be_stacked_is_trained_one_after_another_and_that_is_told(tmp_path: Path, caplog, monkeypatch):
+@pytest.mark.parametrize("executed", ["eager", "captured"])
+def test_what_cannot_be_stacked_is_trained_one_after_another_and_that_is_told(
+    tmp_path: Path, executed: str, caplog, monkeypatch
+):
     def unable(*_: object) -> None:
         raise RuntimeError("NYI:\n  a layer")
 
+    monkeypatch.setattr("kdx.execution.Execution.name", executed)
     monkeypatch.setattr(stacking, "LEAST_STEPS", 9)
     monkeypatch.setattr(stacking, "_at_once", lambda *_: unable)
     found = fit_together(fits_of(tmp_path / "auto", RESUMED), lesson(split(13)), engine(), "auto")
     assert "WARNING" in caplog.text
-    assert "3 models in a step: they cannot be stacked (NYI: a layer)" in caplog.text
+    assert "3 models in a step: loop, for they cannot be stacked (NYI: a layer)" in caplog.text
     expected = fit_together(fits_of(tmp_path / "given", RESUMED), lesson(split(13)), engine(), "loop")
     for one, other in zip(found, expected, strict=True):
         assert isinstance(other, Fitted)
