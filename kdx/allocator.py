@@ -1,8 +1,9 @@
-"""The memory that a training step frees: kept for the next one, instead of going back to the system."""
+"""The memory that a training step frees: kept for the next one, until it is given back to the system."""
 
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 
 # glibc's mallopt(3): from which size on a block is mapped by itself, and how much may lie free at the heap's end.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
@@ -20,9 +21,20 @@ def keep_freed_memory() -> bool:
     time of a step with convolutions. Who has chosen by glibc's environment variables keeps that. False where the C
     library is another one.
     """
-    if sys.platform != "linux" or any(name in os.environ for name in OWN_CHOICES):
+    if any(name in os.environ for name in OWN_CHOICES):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _from_c_library("mallopt")
     if mallopt is None or not any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_KEPT):
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def give_back_freed_memory() -> None:
+    """Give back what is kept, where glibc does: to others, and to the count of what is free."""
+    trim = _from_c_library("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _from_c_library(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

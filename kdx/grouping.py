@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from kdx.allocator import give_back_freed_memory
 from kdx.config import Config
 from kdx.measure.accuracy import evaluating
 from kdx.procedures import build
@@ -92,4 +93,5 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
+    give_back_freed_memory()
     return psutil.virtual_memory().available

@@ -48,6 +48,25 @@ def test_who_has_chosen_keeps_the_choice():
     assert faults >= 5 * 24
 
 
+GIVEN_BACK = """
+import psutil
+from kdx.allocator import give_back_freed_memory, keep_freed_memory
+keep_freed_memory()
+blocks = [bytearray(2**20) for _ in range(64)]
+last = bytearray(2**20)
+del blocks
+kept = psutil.Process().memory_info().rss
+give_back_freed_memory()
+print((kept - psutil.Process().memory_info().rss) / 2**20)
+"""
+
+
+@pytest.mark.skipif(GLIBC is None, reason="the C library is not glibc")
+def test_what_is_kept_can_be_given_back():
+    done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 60
+
+
 def library(monkeypatch: pytest.MonkeyPatch, most: int) -> list[tuple[int, int]]:
     """A C library that maps blocks by themselves from `most` bytes on at the latest; what it is told, as it comes."""
     told: list[tuple[int, int]] = []
