@@ -169,6 +169,8 @@ def write_bench(bench: Bench) -> None:
         }
         for kind, row in ((timing.kind, timing.latency) for timing in bench.timings)
     ]
+    # Of an earlier measurement; `read_inference` takes a table without a machine for none.
+    (bench.run / PLACE).unlink(missing_ok=True)
     write_csv(bench.run / TABLE, COLUMNS, rows)
     write_json(bench.run / PLACE, {**bench.place, HASH: sha256_of(bench.run / TABLE)})
 

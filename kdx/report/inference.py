@@ -47,9 +47,10 @@ class Inference:
 
 def read_inference(run: Path) -> Inference | None:
     """What `kdx bench` measured of the run in the folder `run`, or None; Damaged where a file does not fit."""
-    if not (run / TABLE).exists():
-        return None
     place = run / PLACE
+    # The machine is written last, so a table without it is that of a measurement that was killed.
+    if not (run / TABLE).exists() or not place.exists():
+        return None
     with reading(place):
         machine = json.loads(place.read_bytes())
         if not isinstance(machine, dict):

@@ -31,5 +31,11 @@ def test_ratios_are_those_of_one_image_on_one_thread(tmp_path: Path):
     assert found == pytest.approx({"speedup.masked": 0.5, "speedup.dense": 3.0, "speedup.csr": 4.0})
 
 
+def test_a_measurement_that_was_killed_is_none(tmp_path: Path):
+    rows = [dict(zip(COLUMNS, (*row, row[-1], row[-1], 100, None), strict=True)) for row in ROWS]
+    write_csv(tmp_path / TABLE, COLUMNS, rows)
+    assert speedups(tmp_path, time=False, budget="paper") == {}
+
+
 def test_nothing_is_timed_where_nothing_may_be_trained(tmp_path: Path):
     assert speedups(tmp_path, time=False, budget="paper") == {}
