@@ -22,8 +22,8 @@ def group_sizes(weights: list[Tensor], norm: Norm, axis: int, groups: int) -> Te
     """For each group m, the sum of squares (l1_l2) or the largest |w| (l1_linf) or w (l1_max) of index m: (groups,).
 
     `weights` are matrices (out, in) or filters (out, in, kh, kw); `axis` 0 groups by output unit, 1 by input. Layers
-    with fewer units than `groups` count as zero-padded, without the padded block of VS ever being made; by its zeros
-    the largest w is never below 0.
+    with fewer units than `groups` count as zero-padded, without the padded block of VS ever being made; the largest w
+    counts as 0 where it is below, as by the zeros of a block that is padded anywhere.
     """
     combined = torch.zeros(groups, device=weights[0].device)
     for weight in weights:

@@ -8,8 +8,9 @@ from kdx.report import layout
 from kdx.report.finished import read_table
 
 CHAIN, PRUNED = "chain.csv", "pruned.csv"
-# Errors may be absent, and M_0 has neither a teacher nor, where it comes from a file, a run.
-TEXTS = frozenset({"teacher", "accepted", "val_error_percent", "run"})
+# Errors may be absent, and M_0 has neither a teacher nor, where it comes from a file, a run; a loss is there where they
+# were compared.
+TEXTS = frozenset({"teacher", "accepted", "val_error_percent", "val_loss", "run"})
 NUMBERS = frozenset({"generation", "test_error_percent", "parameters", "C"})
 # C is absent where no weight is left.
 PRUNED_TEXTS = frozenset({"val_error_percent", "C", "run"})
@@ -21,10 +22,12 @@ def print_chain(screen: Console, run: Path) -> None:
     rows = read_table(run / CHAIN, TEXTS, NUMBERS)
     if not rows:
         return
+    by_loss = any(row["val_loss"] for row in rows)
     content = layout.table(
         layout.words("student <- teacher"),
         layout.words(""),
-        *map(layout.numbers, ("validation", "test", "parameters", "C")),
+        *([layout.numbers("loss")] if by_loss else []),
+        *map(layout.numbers, ("val", "test", "parameters", "C")),
         layout.words("run"),
     )
     for row in rows:
@@ -32,6 +35,7 @@ def print_chain(screen: Console, run: Path) -> None:
         content.add_row(
             f"M_{row['generation']:.0f}" + (f" <- M_{row['teacher']}" if row["teacher"] else ""),
             "" if accepted else "refused",
+            *([row["val_loss"] and f"{float(row['val_loss']):.4f}"] if by_loss else []),
             layout.percent(_optional(row["val_error_percent"])),
             layout.percent(row["test_error_percent"]),
             layout.count(row["parameters"]),
@@ -41,7 +45,8 @@ def print_chain(screen: Console, run: Path) -> None:
         )
     layout.show(screen, content, "Chain (errors in %)")
     screen.print("C = parameters of M_0, which is the teacher, / parameters.")
-    screen.print("Validation images alone decide what is refused.")
+    what = "loss, which was minimised," if by_loss else "error"
+    screen.print(f"The {what} over validation images alone decides what is refused.")
     screen.print()
     _print_pruned(screen, run)
 
@@ -50,7 +55,7 @@ def _print_pruned(screen: Console, run: Path) -> None:
     rows = read_table(run / PRUNED, PRUNED_TEXTS, PRUNED_NUMBERS)
     if not rows:
         return
-    names = ("validation", "test", "nonzero weights", "C")
+    names = ("val", "test", "nonzero weights", "C")
     content = layout.table(layout.words("pruned"), *map(layout.numbers, names), layout.words("run"))
     for row in rows:
         content.add_row(

@@ -197,19 +197,25 @@ def test_every_run_is_one_that_a_user_could_type(tmp_path: Path):
     assert first.student.model_dump() == typed.student.model_dump() | {"name": first.student.name}
 
 
-def test_the_table_is_told_in_80_columns(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("losses", "decides"), [(("", ""), "error"), (("0.25", "0.125"), "loss, which was minimised,")]
+)
+def test_the_table_is_told_in_80_columns(tmp_path: Path, losses: tuple[str, str], decides: str):
     (tmp_path / "chain.csv").write_text(
-        "generation,teacher,accepted,val_error_percent,test_error_percent,parameters,C,run\n"
-        "0,,yes,,5.5,139611210,1.0,\n"
-        "1,0,yes,4.25,6.0,34918210,3.998,runs/mnist/vgg19-filters-1/kd-mixture/fb6a5fae6976\n"
-        "2,1,no,9.0,6.0,548000,254.76,runs/mnist/vgg19-filters-2/kd-mixture/024838d17602\n"
+        "generation,teacher,accepted,val_error_percent,val_loss,test_error_percent,parameters,C,run\n"
+        "0,,yes,,,5.5,139611210,1.0,\n"
+        f"1,0,yes,4.25,{losses[0]},6.0,34918210,3.998,runs/mnist/vgg19-filters-1/kd-mixture/fb6a5fae6976\n"
+        f"2,1,no,9.0,{losses[1]},6.0,548000,254.76,runs/mnist/vgg19-filters-2/kd-mixture/024838d17602\n"
     )
     screen = Console(record=True, width=80, file=StringIO())
     print_chain(screen, tmp_path)
-    lines = [line.split() for line in screen.export_text().splitlines()]
+    text = screen.export_text()
+    lines = [line.split() for line in text.splitlines()]
+    loss = [[f"{float(each):.4f}"] if each else [] for each in losses]
     assert ["M_0", "-", "5.50", "139,611,210", "1.00x"] in lines
-    assert ["M_1", "<-", "M_0", "4.25", "6.00", "34,918,210", "4.00x", "fb6a5fae6976"] in lines
-    assert ["M_2", "<-", "M_1", "refused", "9.00", "6.00", "548,000", "254.8x", "024838d17602"] in lines
+    assert ["M_1", "<-", "M_0", *loss[0], "4.25", "6.00", "34,918,210", "4.00x", "fb6a5fae6976"] in lines
+    assert ["M_2", "<-", "M_1", "refused", *loss[1], "9.00", "6.00", "548,000", "254.8x", "024838d17602"] in lines
+    assert f"The {decides} over validation images alone decides" in " ".join(text.split())
 
 
 def test_a_run_that_is_no_chain_has_no_such_table(tmp_path: Path):
