@@ -11,7 +11,8 @@ CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
 
 Relation = Literal["lower", "higher"]
-Answer = Literal["holds", "fails", "undecided"]
+Answer = Literal["holds", "fails", "undecided", "untested"]
+"""Undecided is what a test leaves open or cannot be made of; untested, what no run tells of."""
 
 
 @dataclass(frozen=True)

@@ -22,5 +22,5 @@ def signed(difference: float, places: int) -> str:
 def t_test(answer: str, t: float | None, df: float | None, p: float | None) -> str:
     """Such as `t = 9.46, df 16.7, p = 4.1e-08`; `exact` behind an answer that needs no test."""
     if t is None or df is None or p is None:
-        return "not possible" if answer == "undecided" else "exact"
+        return {"untested": "–", "undecided": "not possible"}.get(answer, "exact")
     return f"t = {t:.2f}, df {df:.1f}, p = {p:.3g}"

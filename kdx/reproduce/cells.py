@@ -55,7 +55,10 @@ def cells_of(table: PaperTable, done: Sequence[Done]) -> list[Cell]:
 
 
 def check_claims(table: PaperTable, cells: Sequence[Cell]) -> list[Checked]:
-    """Every claim of the table: holds or fails where a t test says so (p < 0.05) or none is needed, else undecided."""
+    """Every claim of the table: holds or fails where a t test says so (p < 0.05) or none is needed, else undecided.
+
+    It is untested where runs are missing.
+    """
     ours = {(cell.row, cell.column): cell.ours for cell in cells}
     return [_checked(claim, table.columns[claim.column], ours) for claim in table.claims]
 
@@ -113,7 +116,7 @@ def _checked(claim: Claim, column: Column, ours: dict[tuple[str, str], Estimate 
     first = ours[claim.row, claim.column]
     than = ours[claim.than, claim.column] if isinstance(claim.than, str) else claim.than
     if first is None or than is None:
-        return Checked(claim, "undecided", first, than, TTest(None, None, None))
+        return Checked(claim, "untested", first, than, TTest(None, None, None))
     if isinstance(than, Estimate):
         limit = Estimate(tuple(value + claim.margin for value in than.values))
         number = limit.mean

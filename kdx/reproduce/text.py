@@ -20,11 +20,11 @@ def markdown(
     rows = by_row(table, cells)
     titles = [column.title for column in table.columns.values()]
     lines = [f"# {table.title}", "", *_warning(order)]
-    lines += [f"Mean ± half the 95 % interval over seeds (n = {order.seeds}) [published, difference]."]
+    lines += [f"{_counted(order.seeds)} [published, difference]. One network, or one run, has no interval."]
     lines += ["", _line(["", *titles]), _line(["---", *["---:"] * len(titles)])]
     lines += [_line([label, *map(cell_text, row)]) for label, row in rows.items()]
     if claims:
-        lines += ["", "| claim of the paper | | ours | against | t test |", "|---|---|---:|---:|---|"]
+        lines += ["", "| claim | | ours | against | t test |", "|---|---|---:|---:|---|"]
         lines += [_claim_line(each) for each in claims]
     missing = [f"{each.job.row}, seed {each.job.seed}: {each.reason}" for each in done if each.status != "finished"]
     missing += [f"{cell.row}, seed {seed}: it has no {cell.column}" for cell in cells for seed in cell.without]
@@ -63,6 +63,10 @@ def cell_text(cell: Cell) -> str:
 def estimate_text(estimate: Estimate) -> str:
     """The mean, with half of its interval where there is one."""
     return numerals.with_interval(estimate.mean, estimate.half_width)
+
+
+def _counted(seeds: int) -> str:
+    return "One seed" if seeds == 1 else f"Mean ± half the 95 % interval over {seeds} seeds"
 
 
 def _recorded(done: Sequence[Done]) -> list[str]:

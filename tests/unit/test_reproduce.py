@@ -150,14 +150,14 @@ def test_a_number_that_means_something_else_is_not_judged(table: PaperTable, don
 GOLDEN = """\
 # Variational Student, table 1: MNIST, Le-L (784-300-100-10) taught by T1 (784-1200-1200-10), beside other systems
 
-Mean ± half the 95 % interval over seeds (n = 3) [published, difference].
+Mean ± half the 95 % interval over 3 seeds [published, difference]. One network, or one run, has no interval.
 
 |  | test error % | R_s |
 | --- | ---: | ---: |
 | Le-L-ST-SVD | 1.70 ± 0.25 [1.94, -0.24 equal] | 30.00 ± 0.00 [7.77, +22.23 better] |
 | Le-L-ST-VBD | 1.50 [1.88, -0.38 one seed] | 27.00 [12.43, +14.57 one seed] |
 
-| claim of the paper | | ours | against | t test |
+| claim | | ours | against | t test |
 |---|---|---:|---:|---|
 | ST-VBD is sparser than ST-SVD | **undecided** | 27.00 | 30.00 ± 0.00 | not possible |
 | ST-VBD has a lower error than ST-SVD | **undecided** | 1.50 | 1.70 ± 0.25 | not possible |

@@ -37,8 +37,13 @@ def overview_of(found: Found) -> Overview:
 
 
 def answers(tables: Iterable[Table]) -> Counter[str]:
-    """How many claims hold, fail and are undecided."""
-    return Counter(claim.answer for table in tables for claim in table.provenance.claims)
+    """How many claims about runs of ours hold, fail, are undecided and untested."""
+    return Counter(
+        claim.answer
+        for table in tables
+        for claim in table.provenance.claims
+        if not claim.row or any(job.row == claim.row for job in table.jobs)
+    )
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from kdx.config import changes_result
 from kdx.report.records import Damaged, Record, read_record, read_rows, reading
 from kdx.reproduce.tables import Of
+from kdx.statistics import Answer
 
 PROVENANCE, TABLE, RUNS, FIGURE = "provenance.json", "table.csv", "runs.csv", "figure.svg"
 PAPER_BUDGET = "paper"
@@ -51,9 +52,11 @@ class Claim(Record):
     """A claim of the paper with the answer of the runs and the test behind it."""
 
     text: str
-    answer: Literal["holds", "fails", "undecided"]
+    row: str = ""
+    answer: Answer
     ours: float | None = None
     against: float | None = None
+    margin: float = 0.0
     t: float | None = None
     df: float | None = None
     p: float | None = None
