@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from string import ascii_letters
 from typing import TypeVar
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
@@ -17,13 +18,14 @@ from kdx.files import write_csv
 from kdx.report.differences import setting_text
 from kdx.report.drawing import MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
 from kdx.report.finished import finished_runs
-from kdx.report.palette import COLOURS, GREY
+from kdx.report.palette import COLOURS, GREY, INK
 from kdx.report.summary import Content, Group, grouped, read_run
 from kdx.reproduce.recorded import told_runs
 from kdx.reproduce.tables import Row, load_table, table_names
 from kdx.statistics import Estimate
 
 T = TypeVar("T")
+Place = tuple[float, float]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,16 @@ HEIGHT, SMALL = 4.0, 5.5
 LETTERS = ascii_letters
 # A network that saw fewer examples is no rival of the published ones.
 WHOLE = {"dataset.train_size": "null"}
-INK = "#444444"
+# What a figure is called beside its axis; others by their key.
+TITLES = {
+    "R_s": "R_s = weights / nonzero weights",
+    "R_c": "R_c = teacher's parameters / student's",
+    "memory_compression": "memory compression = teacher's dense bytes / student's in CSR",
+    "test_error_percent": "test error %",
+    "val_error_percent": "validation error %",
+}
+# Points between letters that would cover each other.
+APART = 6.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,10 @@ def published(dataset: str, x: str, y: str) -> list[Point]:
             if x in RATIOS and numbers[0] < 1:
                 log.info("%s, %s: the printed %s of %s is impossible and left out", name, label, x, numbers[0])
                 continue
-            found[identity] = Point(_printed_name(row, label), "", name, *(Estimate((number,)) for number in numbers))
+            point = Point(_printed_name(row, label), "", name, *(Estimate((number,)) for number in numbers))
+            # A teacher is printed in several tables.
+            if not any(replace(other, source=name) == point for other in found.values()):
+                found[identity] = point
     return list(found.values())
 
 
@@ -130,14 +144,25 @@ def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
             color=styles[point.method][0],
             markerfacecolor=styles[point.method][1],
         )
-    for letter, point in zip(LETTERS, theirs, strict=False):
-        axes.annotate(letter, (point.x.mean, point.y.mean), color=GREY, ha="center", va="center", weight="bold")
     axes.update_datalim([(point.x.mean, point.y.mean) for point in theirs])
     axes.autoscale_view()
     if x in RATIOS:
         axes.set_xscale("log")
         label_logarithmic(axes.xaxis)
-    axes.set(xlabel=x, ylabel=y)
+    places, marks = [[(point.x.mean, point.y.mean) for point in points] for points in (theirs, ours)]
+    for letter, place, beside in zip(LETTERS, places, _apart(canvas, axes, places, marks), strict=False):
+        axes.annotate(
+            letter,
+            place,
+            (beside, 0),
+            textcoords="offset points",
+            color=GREY,
+            ha="center",
+            va="center",
+            weight="bold",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.4, "shrinkB": 0} if beside else None,
+        )
+    axes.set(xlabel=TITLES.get(x, x), ylabel=TITLES.get(y, y))
     axes.grid(alpha=0.25, linewidth=0.4)
     entries = [_entry(method, "o", *styles[method]) for method in methods]
     entries += [_entry(student, markers[student], INK, INK) for student in students]
@@ -149,6 +174,24 @@ def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
             handles=names, loc="outside lower center", ncols=3, fontsize=SMALL, handlelength=0, handletextpad=0
         )
     return canvas
+
+
+def _apart(canvas: Canvas, axes: Axes, places: Sequence[Place], marks: Sequence[Place]) -> list[float]:
+    """How many points to the right of its place each letter stands, so that none covers a mark or an earlier one."""
+
+    def on_paper(place: Place) -> Place:
+        across, up = axes.transData.transform(place) * 72 / canvas.dpi
+        return across, up
+
+    taken = [on_paper(mark) for mark in marks]
+    beside = []
+    for across, up in map(on_paper, places):
+        moved = across
+        while any(abs(moved - other) < APART and abs(up - height) < APART for other, height in taken):
+            moved += APART / 2
+        taken.append((moved, up))
+        beside.append(moved - across)
+    return beside
 
 
 def _entry(label: str, marker: str, colour: str, fill: str) -> Line2D:

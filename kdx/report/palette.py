@@ -5,3 +5,4 @@
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#882255")
 # What is not ours to compare by colour: published numbers, the teacher.
 GREY = "#777777"
+INK = "#444444"
