@@ -57,8 +57,15 @@ def slug(name: str) -> str:
 
 
 def _commit() -> str | None:
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """The commit of a checkout, with -dirty where its files are others; results, which kdx writes, do not count."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        name = _output([*git, "describe", "--always"])
+        changed = _output([*git, "diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)outputs"])
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{name}-dirty" if changed else name
+
+
+def _output(words: list[str]) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
