@@ -1,5 +1,6 @@
 """What all pictures share: size, type, colours, and files that are the same for the same figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ def save(canvas: Canvas, stem: Path) -> list[Path]:
     return paths
 
 
-def canvas_of(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
+def canvas_of(
+    rows: int = 1, columns: int = 1, *, height_ratios: Sequence[float] | None = None, **options: Any
+) -> tuple[Canvas, list[Axes]]:
     """A figure with panels, all of them in one list."""
     canvas = Canvas(layout="constrained", **options)
-    return canvas, list(canvas.subplots(rows, columns, squeeze=False).flat)
+    return canvas, list(canvas.subplots(rows, columns, squeeze=False, height_ratios=height_ratios).flat)
 
 
 def label_logarithmic(axis: Axis) -> None:

@@ -54,7 +54,8 @@ def reproduce(words: Sequence[str]) -> int:
     wait_for_cores()
     tables = [load_table(name) for paper in names for name in named(paper)]
     if all(not fnmatchcase(row, order.rows) for table in tables for row in table.rows):
-        raise unknown("rows", order.rows, [row for table in tables for row in table.rows])
+        labels = [row for table in tables for row in table.rows]
+        raise unknown("rows", order.rows, [f"'{label}'" if "," in label else label for label in labels])
     # Every job of every table is checked before the first is run.
     planned = [(table, jobs_of(table, order)) for table in tables]
     known = [_recorded(table, jobs, order) for table, jobs in planned]

@@ -10,26 +10,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from kdx.report.drawing import HEIGHT, MARKERS, STYLE, WIDTH, canvas_of, save
-from kdx.report.palette import COLOURS, GREY
+from kdx.report.drawing import HEIGHT, MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
+from kdx.report.palette import COLOURS, GREY, INK
 from kdx.reproduce.cells import Cell
+from kdx.reproduce.histograms import Histograms, drawn, histograms_of, read_histograms, write_histograms
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.pictures import Bars, Lines, Weights
 from kdx.reproduce.published import Published, select
 from kdx.reproduce.tables import PaperTable
-from kdx.tensors import load_tensors
-
-# Odd, so that exact zeros have the bin in the middle to themselves and their closest neighbours.
-BINS = 101
 
 
 def draw(folder: Path, table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell]) -> None:
-    """Write figure.svg and figure.png of a table that is a figure."""
+    """Write figure.svg and figure.png of a table that is a figure, and weights.csv where it shows weights."""
+    histograms: Histograms = {}
+    if isinstance(table.figure, Weights):
+        histograms = histograms_of(done, read_histograms(folder))
+        write_histograms(folder, histograms)
     with mpl.rc_context(STYLE):
-        save(picture(table, order, done, cells), folder / "figure")
+        save(picture(table, order, done, cells, histograms), folder / "figure")
 
 
-def picture(table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell]) -> Canvas:
+def picture(
+    table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell], histograms: Histograms
+) -> Canvas:
     """The figure of a table that is one, marked where its runs are not the paper's; ValueError for another table."""
     match table.figure:
         case Lines() as lines:
@@ -37,7 +40,7 @@ def picture(table: PaperTable, order: Order, done: Sequence[Done], cells: Sequen
         case Bars() as bars:
             canvas = _bars(table, bars, cells)
         case Weights():
-            canvas = _weights(done)
+            canvas = _weights(done, histograms)
         case None:
             raise ValueError(f"{table.name} is no figure")
     # Nobody shall take such a picture for a result.
@@ -70,6 +73,8 @@ def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
             axes.plot(
                 *zip(*printed, strict=True), "--", color=colour, marker=marker, mfc="none", label=f"{name}, paper"
             )
+    if not any(cell.ours for cell in shown.values()):
+        axes.text(0.02, 0.02, "ours: not run", transform=axes.transAxes)
     for number, label in enumerate(levels, len(series)):
         colour = COLOURS[number % len(COLOURS)]
         _level(axes, shown[label], label, colour)
@@ -98,87 +103,102 @@ def _level(axes: Axes, cell: Cell, label: str, colour: str) -> None:
 
 
 def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:
-    panels = list(dict.fromkeys(row.series for row in table.rows.values()))
-    longest = max(sum(row.series == panel for row in table.rows.values()) for panel in panels)
-    canvas, all_axes = canvas_of(len(panels), figsize=(WIDTH, len(panels) * (0.55 + 0.17 * longest * len(bars.y))))
     by_place = {(cell.row, cell.column): cell for cell in cells}
-    for axes, panel in zip(all_axes, panels, strict=True):
-        labels = [label for label, row in table.rows.items() if row.series == panel]
+    panels: dict[str | None, list[str]] = {}
+    for label, row in table.rows.items():
+        panels.setdefault(row.series, []).append(label)
+    told = {
+        panel: any(by_place[label, column].ours for label in labels for column in bars.y)
+        for panel, labels in panels.items()
+    }
+    # Where nothing was run there is one line that says so.
+    heights = [0.45 + 0.17 * len(labels) * len(bars.y) if told[panel] else 0.25 for panel, labels in panels.items()]
+    canvas, all_axes = canvas_of(len(panels), figsize=(WIDTH, sum(heights) + 0.3), height_ratios=heights)
+    for axes, (panel, labels) in zip(all_axes, panels.items(), strict=True):
+        axes.set_title((panel or "") + ("" if told[panel] else ": not run"), loc="left")
+        if not told[panel]:
+            axes.set_axis_off()
+            continue
         for number, column in enumerate(bars.y):
-            _row_of_bars(axes, [by_place[label, column] for label in labels], number, len(bars.y), table)
-        if panel in bars.levels:
-            printed = select(table.published, Published(), {"quantity": bars.levels[panel]})
-            assert printed is not None, "a level that is declared is printed"
-            axes.axvline(float(printed), color=GREY, linestyle="--", linewidth=0.8)
-            # On the side with more room.
-            side = "left" if float(printed) < axes.get_xlim()[1] / 2 else "right"
-            place = float(printed), -0.6
-            axes.annotate(f" paper's best {printed} ", place, color=GREY, fontsize=6, ha=side, va="center")
+            _row_of_bars(axes, [by_place[label, column] for label in labels], number, table, bars)
         axes.set_yticks(range(len(labels)), [label.removeprefix(f"{panel}, ") for label in labels])
         axes.invert_yaxis()
-        axes.set_title(panel or "", loc="left")
-        if not any(by_place[label, column].ours for label in labels for column in bars.y):
-            # Nothing to measure: an axis around zero would be noise.
-            axes.set(xlim=(0, 1), xticks=[])
+        if bars.log:
+            axes.set_xscale("log")
+            label_logarithmic(axes.xaxis)
+            axes.axvline(1, color=INK, linewidth=0.6)
+            # Room for the numbers at the ends of the bars.
+            low, high = axes.get_xlim()
+            axes.set_xlim(low / 2, high * 1.6)
+        _published_levels(axes, sorted(_printed_level(table, level) for level in bars.levels.get(panel or "", ())))
+    all_axes[-1].set_xlabel(bars.x or (table.columns[bars.y[0]].title if len(bars.y) == 1 else ""))
     if len(bars.y) > 1:
         # Beside the bars, which may be anywhere.
-        handles, titles = all_axes[0].get_legend_handles_labels()
-        canvas.legend(handles, titles, loc="outside upper center", ncols=len(bars.y))
-    all_axes[-1].set_xlabel(table.columns[bars.y[0]].title if len(bars.y) == 1 else "")
+        drawn = next((axes for axes, shown in zip(all_axes, told.values(), strict=True) if shown), all_axes[0])
+        handles, titles = drawn.get_legend_handles_labels()
+        canvas.legend(handles, titles, loc="outside upper center", ncols=2)
     return canvas
 
 
-def _row_of_bars(axes: Axes, cells: Sequence[Cell], number: int, of: int, table: PaperTable) -> None:
+def _printed_level(table: PaperTable, level: str) -> float:
+    """A quantity that is printed, or the ratio of two."""
+    numbers = [select(table.published, Published(), {"quantity": name.strip()}) for name in level.split("/")]
+    values = [float(number) for number in numbers if number is not None]
+    assert len(values) == len(numbers), "a level that is declared is printed"
+    return values[0] / values[1] if len(values) == 2 else values[0]
+
+
+def _published_levels(axes: Axes, levels: Sequence[float]) -> None:
+    for value in levels:
+        axes.axvline(value, color=GREY, linestyle="--", linewidth=0.8)
+        # A single one on the side with more room, the lower one of two to its left.
+        room = value < axes.get_xlim()[1] / 2 if len(levels) == 1 else value != levels[0]
+        side = "left" if room else "right"
+        axes.annotate(f" paper {value:.4g} ", (value, -0.6), color=GREY, fontsize=6, ha=side, va="center")
+
+
+def _row_of_bars(axes: Axes, cells: Sequence[Cell], number: int, table: PaperTable, bars: Bars) -> None:
     """The bars of one column, with the value at each end; a diamond marks the published one."""
-    height = 0.8 / of
-    places = np.arange(len(cells)) + (number - (of - 1) / 2) * height
-    means = [cell.ours.mean if cell.ours else 0.0 for cell in cells]
+    height, begin = 0.8 / len(bars.y), 1.0 if bars.log else 0.0
+    places = np.arange(len(cells)) + (number - (len(bars.y) - 1) / 2) * height
+    means = [cell.ours.mean if cell.ours else begin for cell in cells]
     errors = [(cell.ours.half_width or 0.0) if cell.ours else 0.0 for cell in cells]
     axes.barh(
         places,
-        means,
+        [mean - begin for mean in means],
         height,
+        left=begin,
         xerr=errors,
         color=COLOURS[number],
         error_kw={"elinewidth": 0.6},
         label=table.columns[cells[0].column].title,
     )
     for place, cell, mean, error in zip(places, cells, means, errors, strict=True):
-        text = f" {mean:.3g}x" if cell.ours else " missing"
-        axes.annotate(text, (mean + error, place), va="center", fontsize=6)
+        text = f" {mean:.3g}x " if cell.ours else " missing "
+        end, side = (mean - error, "right") if mean < begin else (mean + error, "left")
+        axes.annotate(text, (end, place), va="center", ha=side, fontsize=6)
         if cell.published is not None:
             axes.plot(float(cell.published), place, "D", color=GREY, markersize=3)
 
 
-def _weights(done: Sequence[Done]) -> Canvas:
-    first = {each.job.row: each for each in reversed(done)}
-    rows = [each for each in done if first[each.job.row] is each]
+def _weights(done: Sequence[Done], histograms: Histograms) -> Canvas:
+    rows = drawn(done)
     columns = min(len(rows), 2)
     canvas, panels = canvas_of(-(-len(rows) // columns), columns, figsize=(WIDTH, 1.25 * -(-len(rows) // columns)))
-    found = [_matrices(each) if each.status == "finished" else None for each in rows]
-    limit = max((float(np.abs(weights).max()) for weights in found if weights is not None), default=1.0)
-    bins = np.linspace(-limit, limit, BINS + 1)
-    highest = 1.0
-    for axes, each, weights in zip(panels, rows, found, strict=False):
+    limit = max((each.edges[-1] for each in histograms.values()), default=1.0)
+    highest = max((max(each.counts) for each in histograms.values()), default=1)
+    for axes, each in zip(panels, rows, strict=False):
         axes.set_title(each.job.row)
-        if weights is None:
+        axes.set(yscale="log", ylim=(0.8, 3 * highest), xlim=(-limit, limit))
+        histogram = histograms.get((each.job.row, each.job.run))
+        if histogram is None:
             axes.text(0.5, 0.5, each.status, transform=axes.transAxes, ha="center")
             continue
-        counts, _, _ = axes.hist(weights, bins.tolist(), color=COLOURS[0])
-        highest = max(highest, float(np.max(counts)))
-        share = 100 * float(np.mean(weights == 0))
+        axes.stairs(histogram.counts, histogram.edges, fill=True, color=COLOURS[0])
+        share = 100 * histogram.zeros / sum(histogram.counts)
         axes.text(0.98, 0.95, f"zero: {share:.1f} %", transform=axes.transAxes, ha="right", va="top", fontsize=6)
-    for axes in panels[: len(rows)]:
-        axes.set(yscale="log", ylim=(0.8, 3 * highest), xlim=(-limit, limit))
     for axes in panels[len(rows) :]:
         axes.set_axis_off()
     canvas.supxlabel("weight")
     canvas.supylabel("number of weights")
     return canvas
-
-
-def _matrices(done: Done) -> np.ndarray:
-    """All weights (number,) of a finished row's network: matrices and filters, without biases."""
-    file = "teacher.safetensors" if done.job.of == "teacher" else "student.safetensors"
-    tensors, _ = load_tensors(done.job.folder.path / file)
-    return np.concatenate([tensor.numpy().ravel() for tensor in tensors.values() if tensor.ndim > 1])

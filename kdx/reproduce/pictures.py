@@ -24,12 +24,16 @@ class Lines(Settings):
 class Bars(Settings):
     """Columns as bars side by side for each row, and a panel for each series.
 
-    `levels` are published numbers of a panel as a whole: the quantity in the table's published file.
+    `x` is the title of their axis, by default the only column's. `log` makes it logarithmic, with bars that begin at 1.
+    `levels` are published numbers of a panel as a whole: quantities in the table's published file, or ratios of two,
+    as `this / that`.
     """
 
     kind: Literal["bars"]
     y: list[Text]
-    levels: dict[str, str] = Field(default_factory=dict)
+    x: Text | None = None
+    log: bool = False
+    levels: dict[str, list[Text]] = Field(default_factory=dict)
 
 
 class Weights(Settings):

@@ -14,9 +14,12 @@ from kdx.settings import Settings
 class Published(Settings):
     """Where a column's published numbers stand: the rows of the CSV whose cells equal `where`, in the column `value`.
 
+    The CSV is that of the table, or another one, `file`.
+
     The column's number is `offset` + `scale` times the printed one: an accuracy becomes an error by 100 and -100.
     """
 
+    file: str | None = None
     where: dict[str, str] = Field(default_factory=dict)
     value: str = "value"
     scale: float = 1.0

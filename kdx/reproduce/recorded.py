@@ -10,6 +10,7 @@ from kdx.report.page.papers import Configured, Table, is_table, read_table, valu
 from kdx.report.page.papers import Job as Told
 from kdx.report.records import Damaged
 from kdx.report.summary import Content
+from kdx.reproduce.histograms import read_histograms
 from kdx.reproduce.jobs import Done, Job
 from kdx.reproduce.pictures import Weights
 from kdx.reproduce.tables import PaperTable
@@ -18,29 +19,50 @@ from kdx.reproduce.tables import PaperTable
 def read_recorded(folder: Path, table: PaperTable, jobs: Sequence[Job]) -> dict[int, Done]:
     """The jobs, by their number, that the table in `folder` lists as finished and that are not finished here.
 
-    A run id is a hash of all that can change a result, so that a record of other settings is never taken. Raises
-    UserError where the table is damaged, knows nothing of a column that was added since, or is drawn from weights,
-    which no table keeps.
+    A run id is a hash of all that can change a result, so that a record of other settings is never taken. What other
+    tables tell of these runs is told as well. Raises UserError where a table is damaged, knows nothing of a column that
+    was added since, or is drawn from weights of which it keeps no histogram.
     """
     if not is_table(folder):
         return {}
     source = _read(table.name, folder)
     told = {(one.row, one.seed, one.run): one for one in source.jobs if one.status == "finished" and one.run}
+    elsewhere = told_runs(folder.parents[2])
     found = {}
     for number, job in enumerate(jobs):
         one = told.get((job.row, job.seed, job.run))
         if one is None or job.finished:
             continue
         more = source.configured[job.row, job.seed]
-        found[number] = Done(job, "finished", "", _figures(one, more), more.recorded or source.provenance.machine)
+        _, others = elsewhere.get(job.run, ({}, {})) if job.of == "student" else ({}, {})
+        figures = {**others, **_figures(one, more)}
+        found[number] = Done(job, "finished", "", figures, more.recorded or source.provenance.machine)
     if found:
         _check_columns(folder, table, source.columns, found.values())
+        if isinstance(table.figure, Weights):
+            _check_histograms(folder, table, [found[number] for number in _first_of_rows(jobs) if number in found])
     return found
 
 
+def _first_of_rows(jobs: Sequence[Job]) -> list[int]:
+    """The numbers of the jobs whose weights are drawn."""
+    return sorted({job.row: number for number, job in reversed(list(enumerate(jobs)))}.values())
+
+
+def _check_histograms(folder: Path, table: PaperTable, found: Collection[Done]) -> None:
+    try:
+        kept = read_histograms(folder)
+    except Damaged as damaged:
+        raise UserError(f"recorded: {damaged.path} is damaged: {damaged}; allowed: false") from None
+    lacking = [each.job.row for each in found if (each.job.row, each.job.run) not in kept]
+    if lacking:
+        raise UserError(
+            f"recorded: {table.name} is drawn from weights, and those of {lacking[0]}, seed 0, are not here;"
+            " allowed: false"
+        )
+
+
 def _check_columns(folder: Path, table: PaperTable, told: Container[str], found: Collection[Done]) -> None:
-    if isinstance(table.figure, Weights):
-        raise UserError(f"recorded: {table.name} is drawn from weights, which a table does not keep; allowed: false")
     # A column that is new in the table may still be among what is told of every run.
     new = [key for key in table.columns if key not in told]
     lacking = [key for key in new if any(each.figures.get(key) is None for each in found)]
@@ -76,4 +98,6 @@ def _read(name: str, folder: Path) -> Table:
 
 
 def _figures(job: Told, more: Configured) -> dict[str, Any]:
-    return {**(more.model_extra or {}), **{key: value(text) for key, text in (job.model_extra or {}).items()}}
+    """What is told of a run, without what is told to be absent."""
+    told = {**(more.model_extra or {}), **{key: value(text) for key, text in (job.model_extra or {}).items()}}
+    return {key: figure for key, figure in told.items() if figure not in (None, "")}

@@ -49,8 +49,9 @@ class Part(Settings):
 class Row(Settings):
     """A network of the table: the words of `kdx train` that make it, and what selects its published numbers.
 
-    `instead` names other columns of the published file than those of the table's columns: {theirs: this row's}. In the
-    columns of `unlike` the printed number means something else than ours: it is shown, but neither is called better.
+    `instead` names other columns of the published file than those of the table's columns: {theirs: this row's}, and
+    `elsewhere` the place of a number that is printed elsewhere: {column: place}. In the columns of `unlike` the printed
+    number means something else than ours: it is shown, but neither is called better.
     `of` says whose figures they are: those of the student; of the teacher that those words train; of the network, where
     nothing is trained; of a generation or a pruned generation of a chain; or of the runs that the paper printed, which
     the column `run` of the published file numbers. `smoke` are words for a smoke run. A figure draws the row at `x` in
@@ -64,6 +65,7 @@ class Row(Settings):
     run: str | None = None
     published: dict[str, str] = Field(default_factory=dict)
     instead: dict[str, str] = Field(default_factory=dict)
+    elsewhere: dict[str, Published] = Field(default_factory=dict)
     unlike: list[str] = Field(default_factory=list)
     x: float | None = None
     series: str | None = None
@@ -120,8 +122,8 @@ class PaperTable(Settings):
                 raise ValueError(f"claim '{claim.text}' speaks of {missing or claim.column}, which the table lacks")
         read = {column.published.value for column in self.columns.values() if column.published}
         for label, row in self.rows.items():
-            if absent := [column for column in row.unlike if column not in self.columns]:
-                raise ValueError(f"row '{label}' is unlike in {', '.join(absent)}, which the table lacks")
+            if absent := [column for column in (*row.unlike, *row.elsewhere) if column not in self.columns]:
+                raise ValueError(f"row '{label}' speaks of {', '.join(absent)}, which the table lacks")
             if unread := row.instead.keys() - read:
                 raise ValueError(f"row '{label}' replaces {', '.join(unread)}, which no column reads")
         return self
@@ -142,7 +144,9 @@ class PaperTable(Settings):
     def printed(self, row: str, column: str) -> str | None:
         """The published number of a cell as it is printed (scaled to the column's unit), or None."""
         where, each = self.columns[column].published, self.rows[row]
-        return None if where is None else select(self.published, where, each.published, each.instead)
+        if place := each.elsewhere.get(column):
+            return select(place.file or self.published, place, place.where)
+        return None if where is None else select(where.file or self.published, where, each.published, each.instead)
 
 
 def table_names() -> list[str]:

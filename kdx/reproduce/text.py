@@ -26,7 +26,7 @@ def markdown(
     if claims:
         lines += ["", "| claim | | ours | against | t test |", "|---|---|---:|---:|---|"]
         lines += [_claim_line(each) for each in claims]
-    missing = [f"{each.job.row}, seed {each.job.seed}: {each.reason}" for each in done if each.status != "finished"]
+    missing = _missing(done)
     missing += [f"{cell.row}, seed {seed}: it has no {cell.column}" for cell in cells for seed in cell.without]
     lines += _listed("Missing", missing) + _listed("Notes", [*table.notes, *_recorded(done)])
     return "\n".join(lines) + "\n"
@@ -39,7 +39,7 @@ def latex(table: PaperTable, order: Order, cells: Sequence[Cell]) -> str:
     lines = [f"% {table.title}", *(f"% {line}" for line in _warning(order) if line), f"\\begin{{tabular}}{{{columns}}}"]
     lines += ["\\toprule", f" & {heads} \\\\", " & ours & paper" * len(table.columns) + " \\\\", "\\midrule"]
     for label, row in by_row(table, cells).items():
-        pairs = " & ".join(f"{_tex_ours(cell.ours)} & {_tex(cell.published or ABSENT)}" for cell in row)
+        pairs = " & ".join(f"{_tex_ours(cell)} & {_tex(cell.published or ABSENT)}" for cell in row)
         lines.append(f"{_tex(label)} & {pairs} \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
@@ -67,6 +67,18 @@ def estimate_text(estimate: Estimate) -> str:
 
 def _counted(seeds: int) -> str:
     return "One seed" if seeds == 1 else f"Mean ± half the 95 % interval over {seeds} seeds"
+
+
+def _missing(done: Sequence[Done]) -> list[str]:
+    """The runs that did not finish, a line for each row and reason."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for each in done:
+        if each.status != "finished":
+            seeds.setdefault((each.job.row, each.reason), []).append(each.job.seed)
+    return [
+        f"{row}, seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}: {reason}"
+        for (row, reason), found in seeds.items()
+    ]
 
 
 def _recorded(done: Sequence[Done]) -> list[str]:
@@ -114,5 +126,7 @@ def _tex(text: str) -> str:
     return text.translate(TEX).replace("±", "$\\pm$").replace("–", "--")
 
 
-def _tex_ours(ours: Estimate | None) -> str:
-    return "--" if ours is None else _tex(estimate_text(ours))
+def _tex_ours(cell: Cell) -> str:
+    if cell.ours is None:
+        return _tex(ABSENT if cell.complete else "missing")
+    return _tex(estimate_text(cell.ours))

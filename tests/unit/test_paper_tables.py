@@ -118,7 +118,7 @@ def test_a_paper_is_all_of_its_tables():
     [
         (("claims", 0), {"than": "nobody"}, r"claim 'ST-VBD is sparser than ST-SVD' speaks of \['nobody'\]"),
         (("rows", "IP"), {"instead": {"error": "value"}}, r"row 'IP' replaces error, which no column reads"),
-        (("rows", "IP"), {"unlike": ["R_x"]}, r"row 'IP' is unlike in R_x, which the table lacks"),
+        (("rows", "IP"), {"unlike": ["R_x"]}, r"row 'IP' speaks of R_x, which the table lacks"),
     ],
 )
 def test_names_that_a_table_lacks_are_refused(tmp_path, monkeypatch, part, change, message: str):

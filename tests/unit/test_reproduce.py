@@ -10,6 +10,7 @@ import pytest
 
 from kdx.errors import UserError
 from kdx.reproduce.cells import Cell, cells_of, check_claims, verdict_of
+from kdx.reproduce.histograms import Histogram, write_histograms
 from kdx.reproduce.jobs import Done, Job, Order, jobs_of
 from kdx.reproduce.pictures import Weights
 from kdx.reproduce.recorded import read_recorded
@@ -207,8 +208,9 @@ def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
 @pytest.fixture
 def written(table: PaperTable, done: list[Done], tmp_path: Path) -> Path:
     """The folder of a table whose runs have no folders any more."""
-    write(tmp_path, table, done)
-    return tmp_path
+    folder = tmp_path / "paper" / "vs" / "table1"
+    write(folder, table, done)
+    return folder
 
 
 def write(folder: Path, table: PaperTable, done: list[Done]) -> list[Cell]:
@@ -253,13 +255,30 @@ def test_a_new_column_is_taken_from_what_is_told_of_every_run(written: Path, tab
     assert [each.figures["R_c"] for each in found.values()] == [9.0 + jobs[number].seed for number in found]
 
 
+def test_what_other_tables_tell_of_a_run_is_kept(written: Path, table: PaperTable, done: list[Done]):
+    jobs = [each.job for each in done]
+    of_run = [replace(each, figures={**each.figures, "R_c": 9.0, "memory_compression": None}) for each in done]
+    write(written.parent / "table2", table, of_run)
+    found = read_recorded(written, table, jobs)
+    assert [each.figures["R_c"] for each in found.values()] == [9.0] * 4
+    assert not any("memory_compression" in each.figures for each in found.values())
+
+
 def test_a_record_that_cannot_serve_is_refused(written: Path, table: PaperTable, jobs: list[Job]):
     wider = table.model_copy(update={"columns": {**table.columns, "R_c": column()}})
     with pytest.raises(UserError, match=r"^recorded: the table in .* has no column R_c; allowed: false$"):
         read_recorded(written, wider, jobs)
     drawn = table.model_copy(update={"figure": Weights(kind="weights")})
-    with pytest.raises(UserError, match=r"^recorded: vs/table1 is drawn from weights, which a table does not keep"):
+    with pytest.raises(
+        UserError, match=r"^recorded: vs/table1 is drawn from weights, and those of Le-L-ST-SVD, seed 0, are not here"
+    ):
         read_recorded(written, drawn, jobs)
+    # Of the other seeds nothing is drawn.
+    one = Histogram((-1.0, 1.0), (5,), 2)
+    unseal(written)
+    write_histograms(written, {(job.row, job.run): one for job in (jobs[0], jobs[3])})
+    seal(written)
+    assert list(read_recorded(written, drawn, jobs)) == [0, 1, 2, 3]
     with (written / "runs.csv").open("a") as file:
         file.write("Le-L-ST-SVD,0")
     with pytest.raises(UserError, match=r"^recorded: .*runs\.csv is damaged: its content is not what was written"):
