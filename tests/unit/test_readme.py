@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kdx.report.numerals import with_interval
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMPRESSION = ("test_error_percent", "R_s", "memory_compression")
@@ -18,8 +20,8 @@ def line(row: str, cells: dict[str, dict[str, str]], columns: Sequence[str]) -> 
     shown = []
     for column in columns:
         cell = cells[column]
-        ours = f"{float(cell['mean']):.2f}" if cell["mean"] else "–"
-        ours += f" ± {float(cell['interval95']):.2f}" if cell["interval95"] else ""
+        interval = float(cell["interval95"]) if cell["interval95"] else None
+        ours = with_interval(float(cell["mean"]), interval) if cell["mean"] else "–"
         shown.append(ours + (f" [{cell['published']}]" if cell["published"] else ""))
     return f"| {row} | {' | '.join(shown)} |"
 
