@@ -134,8 +134,8 @@ def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:
     all_axes[-1].set_xlabel(bars.x or (table.columns[bars.y[0]].title if len(bars.y) == 1 else ""))
     if len(bars.y) > 1:
         # Beside the bars, which may be anywhere.
-        drawn = next((axes for axes, shown in zip(all_axes, told.values(), strict=True) if shown), all_axes[0])
-        handles, titles = drawn.get_legend_handles_labels()
+        first = next((axes for axes, shown in zip(all_axes, told.values(), strict=True) if shown), all_axes[0])
+        handles, titles = first.get_legend_handles_labels()
         canvas.legend(handles, titles, loc="outside upper center", ncols=2)
     return canvas
 
