@@ -37,6 +37,8 @@ def test_every_table_at_smoke_budget(kdx, outputs: Path, name: str) -> None:
     folder = outputs / "paper" / f"{name}-smoke"
     files = {"runs.csv", "table.csv", "table.md", "table.tex", "provenance.json", "checksums.sha256"}
     pictures = {"figure.svg", "figure.png"} if "fig" in name else set()
+    if name in ("vs/fig2", "vs/fig4"):
+        pictures.add("weights.csv")
     assert {path.name for path in folder.iterdir()} == files | pictures
     text = (folder / "table.md").read_text()
     assert "**budget=smoke: tiny runs" in text
