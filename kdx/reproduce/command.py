@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,9 +11,10 @@ from kdx.commands import outputs_folder
 from kdx.compose import single
 from kdx.crowd import wait_for_cores
 from kdx.errors import UserError, unknown
+from kdx.report.summary import Content
 from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import BUDGETS, Budget, Done, Job, Order, jobs_of, run_all
-from kdx.reproduce.recorded import read_recorded
+from kdx.reproduce.recorded import read_recorded, told_runs
 from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import PaperTable, load_table, named, table_names
 from kdx.seal import seal, unseal
@@ -58,7 +59,9 @@ def reproduce(words: Sequence[str]) -> int:
         raise unknown("rows", order.rows, [f"'{label}'" if "," in label else label for label in labels])
     # Every job of every table is checked before the first is run.
     planned = [(table, jobs_of(table, order)) for table in tables]
-    known = [_recorded(table, jobs, order) for table, jobs in planned]
+    # The other tables are read once, and only where they are believed.
+    elsewhere = told_runs(folder_of(tables[0].name, order).parents[2]) if order.recorded else {}
+    known = [_recorded(table, jobs, order, elsewhere) for table, jobs in planned]
     complete = True
     for (table, jobs), recorded in zip(planned, known, strict=True):
         done = run_all(jobs, order, recorded)
@@ -81,13 +84,15 @@ def reproduce(words: Sequence[str]) -> int:
     return 0 if complete else 1
 
 
-def _recorded(table: PaperTable, jobs: Sequence[Job], order: Order) -> dict[int, Done]:
+def _recorded(
+    table: PaperTable, jobs: Sequence[Job], order: Order, elsewhere: Mapping[str, Content]
+) -> dict[int, Done]:
     """The jobs that an earlier table tells of, where the order takes them; a warning where it will forget them."""
     folder = folder_of(table.name, order)
     if order.recorded:
-        return read_recorded(folder, table, jobs)
+        return read_recorded(folder, table, jobs, elsewhere)
     with suppress(UserError):
-        lost = len(read_recorded(folder, table, [job for job in jobs if not order.trains(job.row)]))
+        lost = len(read_recorded(folder, table, [job for job in jobs if not order.trains(job.row)], elsewhere))
         if lost:
             log.warning(
                 "%s: %d runs that it lists as finished are not here and will be missing; recorded=true keeps them",

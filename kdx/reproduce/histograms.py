@@ -8,7 +8,7 @@ import numpy as np
 
 from kdx.files import write_csv
 from kdx.report.records import Record, read_rows
-from kdx.reproduce.jobs import Done
+from kdx.reproduce.jobs import Done, Job
 from kdx.tensors import load_tensors
 
 TABLE = "weights.csv"
@@ -46,9 +46,13 @@ Histograms = Mapping[tuple[str, str], Histogram]
 
 
 def drawn(done: Sequence[Done]) -> list[Done]:
-    """The runs that are shown, the first one of each row."""
-    first = {each.job.row: each for each in reversed(done)}
-    return [each for each in done if first[each.job.row] is each]
+    """The runs that are shown."""
+    return [done[number] for number in first_of_rows([each.job for each in done])]
+
+
+def first_of_rows(jobs: Sequence[Job]) -> list[int]:
+    """The number of the first job of each row, whose weights are drawn."""
+    return sorted({job.row: number for number, job in reversed(list(enumerate(jobs)))}.values())
 
 
 def histograms_of(done: Sequence[Done], known: Histograms) -> dict[tuple[str, str], Histogram]:

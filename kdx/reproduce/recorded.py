@@ -1,6 +1,6 @@
 """The finished runs that a table made earlier, perhaps elsewhere, tells of, where their folders are not at hand."""
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,25 @@ from kdx.report.page.papers import Configured, Table, is_table, read_table, valu
 from kdx.report.page.papers import Job as Told
 from kdx.report.records import Damaged
 from kdx.report.summary import Content
-from kdx.reproduce.histograms import read_histograms
+from kdx.reproduce.histograms import first_of_rows, read_histograms
 from kdx.reproduce.jobs import Done, Job
 from kdx.reproduce.pictures import Weights
 from kdx.reproduce.tables import PaperTable
 
 
-def read_recorded(folder: Path, table: PaperTable, jobs: Sequence[Job]) -> dict[int, Done]:
+def read_recorded(
+    folder: Path, table: PaperTable, jobs: Sequence[Job], elsewhere: Mapping[str, Content]
+) -> dict[int, Done]:
     """The jobs, by their number, that the table in `folder` lists as finished and that are not finished here.
 
     A run id is a hash of all that can change a result, so that a record of other settings is never taken. What other
-    tables tell of these runs is told as well. Raises UserError where a table is damaged, knows nothing of a column that
-    was added since, or is drawn from weights of which it keeps no histogram.
+    tables tell of these runs, `elsewhere`, is told as well. Raises UserError where the table is damaged, knows nothing
+    of a column that was added since, or is drawn from weights of which it keeps no histogram.
     """
     if not is_table(folder):
         return {}
     source = _read(table.name, folder)
     told = {(one.row, one.seed, one.run): one for one in source.jobs if one.status == "finished" and one.run}
-    elsewhere = told_runs(folder.parents[2])
     found = {}
     for number, job in enumerate(jobs):
         one = told.get((job.row, job.seed, job.run))
@@ -40,13 +41,8 @@ def read_recorded(folder: Path, table: PaperTable, jobs: Sequence[Job]) -> dict[
     if found:
         _check_columns(folder, table, source.columns, found.values())
         if isinstance(table.figure, Weights):
-            _check_histograms(folder, table, [found[number] for number in _first_of_rows(jobs) if number in found])
+            _check_histograms(folder, table, [found[number] for number in first_of_rows(jobs) if number in found])
     return found
-
-
-def _first_of_rows(jobs: Sequence[Job]) -> list[int]:
-    """The numbers of the jobs whose weights are drawn."""
-    return sorted({job.row: number for number, job in reversed(list(enumerate(jobs)))}.values())
 
 
 def _check_histograms(folder: Path, table: PaperTable, found: Collection[Done]) -> None:

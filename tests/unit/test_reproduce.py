@@ -13,7 +13,7 @@ from kdx.reproduce.cells import Cell, cells_of, check_claims, verdict_of
 from kdx.reproduce.histograms import Histogram, write_histograms
 from kdx.reproduce.jobs import Done, Job, Order, jobs_of
 from kdx.reproduce.pictures import Weights
-from kdx.reproduce.recorded import read_recorded
+from kdx.reproduce.recorded import read_recorded, told_runs
 from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
 from kdx.reproduce.text import latex, markdown
@@ -223,7 +223,7 @@ def write(folder: Path, table: PaperTable, done: list[Done]) -> list[Cell]:
 
 def test_what_a_table_lists_as_finished_is_taken_from_it(written: Path, table: PaperTable, done: list[Done]):
     jobs = [each.job for each in done]
-    found = read_recorded(written, table, jobs)
+    found = read_recorded(written, table, jobs, {})
     assert list(found) == [0, 1, 2, 3]
     machine = json.loads((written / "provenance.json").read_text())["machine"]
     for number, each in found.items():
@@ -235,31 +235,33 @@ def test_what_a_table_lists_as_finished_is_taken_from_it(written: Path, table: P
 
 def test_a_record_keeps_its_machine_in_later_tables(written: Path, table: PaperTable, done: list[Done]):
     jobs = [each.job for each in done]
-    first = read_recorded(written, table, jobs)
+    first = read_recorded(written, table, jobs, {})
     elsewhere = {**(first[0].recorded or {}), "cpu": "another one"}
     write(written, table, [replace(first[0], recorded=elsewhere), *list(first.values())[1:], *done[4:]])
-    assert [each.recorded == elsewhere for each in read_recorded(written, table, jobs).values()] == [True] + [False] * 3
+    assert [each.recorded == elsewhere for each in read_recorded(written, table, jobs, {}).values()] == [True] + [
+        False
+    ] * 3
     assert "- 4 of 6 runs are those of an earlier table; provenance.json" in (written / "table.md").read_text()
 
 
 def test_a_record_of_other_settings_is_not_taken(written: Path, table: PaperTable):
-    assert not read_recorded(written, table, jobs_of(table, replace(ORDER, overrides=("trainer.epochs=7",))))
-    assert not read_recorded(written / "nothing", table, jobs_of(table, ORDER))
+    assert not read_recorded(written, table, jobs_of(table, replace(ORDER, overrides=("trainer.epochs=7",))), {})
+    assert not read_recorded(written / "nothing", table, jobs_of(table, ORDER), {})
 
 
 def test_a_new_column_is_taken_from_what_is_told_of_every_run(written: Path, table: PaperTable, done: list[Done]):
     jobs = [each.job for each in done]
     wider = table.model_copy(update={"columns": {**table.columns, "R_c": column()}})
     write(written, table, [replace(each, figures={**each.figures, "R_c": 9.0 + each.job.seed}) for each in done])
-    found = read_recorded(written, wider, jobs)
+    found = read_recorded(written, wider, jobs, {})
     assert [each.figures["R_c"] for each in found.values()] == [9.0 + jobs[number].seed for number in found]
 
 
-def test_what_other_tables_tell_of_a_run_is_kept(written: Path, table: PaperTable, done: list[Done]):
+def test_what_other_tables_tell_of_a_run_is_kept(tmp_path: Path, written: Path, table: PaperTable, done: list[Done]):
     jobs = [each.job for each in done]
     of_run = [replace(each, figures={**each.figures, "R_c": 9.0, "memory_compression": None}) for each in done]
     write(written.parent / "table2", table, of_run)
-    found = read_recorded(written, table, jobs)
+    found = read_recorded(written, table, jobs, told_runs(tmp_path))
     assert [each.figures["R_c"] for each in found.values()] == [9.0] * 4
     assert not any("memory_compression" in each.figures for each in found.values())
 
@@ -267,22 +269,22 @@ def test_what_other_tables_tell_of_a_run_is_kept(written: Path, table: PaperTabl
 def test_a_record_that_cannot_serve_is_refused(written: Path, table: PaperTable, jobs: list[Job]):
     wider = table.model_copy(update={"columns": {**table.columns, "R_c": column()}})
     with pytest.raises(UserError, match=r"^recorded: the table in .* has no column R_c; allowed: false$"):
-        read_recorded(written, wider, jobs)
+        read_recorded(written, wider, jobs, {})
     drawn = table.model_copy(update={"figure": Weights(kind="weights")})
     with pytest.raises(
         UserError, match=r"^recorded: vs/table1 is drawn from weights, and those of Le-L-ST-SVD, seed 0, are not here"
     ):
-        read_recorded(written, drawn, jobs)
+        read_recorded(written, drawn, jobs, {})
     # Of the other seeds nothing is drawn.
     one = Histogram((-1.0, 1.0), (5,), 2)
     unseal(written)
     write_histograms(written, {(job.row, job.run): one for job in (jobs[0], jobs[3])})
     seal(written)
-    assert list(read_recorded(written, drawn, jobs)) == [0, 1, 2, 3]
+    assert list(read_recorded(written, drawn, jobs, {})) == [0, 1, 2, 3]
     with (written / "runs.csv").open("a") as file:
         file.write("Le-L-ST-SVD,0")
     with pytest.raises(UserError, match=r"^recorded: .*runs\.csv is damaged: its content is not what was written"):
-        read_recorded(written, table, jobs)
+        read_recorded(written, table, jobs, {})
 
 
 def test_other_settings_are_marked(table: PaperTable, done: list[Done]):
