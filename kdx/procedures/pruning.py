@@ -17,7 +17,7 @@ from kdx.device import Engine
 from kdx.errors import UserError
 from kdx.files import write_csv
 from kdx.fit import Lesson, Plan, fit
-from kdx.measure.accuracy import error_percent
+from kdx.measure.accuracy import error_percent, within_tolerance
 from kdx.measure.footprint import weight_matrices
 from kdx.methods import Method
 from kdx.models.settings import Count
@@ -27,8 +27,6 @@ Masks = dict[str, Tensor]
 """By layer, a bool of the weight's shape: which weights survive."""
 Weights = Mapping[str, Tensor]
 Sparsity = Annotated[float, Field(gt=0, lt=1)]
-# Errors are whole numbers of images; this only takes the rounding out of a sum of percentages.
-ROUNDING = 1e-9
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +210,7 @@ class GradualPruning(Pruning):
         for sparsity in self.ladder:
             candidate = self._pruned_to(fits, dense, sparsity)
             errors[sparsity] = error_percent(candidate, validation)
-            if errors[sparsity] <= errors[0.0] + self.tolerance + ROUNDING:
+            if within_tolerance(errors[sparsity], errors[0.0], self.tolerance):
                 network, chosen = candidate, sparsity
         if not chosen:
             log.warning("no sparsity of method.ladder is within method.tolerance=%s; nothing is pruned", self.tolerance)
