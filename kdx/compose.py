@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,6 +21,9 @@ from kdx.config import Config
 from kdx.errors import UserError, nearest, one_line, unknown
 from kdx.explain import settings_from
 from kdx.groups import Group, conf_folder, is_written, load_groups, package_folders
+
+if TYPE_CHECKING:
+    from kdx.methods.part import Unreached
 
 CONFIG_NAME = "config"
 HYDRA_VERSION = "1.3"
@@ -85,7 +88,8 @@ def to_config(composed: DictConfig) -> Config:
 def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
     """Build the method once, so that a mistake in method.* is told before the work begins (imports torch).
 
-    Gives a line for each of the overrides that changes nothing beside another setting, and why.
+    Gives a line for each setting whose value is not reached before the training ends, and for each of the overrides
+    that changes nothing beside another setting, and why.
     """
     from kdx.procedures import build
     from kdx.teacher import check_teachers
@@ -94,12 +98,23 @@ def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
     check_teachers(config, method)
     procedure.check(config)
     idle = method.idle() | procedure.idle()
-    return [
+    epochs = config.trainer.epochs
+    cut_short = [_told(name, short, config.method[name], epochs) for name, short in method.unreached(epochs).items()]
+    return cut_short + [
         f"{override} has no effect on the training with {reason}"
         for override in overrides
         for key, reason in idle.items()
         if override.partition("=")[0] == key or override.startswith(f"{key}.")
     ]
+
+
+def _told(name: str, short: "Unreached", value: float, epochs: int) -> str:
+    """That a setting is not reached, and what to do about it."""
+    what = f"comes to {short.most / value:.3g} of its value only" if short.most else "has no effect on the training"
+    return (
+        f"method.{name} {what}, with method.{short.until}={short.epoch:g} and trainer.epochs={epochs};"
+        " lower the one or raise the other"
+    )
 
 
 def hydra_words(words: Iterable[str]) -> list[str]:
