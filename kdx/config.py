@@ -31,7 +31,8 @@ WITHOUT_EFFECT = ("device", "outputs", "force", "sweep")
 PLACE_OF_DATA = ("root", "download")
 """The groups, and the settings of a data set, that cannot change a result."""
 
-Seed = Annotated[int, Field(ge=0)]
+# As far as torch's generators go, which take whole numbers of 64 bits with a sign.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -100,7 +101,7 @@ class DeviceSettings(Settings):
     compile: Literal["auto"] | bool
     # Runs from before the key was there are read too.
     graph: Literal["auto"] | bool = "auto"
-    latency_seconds: Annotated[float, Field(ge=0)]
+    latency_seconds: Annotated[float, Field(ge=0, le=3600)]
 
 
 class SweepSettings(Settings):

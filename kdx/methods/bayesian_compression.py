@@ -4,7 +4,6 @@ from math import log
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from kdx.layers import NoisyLayer, geometry_of, substitute
@@ -14,6 +13,7 @@ from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate
 from kdx.methods.warm_up import WarmUp
 from kdx.models.links import silence_unused
 from kdx.objective import Monitor, Step, Term
+from kdx.ranges import Factor, LogAlpha, LogVariance
 
 
 def kl_standard_normal(mean: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -156,9 +156,9 @@ class BayesianCompression(WarmUp):
     The half-Cauchy prior that VS names (BC-GHS) differs in the prior of the groups' scale only.
     """
 
-    log_sigma2_init: float
-    clip_var: PositiveFloat | None
-    threshold: float | list[float]
+    log_sigma2_init: LogVariance
+    clip_var: Factor | None
+    threshold: LogAlpha | list[LogAlpha]
 
     @property
     def varying(self) -> frozenset[str]:

@@ -4,13 +4,14 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdx.layers import NoisyLayer, geometry_of, substitute
 from kdx.methods.part import Context
 from kdx.methods.warm_up import WarmUp
 from kdx.objective import Schedule, Step, Term
+from kdx.ranges import Factor, LogVariance
 
 VARIANCE_FLOOR = 1e-8
 LOG_ALPHA_LIMIT = 8.0
@@ -121,8 +122,8 @@ class Variational(WarmUp):
     """Variational weights, their KL term with a linear warm-up, and pruning at a threshold on log alpha."""
 
     variational: Literal["svd", "vbd"]
-    log_sigma2_init: float
-    log_sigma2_lr: PositiveFloat
+    log_sigma2_init: LogVariance
+    log_sigma2_lr: Factor
     threshold: Annotated[float, Field(ge=-LOG_ALPHA_LIMIT, le=LOG_ALPHA_LIMIT)]
 
     @property

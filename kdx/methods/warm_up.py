@@ -6,6 +6,7 @@ from pydantic import NonNegativeFloat
 
 from kdx.methods.part import Part, Unreached
 from kdx.objective import Schedule
+from kdx.ranges import Weight
 
 
 def warming_up(weight: float, start: float, end: float) -> Schedule:
@@ -19,7 +20,7 @@ def warming_up(weight: float, start: float, end: float) -> Schedule:
 class WarmUp(Part):
     """`lambda_V`, from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
 
-    lambda_V: NonNegativeFloat
+    lambda_V: Weight
     warmup_start: NonNegativeFloat
     warmup_end: NonNegativeFloat
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdx.checkpoint import Progress
@@ -22,6 +22,7 @@ from kdx.measure.footprint import weight_matrices
 from kdx.methods import Method
 from kdx.models.settings import Count
 from kdx.procedures.procedure import Figure, Outcome, Procedure, joined
+from kdx.ranges import Factor, Points
 
 Masks = dict[str, Tensor]
 """By layer, a bool of the weight's shape: which weights survive."""
@@ -119,7 +120,7 @@ class Pruning(Procedure):
     """
 
     retrain_epochs: Count
-    retrain_lr: PositiveFloat
+    retrain_lr: Factor
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Train `network`, unless its weights are trained, and prune it."""
@@ -140,7 +141,7 @@ class IterativePruning(Pruning):
 
     iterations: Count
     keep: Annotated[float, Field(gt=0, le=1)] | None
-    q: PositiveFloat | None
+    q: Factor | None
 
     @model_validator(mode="after")
     def _one_criterion(self) -> Self:
@@ -174,7 +175,7 @@ class GradualPruning(Pruning):
     """
 
     sparsity: Sparsity | None
-    tolerance: NonNegativeFloat | None
+    tolerance: Points | None
     ladder: Annotated[list[Sparsity], Field(min_length=1)]
     steps: Count
     epochs_per_step: Count
