@@ -1,38 +1,40 @@
-"""Machines with other work: how this process's threads wait for each other there."""
+"""Machines with other work: how many threads this process has, and how they wait for each other."""
 
 import os
-import time
-from pathlib import Path
 
-SAMPLES, GAP = 5, 0.01
-"""Looks at who is running, and the seconds between them: what runs but now and then is not there in all of them."""
+from kdx.errors import UserError
+from kdx.machine import usable_cores
+
+SPIN, SPINS = "GOMP_SPINCOUNT", "1000"
+"""libgomp's variable, and how often its threads look before they sleep: some 15 to 50 microseconds."""
 POLICY = "OMP_WAIT_POLICY"
-LOADAVG = Path("/proc/loadavg")
 
 
-def wait_for_cores() -> None:
-    """Let this process's threads sleep while they wait for each other, if other work leaves no core for each of them.
+def share_cores() -> None:
+    """Let this process's threads sleep when they have waited for each other for a moment.
 
-    To be called before torch is imported, which reads the choice once. By itself it lets threads spin, which is right
-    where they have the cores to themselves. Where they have not, a thread spins away the time that the one it waits
-    for would need: a step of LeNet-300-100 with two threads beside two other programs on two cores took over 100 ms,
-    with sleeping threads 3 ms; alone on the machine 1.6 and 3.3 ms. The arithmetic is the same. Who has set
-    OMP_WAIT_POLICY keeps it.
+    To be called before torch is imported, whose OpenMP runtime (libgomp) reads the choice once. By itself it lets a
+    thread spin for many milliseconds, which is best for as long as nobody else works. But as soon as another program
+    does, even one that comes later, a thread spins away the time that the one it waits for would need, and the two
+    threads of a small network do a training in 70 times its time. A thread that spins for a moment only takes a third
+    more time where the machine is quiet and at most 2.4 times where it is not; the arithmetic is the same. Who has set
+    OMP_WAIT_POLICY or GOMP_SPINCOUNT keeps it.
     """
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    if threads > 1 and POLICY not in os.environ and running_elsewhere() > (os.cpu_count() or 1) - threads:
-        os.environ[POLICY] = "passive"
+    if POLICY not in os.environ:
+        os.environ.setdefault(SPIN, SPINS)
 
 
-def running_elsewhere() -> int:
-    """How many threads of other programs are running or ready to run; 0 where the system does not say."""
-    return min(_running() for _ in range(SAMPLES))
+def check_threads(threads: int | None) -> None:
+    """Raise UserError for more threads than there are cores for them: each would wait for the others to get a turn.
+
+    To be asked where a run starts, since its configuration may come from a larger machine; None is always allowed.
+    """
+    cores = usable_cores()
+    if threads is not None and threads > cores:
+        here = "1 core; allowed: 1" if cores == 1 else f"{cores} cores; allowed: 1 to {cores}"
+        raise UserError(f"device.threads: {threads} is not allowed where this process may use {here}, null")
 
 
-def _running() -> int:
-    time.sleep(GAP)
-    try:
-        # The fourth field of proc(5)'s loadavg: threads that can run now, this one among them, of all.
-        return max(int(LOADAVG.read_text().split()[3].partition("/")[0]) - 1, 0)
-    except (OSError, IndexError, ValueError):
-        return 0
+def waiting() -> str:
+    """How threads wait, as the environment says."""
+    return ", ".join(f"{name}={os.environ[name]}" for name in (POLICY, SPIN) if name in os.environ) or "they like"

@@ -13,7 +13,7 @@ from torch import nn
 
 from kdx.allocator import keep_freed_memory
 from kdx.config import DeviceSettings
-from kdx.crowd import POLICY
+from kdx.crowd import check_threads, waiting
 from kdx.errors import UserError
 from kdx.gemm import set_gemm
 from kdx.machine import peak_rss_bytes
@@ -113,8 +113,9 @@ def has_compiler() -> bool:
 def prepare_device(settings: DeviceSettings) -> Engine:
     """Set the process's threads, denormals, memory and matrix products as `settings` says, and name the device.
 
-    Raises UserError for a device that is not there.
+    Raises UserError for a device that is not there, and for more threads than cores.
     """
+    check_threads(settings.threads)
     # Before the first parallel operation: it holds for this thread and those that are started later.
     torch.set_flush_denormal(True)
     if settings.threads is not None:
@@ -128,8 +129,8 @@ def prepare_device(settings: DeviceSettings) -> Engine:
         keep_freed_memory()
         gemm = set_gemm(settings.gemm)
     log.info("device %s, precision %s, matrix products %s", device, settings.precision, gemm)
-    if device.type == "cpu" and POLICY in os.environ:
-        log.info("%d threads, which wait as %s=%s says", torch.get_num_threads(), POLICY, os.environ[POLICY])
+    if device.type == "cpu":
+        log.info("%d threads, which wait as %s", torch.get_num_threads(), waiting())
     return Engine(device, settings.precision, settings.compile, settings.graph, gemm, settings.latency_seconds)
 
 

@@ -1,12 +1,14 @@
 """Where the jobs of a sweep run: which launcher, how many at once, with how many cores, on which GPU."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from kdx.compose import Job, launcher_settings
+from kdx.crowd import check_threads
 from kdx.errors import UserError
 from kdx.explain import settings_from
 from kdx.launchers.fused import FusedSettings
@@ -21,6 +23,10 @@ _NEEDS = {
 }
 
 
+# The classes of those whose jobs may run on another machine.
+ELSEWHERE = ("RayLauncher", "SlurmLauncher")
+
+
 def check_launcher(overrides: Sequence[str]) -> None:
     """Raise UserError, which names the extra, where the launcher that is asked for is not installed."""
     for word in overrides:
@@ -33,6 +39,16 @@ def check_launcher(overrides: Sequence[str]) -> None:
             )
 
 
+def check_here(overrides: Sequence[str], jobs: Sequence[Job]) -> None:
+    """Raise UserError for a wrong setting of the launcher, and for more threads than this machine can give a job of it.
+
+    Ray and Slurm may run a job on a larger machine; there it is asked again.
+    """
+    if _kind(launcher_settings(overrides)) not in ELSEWHERE:
+        for job in jobs:
+            check_threads(job.config.device.threads)
+
+
 def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
     """The overrides that give each process of this launcher its share of the machine; what the user says stands.
 
@@ -43,7 +59,7 @@ def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
 
     launcher = launcher_settings(overrides)
     cores, gpus = cpu_count(), _gpus(jobs)
-    match str(launcher["_target_"]).rpartition(".")[2]:
+    match _kind(launcher):
         case "JoblibLauncher":
             if launcher["n_jobs"] == 0:
                 raise UserError(
@@ -60,10 +76,18 @@ def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
             return []
         case _:
             return []
-    threads = launcher.get("cpus_per_task") or max(1, cores // at_once)
+    given = launcher.get("cpus_per_task")
+    if given is not None and not given > 0:
+        raise UserError(f"{_KEY}.cpus_per_task: {given} is not allowed; allowed: a whole number >= 1 or null")
+    threads = min(given or max(1, cores // at_once), cores)
     if all(job.config.device.threads is None for job in jobs):
         words.append(f"device.threads={threads}")
     return words
+
+
+def _kind(launcher: Mapping[str, Any]) -> str:
+    """The name of the launcher's class."""
+    return str(launcher["_target_"]).rpartition(".")[2]
 
 
 def _joblib_at_once(n_jobs: int, jobs: int, default: int, cores: int) -> tuple[int, list[str]]:

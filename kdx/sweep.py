@@ -31,7 +31,7 @@ from kdx.explain import shown
 from kdx.failure import RunFailed, describe, recorded
 from kdx.files import make_folder, write_json
 from kdx.groups import conf_folder
-from kdx.placement import check_launcher, own_gpu, shares
+from kdx.placement import check_here, check_launcher, own_gpu, shares
 from kdx.runs import RunFolder, run_folder
 
 RECORD = "job.json"
@@ -61,6 +61,7 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
         raise UserError(
             "-m: nothing says what the runs of the sweep are; allowed: KEY=A,B such as seed=0,1,2 (one run: without -m)"
         )
+    check_here(overrides, jobs)
     without_effect: list[str] = []
     for job in jobs:
         without_effect += check_method(job.config, job.overrides)

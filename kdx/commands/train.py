@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdx.crowd import wait_for_cores
+from kdx.crowd import check_threads, share_cores
 from kdx.failure import recorded
 from kdx.words import split_options
 
@@ -30,8 +30,9 @@ def _single(overrides: list[str]) -> int:
     from kdx.runs import run_folder
 
     config = single(overrides)
+    check_threads(config.device.threads)
     # After mistakes are told, before torch is imported.
-    wait_for_cores()
+    share_cores()
     for line in check_method(config, overrides):
         print(f"kdx: {line}", file=sys.stderr)
     log_file = run_folder(config).log_file
@@ -52,7 +53,7 @@ def _sweep(overrides: list[str]) -> int:
     from kdx.sweep import sweep
 
     # Before torch is imported, here and in the processes of a launcher.
-    wait_for_cores()
+    share_cores()
     folder, records = sweep(overrides)
     finished = [Path(record.run) for record in records if record.run]
     groups = groups_of(finished)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdx.commands import outputs_folder
 from kdx.compose import single
-from kdx.crowd import wait_for_cores
+from kdx.crowd import check_threads, share_cores
 from kdx.errors import UserError, unknown
 from kdx.report.summary import Content
 from kdx.reproduce.cells import cells_of, check_claims
@@ -52,13 +52,15 @@ def main(words: Sequence[str]) -> int:
 def reproduce(words: Sequence[str]) -> int:
     """Reproduce the tables that `words` name; 0 when every run finished, else 1; UserError for wrong words."""
     names, order = parsed(words)
-    wait_for_cores()
+    share_cores()
     tables = [load_table(name) for paper in names for name in named(paper)]
     if all(not fnmatchcase(row, order.rows) for table in tables for row in table.rows):
         labels = [row for table in tables for row in table.rows]
         raise unknown("rows", order.rows, [f"'{label}'" if "," in label else label for label in labels])
     # Every job of every table is checked before the first is run.
     planned = [(table, jobs_of(table, order)) for table in tables]
+    for job in (job for _, jobs in planned for job in jobs if order.trains(job.row)):
+        check_threads(job.config.device.threads)
     # The other tables are read once, and only where they are believed.
     elsewhere = told_runs(folder_of(tables[0].name, order).parents[2]) if order.recorded else {}
     known = [_recorded(table, jobs, order, elsewhere) for table, jobs in planned]

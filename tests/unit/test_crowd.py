@@ -1,65 +1,129 @@
-"""Threads sleep while they wait where other programs need the cores."""
+"""Threads that wait for each other spin for a moment and then sleep, so that other work may come at any time."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kdx import crowd
+from kdx.cli import main
+from kdx.compose import expand, single
+from kdx.device import prepare_device
+from kdx.errors import UserError
+from kdx.placement import check_here
+
+RUNTIMES = """
+from pathlib import Path
+from kdx.crowd import share_cores
+share_cores()
+import torch
+print(any("libgomp" in line for line in Path("/proc/self/maps").open()) if Path("/proc/self/maps").exists() else False)
+"""
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # Set first, so that what is set in a test is taken back.
-    monkeypatch.setenv(crowd.POLICY, "")
-    monkeypatch.delenv(crowd.POLICY)
-    monkeypatch.setattr(crowd, "GAP", 0.0)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for name in (crowd.POLICY, crowd.SPIN):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
-def machine(folder: Path, monkeypatch: pytest.MonkeyPatch, running: str, own: int) -> None:
-    """A machine of four cores, `own` of them for this process, and that text of threads that can run."""
-    monkeypatch.setattr(crowd, "LOADAVG", folder / "loadavg")
-    (folder / "loadavg").write_text(f"0.00 0.00 0.00 {running}/120 4711\n")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(own)), raising=False)
+def test_a_moment_is_the_choice_where_nobody_has_made_one() -> None:
+    crowd.share_cores()
+    assert (os.environ.get(crowd.POLICY), os.environ.get(crowd.SPIN)) == (None, "1000")
+    assert crowd.waiting() == "GOMP_SPINCOUNT=1000"
 
 
 @pytest.mark.parametrize(
-    ("running", "own", "policy"),
+    ("name", "value", "told"),
     [
-        ("1", 4, None),
-        ("2", 4, "passive"),
-        # Two others and two threads of this one fit; a third takes a core of theirs.
-        ("3", 2, None),
-        ("4", 2, "passive"),
-        # One thread waits for nobody.
-        ("9", 1, None),
-        # Gone between the look and the reading.
-        ("0", 4, None),
-        ("x", 4, None),
+        ("GOMP_SPINCOUNT", "300000", "GOMP_SPINCOUNT=300000"),
+        ("OMP_WAIT_POLICY", "active", "OMP_WAIT_POLICY=active"),
+        ("OMP_WAIT_POLICY", "passive", "OMP_WAIT_POLICY=passive"),
     ],
 )
-def test_by_who_is_running(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: str, own: int, policy: str | None
+def test_the_users_choice_is_kept(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
+    monkeypatch.setenv(name, value)
+    crowd.share_cores()
+    assert os.environ[name] == value
+    assert crowd.waiting() == told
+
+
+def test_without_any_choice_the_runtime_does_what_it_likes() -> None:
+    assert crowd.waiting() == "they like"
+
+
+def test_torchs_runtime_takes_it() -> None:
+    """As libgomp itself says when it is loaded; another runtime has no such variable."""
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose", "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = subprocess.run(
+        [sys.executable, "-c", RUNTIMES], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    if shown.stdout.strip() != "True":
+        pytest.skip("torch is built with another OpenMP runtime than libgomp")
+    assert "GOMP_SPINCOUNT = '1000'" in shown.stderr
+
+
+REFUSED = "device.threads: 3 is not allowed where this process may use 2 cores; allowed: 1 to 2, null"
+
+
+@pytest.fixture
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "usable_cores", lambda: 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train dataset=digits device.threads=3",
+        "train -m dataset=digits device.threads=1,3",
+        "train -m dataset=digits device.threads=3 hydra/launcher=joblib seed=0,1",
+        "reproduce vs/table1 budget=smoke device.threads=3",
+    ],
+)
+@pytest.mark.usefixtures("_two_cores")
+def test_more_threads_than_cores_are_refused_before_anything_runs(
+    words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    machine(tmp_path, monkeypatch, running, own)
-    crowd.wait_for_cores()
-    assert os.environ.get(crowd.POLICY) == policy
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err == f"kdx: {REFUSED}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_users_choice_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(tmp_path, monkeypatch, "9", 4)
-    monkeypatch.setenv(crowd.POLICY, "active")
-    crowd.wait_for_cores()
-    assert os.environ[crowd.POLICY] == "active"
+@pytest.mark.usefixtures("_two_cores")
+def test_where_a_run_starts_it_is_asked_again_and_a_configuration_of_a_larger_machine_is_read() -> None:
+    settings = single(["device=cpu", "device.threads=3"]).device
+    assert settings.threads == 3
+    with pytest.raises(UserError, match=f"^{REFUSED}$"):
+        prepare_device(settings)
+    for threads in (None, 1, 2):
+        crowd.check_threads(threads)
 
 
-def test_a_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crowd, "LOADAVG", tmp_path / "absent")
-    assert crowd.running_elsewhere() == 0
+def test_of_one_core_one_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "usable_cores", lambda: 1)
+    crowd.check_threads(1)
+    with pytest.raises(UserError, match=r"^device\.threads: 2 .* may use 1 core; allowed: 1, null$"):
+        crowd.check_threads(2)
 
 
-def test_what_runs_now_and_then_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = iter([3, 2, 0, 1, 2])
-    monkeypatch.setattr(crowd, "_running", lambda: next(seen))
-    assert crowd.running_elsewhere() == 0
+@pytest.mark.parametrize("launcher", ["ray", "submitit_slurm"])
+@pytest.mark.usefixtures("_two_cores")
+def test_a_launcher_whose_jobs_run_elsewhere_may_have_more(launcher: str) -> None:
+    words = ["dataset=digits", "device.threads=3", f"hydra/launcher={launcher}"]
+    check_here(words, expand(words))
+
+
+def test_torch_is_not_imported_to_say_so() -> None:
+    program = "import sys; from kdx.cli import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for words in (["train"], ["train", "-m", "seed=0,1"]):
+        typed = [*words, "dataset=digits", "device.threads=99999"]
+        ended = subprocess.run(
+            [sys.executable, "-c", program, *typed], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert ended.stdout == "2 False\n", ended.stderr

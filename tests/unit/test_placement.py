@@ -39,6 +39,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int) -> list[int]
         (1, 0, ["hydra/launcher=submitit_local"], ["device.threads=1"]),
         (8, 2, ["hydra/launcher=submitit_local"], ["hydra.launcher.gpus_per_node=2", "device.threads=2"]),
         (8, 0, ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=4"], ["device.threads=4"]),
+        # No more than there are.
+        (2, 0, ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=4"], ["device.threads=2"]),
         (8, 2, ["hydra/launcher=submitit_slurm"], []),
         (8, 2, ["hydra/launcher=ray"], []),
         (8, 2, [], []),
@@ -50,6 +52,18 @@ def test_cores_are_shared_out(
     machine(monkeypatch, cores, gpus)
     overrides = ["seed=0,1,2", *words]
     assert shares(overrides, expand(overrides)) == expected
+
+
+@pytest.mark.parametrize(
+    ("launcher", "setting"),
+    [("joblib", "n_jobs=0"), ("submitit_local", "cpus_per_task=0"), ("submitit_local", "cpus_per_task=-1")],
+)
+def test_no_share_at_all_is_refused(monkeypatch: pytest.MonkeyPatch, launcher: str, setting: str):
+    machine(monkeypatch, 8, 0)
+    overrides = ["seed=0,1", f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"]
+    key, value = setting.split("=")
+    with pytest.raises(UserError, match=rf"^hydra\.launcher\.{key}: {value} is not allowed; allowed: "):
+        shares(overrides, expand(overrides))
 
 
 def test_each_process_has_a_gpu_of_its_own_while_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
