@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from kdx.checkpoint import Progress
-from kdx.config import Config, packages_record
+from kdx.config import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data, Split
 from kdx.device import full_float32, prepare_device
 from kdx.files import write_csv
 from kdx.fit import Plan
+from kdx.identity import packages_record
 from kdx.measure import measure
 from kdx.measure.accuracy import error_percent, logits_of
 from kdx.measure.footprint import parameter_count

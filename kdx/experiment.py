@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 
 from kdx.chain import run_chain
-from kdx.config import Config, packages_record
+from kdx.config import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data
-from kdx.device import Engine, prepare_device
+from kdx.device import Engine, choose_device, prepare_device
 from kdx.fit import Lesson, Plan
+from kdx.identity import packages_record
 from kdx.logits import teacher_logits
 from kdx.measure import measure
 from kdx.measure.accuracy import mean_logits
@@ -32,10 +33,14 @@ def run(config: Config) -> Path:
     waited for. Raises UserError for the user's mistakes, Interrupted when stopped from outside, Diverged when the
     loss is no longer finite.
     """
+    # Asked also where the run is finished, so that an order which cannot be carried out is never answered.
+    choose_device(config.device)
     folder = run_folder(config)
     with folder.lock():
         if folder.settled(repeat=config.force):
             log.warning("%s: finished before, skipped (force=true repeats it)", folder.path)
+            for line in folder.reservations(config.device.latency_seconds):
+                log.warning("%s: %s", folder.path, line)
             return folder.path
         with folder.logged():
             _run(config, folder)

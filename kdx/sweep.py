@@ -25,12 +25,13 @@ from kdx.compose import (
     to_config,
     typed_words,
 )
-from kdx.config import Config, sweep_id
+from kdx.config import Config
 from kdx.errors import UserError, one_line
 from kdx.explain import shown
 from kdx.failure import RunFailed, describe, recorded
 from kdx.files import make_folder, write_json
 from kdx.groups import conf_folder
+from kdx.identity import sweep_id
 from kdx.placement import check_launcher, own_gpu, shares
 from kdx.runs import RunFolder, run_folder
 

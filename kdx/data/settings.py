@@ -25,6 +25,8 @@ class DatasetSettings(Settings):
     image_shape: ClassVar[tuple[int, int, int]]
     """(C, H, W) of every image."""
     classes: ClassVar[int]
+    has_official_checksum: ClassVar[bool] = False
+    """Whether loading compares the files with a published checksum, so that `name` says which images these are."""
 
     name: str
     root: Annotated[str, Field(min_length=1)] | None
@@ -39,6 +41,12 @@ class DatasetSettings(Settings):
         """Load the data set, on the CPU; raises UserError when its files are missing or damaged."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
 
+    def content_sha256(self) -> str:
+        """SHA-256, in hexadecimal, of all images and labels, which loads them; raises UserError as `load` does."""
+        from kdx.data import content_sha256
+
+        return content_sha256(self)
+
 
 # Torch is imported where something is loaded, so that settings are read without it.
 class MnistSettings(DatasetSettings):
@@ -46,6 +54,7 @@ class MnistSettings(DatasetSettings):
 
     image_shape = (1, 28, 28)
     classes = 10
+    has_official_checksum = True
 
     name: Literal["mnist"]
     preprocessing: Literal["scale", "symmetric"]
@@ -63,6 +72,7 @@ class DigitsSettings(DatasetSettings):
 
     image_shape = (1, 28, 28)
     classes = 10
+    has_official_checksum = True
 
     name: Literal["digits"]
     preprocessing: Literal["scale", "symmetric"]
@@ -80,6 +90,7 @@ class Cifar10Settings(DatasetSettings):
 
     image_shape = (3, 32, 32)
     classes = 10
+    has_official_checksum = True
 
     name: Literal["cifar10"]
     preprocessing: Literal["scale", "symmetric", "per-pixel-mean"]
@@ -97,6 +108,7 @@ class SvhnSettings(DatasetSettings):
 
     image_shape = (3, 32, 32)
     classes = 10
+    has_official_checksum = True
 
     name: Literal["svhn"]
     extra: bool

@@ -15,6 +15,8 @@ from kdx.seal import METRICS
 NAMES = ("run_id", "dataset", "method", "student")
 TEXTS = frozenset({*NAMES, "teacher", "device", "csr_runtime", "kdx_version", "torch_version"})
 AMBIGUOUS_SHOWN = 4
+NOT_RECORDED = "not recorded"
+"""A fact of a run from before kdx recorded it."""
 
 Figures = dict[str, Any]
 
@@ -102,6 +104,14 @@ def read_table(path: Path, texts: frozenset[str], numbers: frozenset[str]) -> li
         raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, csv.Error):
         raise _damaged(path, f"expected the columns {', '.join(sorted(texts | numbers))}") from None
+
+
+def execution_text(figures: Figures) -> str:
+    """How a run was executed, as far as it is recorded: such as "cpu, 1 thread, fp32, eager"."""
+    threads = figures.get("threads")
+    words = [figures.get("device"), threads and f"{threads} thread{'' if threads == 1 else 's'}"]
+    words += [figures.get("precision"), figures.get("execution")]
+    return ", ".join(str(word) for word in words if word and word != NOT_RECORDED) or "an unknown device"
 
 
 def check_seal(path: Path) -> None:

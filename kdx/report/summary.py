@@ -10,7 +10,7 @@ from rich.table import Table
 from kdx.files import write_csv
 from kdx.report import layout
 from kdx.report.differences import MISSING, Settings, differing_keys, is_hidden, setting_text, shortest_names
-from kdx.report.finished import Figures, number, read_figures, read_settings
+from kdx.report.finished import Figures, execution_text, number, read_figures, read_settings
 from kdx.seal import METRICS
 from kdx.statistics import Estimate
 
@@ -36,6 +36,11 @@ class Group:
 
     settings: Settings
     figures: list[Figures]
+
+    @property
+    def executions(self) -> list[str]:
+        """The ways in which the runs were executed: more than one where what only rounds differs between them."""
+        return list(dict.fromkeys(map(execution_text, self.figures)))
 
     def estimate(self, key: str) -> Estimate | None:
         """The estimate of a figure, or None when a run does not have it: the others alone would be a selection."""
@@ -122,6 +127,9 @@ def print_summary(groups: Sequence[Group]) -> None:
     layout.show(screen, _table(groups, keys[:shown], labels), "Mean ± standard deviation, 95 % interval of the mean")
     if keys[shown:]:
         screen.print(f"... also different: {', '.join(labels[key] for key in keys[shown:])}")
+    for group in groups:
+        if len(group.executions) > 1:
+            layout.warn(screen, f"{_name(group, 'method')}: its runs were executed on {'; '.join(group.executions)}")
 
 
 def _table(groups: Sequence[Group], keys: Sequence[str], labels: Mapping[str, str]) -> Table:
@@ -158,11 +166,11 @@ def write_summary(path: Path, groups: Sequence[Group]) -> None:
         {name: _name(group, name) for name in NAMES}
         | {key: setting_text(group.settings.get(key, MISSING)) for key in differing}
         | {"n": len(group.figures)}
-        | {"seeds": _joined(group, "seed"), "runs": _joined(group, "run_id")}
+        | {"seeds": _joined(group, "seed"), "runs": _joined(group, "run_id"), "execution": "; ".join(group.executions)}
         | dict(_cells(group))
         for group in groups
     ]
-    write_csv(path, [*NAMES, *differing, "n", "seeds", *estimates, "runs"], rows)
+    write_csv(path, [*NAMES, *differing, "n", "seeds", *estimates, "execution", "runs"], rows)
 
 
 def _cells(group: Group) -> Iterable[tuple[str, float | None]]:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdx.compose import check_method, single
-from kdx.config import Config, changes_result, words_id
+from kdx.config import Config
 from kdx.failure import describe, recorded
+from kdx.identity import changes, words_id
+from kdx.report.differences import setting_text
+from kdx.report.finished import read_settings
 from kdx.report.records import read_lines
 from kdx.reproduce.budget import BUDGETS, Budget
 from kdx.reproduce.tables import Of, PaperTable, Row
@@ -39,7 +42,7 @@ class Order:
     @property
     def changes(self) -> tuple[str, ...]:
         """The words by which the runs are others than the table's own."""
-        return tuple(word for word in self.overrides if changes_result(word.partition("=")[0]))
+        return changes(self.overrides)
 
     @property
     def suffix(self) -> str:
@@ -92,14 +95,26 @@ class Job:
 class Done:
     """How a job ended; its figures are all measured ones where it finished, else those that need no run.
 
-    `recorded` is the machine of a run whose figures are those that an earlier table tells, not of its folder.
+    `device` are the settings of that group as the run was executed, which another order may not have had. `recorded` is
+    the machine that wrote an earlier table, where the figures are those that it tells, not those of the run's folder.
     """
 
     job: Job
     status: Literal["finished", "failed", "missing"]
     reason: str
     figures: dict[str, Any]
+    device: Mapping[str, Any] | None = None
     recorded: Mapping[str, Any] | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that makes the run, or made it: then with the settings of the device that it had."""
+        if self.device is None:
+            return f"kdx train {shlex.join(self.job.words)}"
+        words = [word for word in self.job.words if word.partition("=")[0].partition(".")[0] != "device"]
+        usual = single(()).device.model_dump(mode="json")
+        own = [f"device.{key}={setting_text(value)}" for key, value in self.device.items() if value != usual.get(key)]
+        return f"kdx train {shlex.join([*words, *own])}"
 
 
 def jobs_of(table: PaperTable, order: Order) -> list[Job]:
@@ -121,10 +136,13 @@ def run_all(jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> 
     `recorded` are the jobs, by their number, that are not trained because a table tells of them.
     """
     # Here, because they import torch.
+    from kdx.device import choose_device
     from kdx.reproduce.fused import train_together
     from kdx.reproduce.network import network_figures
 
     chosen = {number: job for number, job in enumerate(jobs) if order.trains(job.row) and number not in recorded}
+    for job in chosen.values():
+        choose_device(job.config.device)
     _check_data(list(chosen.values()))
     failures = train_together(list(chosen.values()))
     # The seeds of a row share their network.
@@ -217,12 +235,12 @@ def _done(job: Job, network: Mapping[str, Any]) -> Done:
     if job.of == "network":
         return Done(job, "finished", "", with_derived(network))
     if job.generation is not None:
-        return Done(job, "finished", "", _of_generation(job, job.generation))
+        return Done(job, "finished", "", _of_generation(job, job.generation), _device_of(job.folder.path))
     # A teacher stays the network that it was; of a student only these are told by no measurement.
     known = network if job.of == "teacher" else {key: network[key] for key in network if key == "moving_statistics"}
     measured = job.folder.metrics() | _by_layer(job.folder.path) | _at_the_end(job.folder.path)
     told = {key: value for key, value in measured.items() if value is not None}
-    return Done(job, "finished", "", with_derived({**known, **told}))
+    return Done(job, "finished", "", with_derived({**known, **told}), _device_of(job.folder.path))
 
 
 def _train(job: Job) -> None:
@@ -237,6 +255,12 @@ def _train(job: Job) -> None:
         get_teacher(job.config, load_data(job.config.dataset).to(engine.device), engine)
     else:
         run(job.config)
+
+
+def _device_of(folder: Path) -> dict[str, Any]:
+    """The settings of `device` with which a run was executed."""
+    settings = read_settings(folder)
+    return {key.removeprefix("device."): value for key, value in settings.items() if key.startswith("device.")}
 
 
 def _by_layer(folder: Path) -> dict[str, float]:

@@ -1,18 +1,23 @@
 """The files of a reproduced table: runs.csv, table.csv, table.md, table.tex and provenance.json."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdx.files import write_csv, write_json, write_text
 from kdx.machine import describe_machine
+from kdx.report.finished import NOT_RECORDED
 from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.tables import PaperTable
 from kdx.reproduce.text import latex, markdown
 from kdx.statistics import Estimate
 
+EXECUTION = (
+    *("device", "threads", "precision", "gemm", "execution", "processor", "torch_version", "kdx_version", "kdx_source"),
+    *("commit", "finished_at"),
+)
+"""What is told of how every run was executed."""
 NAMES = ("row", "seed", "run", "status", "reason")
 FIGURES = ("epochs", "test_error_percent", "val_error_percent", "R_s", "R_c", "memory_compression")
 """What is told of every run besides the table's columns, because run folders are not kept for ever."""
@@ -45,7 +50,7 @@ def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
         "status": done.status,
         "reason": done.reason,
         **{key: figures.get(key) for key in (*FIGURES, *table.columns, "train_seconds")},
-        "command": f"kdx train {shlex.join(done.job.words)}",
+        "command": done.command,
     }
 
 
@@ -84,17 +89,20 @@ def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: S
 
 
 def _run(done: Done) -> dict[str, Any]:
-    own = ("device", "threads", "precision", "gemm", "kdx_version", "torch_version", "seconds_per_epoch")
     config = done.job.config.model_dump(mode="json", exclude={"outputs", "force"})
+    if done.device is not None:
+        config["device"] = dict(done.device)
+    unknown = NOT_RECORDED if done.device is not None else None
     return {
         "row": done.job.row,
         "seed": done.job.seed,
         "of": done.job.of,
         "run": done.job.run,
         "status": done.status,
-        # Of a run that an earlier table tells of: the machine that wrote that table.
+        # Of a run that an earlier table tells of: the machine that wrote that table. The run's own is its processor.
         "recorded": done.recorded,
-        **{key: done.figures.get(key) for key in own},
+        **{key: done.figures.get(key, unknown) for key in EXECUTION},
+        "seconds_per_epoch": done.figures.get("seconds_per_epoch"),
         "configuration": config,
     }
 

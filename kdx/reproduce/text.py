@@ -1,9 +1,11 @@
 """A reproduced table as Markdown and LaTeX."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 from kdx.report import numerals
+from kdx.report.finished import execution_text
 from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.tables import PaperTable
@@ -28,7 +30,7 @@ def markdown(
         lines += [_claim_line(each) for each in claims]
     missing = _missing(done)
     missing += [f"{cell.row}, seed {seed}: it has no {cell.column}" for cell in cells for seed in cell.without]
-    lines += _listed("Missing", missing) + _listed("Notes", [*table.notes, *_recorded(done)])
+    lines += _listed("Missing", missing) + _listed("Notes", [*table.notes, *_executed(done), *_recorded(done)])
     return "\n".join(lines) + "\n"
 
 
@@ -79,6 +81,14 @@ def _missing(done: Sequence[Done]) -> list[str]:
         f"{row}, seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}: {reason}"
         for (row, reason), found in seeds.items()
     ]
+
+
+def _executed(done: Sequence[Done]) -> list[str]:
+    """How the runs were executed, since what only rounds may differ between those of one row."""
+    ways = Counter(execution_text(each.figures) for each in done if each.device is not None)
+    if not ways:
+        return []
+    return [f"Runs as they were executed: {'; '.join(f'{number} on {way}' for way, number in ways.most_common())}."]
 
 
 def _recorded(done: Sequence[Done]) -> list[str]:

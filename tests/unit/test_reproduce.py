@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kdx.compose import single
 from kdx.errors import UserError
 from kdx.reproduce.cells import Cell, cells_of, check_claims, verdict_of
 from kdx.reproduce.histograms import Histogram, write_histograms
@@ -48,6 +49,30 @@ def column(better: Any = "lower") -> Column:
 )
 def test_verdicts(values: tuple[float, ...] | None, printed: str | None, better: Any, expected: str):
     assert verdict_of(values and Estimate(values), printed, column(better)) == expected
+
+
+def test_a_command_tells_of_the_run_and_not_of_the_order(done: list[Done]):
+    words = ("method=kd", "device.precision=bf16", "device=cpu")
+    asked = replace(done[0], job=replace(done[0].job, words=words))
+    assert asked.command == "kdx train method=kd device.precision=bf16 device=cpu"
+    usual = single(()).device.model_dump(mode="json")
+    assert replace(asked, device=usual).command == "kdx train method=kd"
+    executed = {**usual, "threads": 1, "compile": True}
+    assert replace(asked, device=executed).command == "kdx train method=kd device.threads=1 device.compile=true"
+
+
+def test_how_runs_were_executed_is_told_with_the_table(table: PaperTable, done: list[Done]):
+    device = single(()).device.model_dump(mode="json")
+    facts = {"device": "cpu", "precision": "fp32", "execution": "eager"}
+    finished = [each for each in done if each.status == "finished"]
+    told = [
+        replace(each, device=device, figures=each.figures | facts | {"threads": 1 + (number == 0)})
+        for number, each in enumerate(finished)
+    ]
+    text = markdown(table, ORDER, told, cells_of(table, told), [])
+    many = len(told) - 1
+    line = f"{many} on cpu, 1 thread, fp32, eager; 1 on cpu, 2 threads, fp32, eager."
+    assert f"Runs as they were executed: {line}" in text
 
 
 def test_what_follows_from_the_network_needs_no_seeds(table: PaperTable, done: list[Done]):

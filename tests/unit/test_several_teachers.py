@@ -10,10 +10,10 @@ from torch import nn
 
 from kdx.cli import main
 from kdx.compose import check_method, expand, hydra_words, single, typed_words
-from kdx.config import run_id, teacher_id
 from kdx.errors import UserError
 from kdx.groups import load_groups
 from kdx.help import train_help
+from kdx.identity import run_id, teacher_id
 from kdx.logits import teacher_logits
 from kdx.measure import measure
 from kdx.measure.accuracy import MeanLogits, error_percent, mean_logits

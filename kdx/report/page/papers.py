@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from kdx.config import changes_result
+from kdx.identity import changes
 from kdx.report.records import Damaged, Record, read_record, read_rows, reading
 from kdx.reproduce.tables import Of
 from kdx.statistics import Answer
@@ -119,7 +119,7 @@ class Table:
     @property
     def changes(self) -> list[str]:
         """The words by which its runs are others than the table's own."""
-        return [word for word in self.provenance.overrides if changes_result(word.partition("=")[0])]
+        return [*changes(self.provenance.overrides)]
 
     @property
     def mark(self) -> str:
