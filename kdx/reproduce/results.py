@@ -92,7 +92,7 @@ def _run(done: Done) -> dict[str, Any]:
     config = done.job.config.model_dump(mode="json", exclude={"outputs", "force"})
     if done.device is not None:
         config["device"] = dict(done.device)
-    unknown = NOT_RECORDED if done.device is not None else None
+    executed = EXECUTION if done.device is not None else ()
     return {
         "row": done.job.row,
         "seed": done.job.seed,
@@ -101,7 +101,7 @@ def _run(done: Done) -> dict[str, Any]:
         "status": done.status,
         # Of a run that an earlier table tells of: the machine that wrote that table. The run's own is its processor.
         "recorded": done.recorded,
-        **{key: done.figures.get(key, unknown) for key in EXECUTION},
+        **{key: done.figures.get(key, NOT_RECORDED) for key in executed},
         "seconds_per_epoch": done.figures.get("seconds_per_epoch"),
         "configuration": config,
     }
