@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from kdx.data.dataset import Data
-from kdx.device import full_float32
 from kdx.files import sha256_of, write_atomically, write_json
 from kdx.lock import held
 from kdx.measure.accuracy import logits_of
@@ -66,9 +65,7 @@ def _build(folder: Path, source: Source, teacher: nn.Module, data: Data) -> None
     manifest = folder / "manifest.json"
     # The manifest vouches for the rows: it goes first and comes back last.
     manifest.unlink(missing_ok=True)
-    # Runs of every precision share them.
-    with full_float32(data.train.images.device):
-        logits = logits_of(teacher, data.train).float().cpu().contiguous()
+    logits = logits_of(teacher, data.train).float().cpu().contiguous()
     rows = folder / "logits.f32"
     write_atomically(rows, lambda path: path.write_bytes(logits.numpy().astype("<f4").tobytes()))
     stored = _mapped(folder, source)

@@ -7,17 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from kdx.data.dataset import Split
+from kdx.device import full_float32
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Put `model` into eval mode without gradients, give its device, and restore every module's mode afterwards."""
+    """Put `model` into eval mode without gradients, give its device, and restore every module's mode afterwards.
+
+    Within it products and convolutions are in whole float32, in whatever precision the process trains: errors are
+    compared between runs, and runs of every precision share a teacher's stored logits.
+    """
     # Mode by mode, because a caller may hold some modules (a frozen batch norm) in eval mode on purpose.
     modes = [(module, module.training) for module in model.modules()]
     parameter = next(model.parameters(), None)
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             yield parameter.device if parameter is not None else torch.device("cpu")
     finally:
         for module, training in modes:

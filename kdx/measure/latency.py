@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdx.device import full_float32
 from kdx.files import write_rows
 from kdx.measure.csr import ScipyProduct, TorchProduct, csr_network
 
@@ -125,12 +126,11 @@ def repeat(call: Callable[[], float], budget: float) -> list[float]:
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """So many torch threads and plain float32 products; a run may have set `medium`, which is slow at batch 1."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    """So many torch threads and whole float32 products; a run may have chosen oneDNN, which is slow at batch 1."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(count)
-    torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with full_float32():
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)

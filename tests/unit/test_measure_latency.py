@@ -98,7 +98,7 @@ def test_any_module_tree_is_substituted(product):
 
 
 def test_latencies_of_a_small_network_and_the_settings_afterwards(tmp_path):
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads = torch.get_num_threads()
     model = pruned(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))).train()
     try:
         torch.set_num_threads(2)
@@ -108,7 +108,6 @@ def test_latencies_of_a_small_network_and_the_settings_afterwards(tmp_path):
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
     runtimes = ["dense", "csr scipy", "csr torch"]
     assert [(row.runtime, row.batch) for row in rows] == [(name, batch) for name in runtimes for batch in (1, 1024)]
     assert all(0 < row.p10_ms <= row.median_ms <= row.p90_ms and row.repetitions >= 3 for row in rows)
