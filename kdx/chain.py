@@ -18,7 +18,7 @@ from kdx.files import write_csv
 from kdx.fit import Plan
 from kdx.identity import packages_record
 from kdx.measure import measure
-from kdx.measure.accuracy import error_percent, logits_of
+from kdx.measure.accuracy import error_percent, logits_of, within_tolerance
 from kdx.measure.footprint import parameter_count
 from kdx.models import build_model
 from kdx.models.settings import NetworkSettings
@@ -87,9 +87,11 @@ def grown(chain: Chain, first: Member, train: Train) -> tuple[list[Member], list
         trained += candidates
         best = candidates[0] if chain.teacher == "parental" else min(candidates, key=merit)
         if chain.tolerance is not None:
-            excess = _validation_error(best) - _validation_error(accepted[-1])
-            if excess > chain.tolerance:
-                log.info("generation %d exceeds the last validation error by %.4g points: stopped", generation, excess)
+            error, last = _validation_error(best), _validation_error(accepted[-1])
+            if not within_tolerance(error, last, chain.tolerance):
+                log.info(
+                    "generation %d exceeds the last validation error by %.4g points: stopped", generation, error - last
+                )
                 break
         accepted.append(best)
     return accepted, trained

@@ -4,15 +4,16 @@ from math import log
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from kdx.layers import Geometry, NoisyLayer, substitute
 from kdx.methods.dropout import without_dropout
-from kdx.methods.part import Context, Part
-from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate, warming_up
+from kdx.methods.part import Context
+from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate
+from kdx.methods.warm_up import WarmUp
 from kdx.models.links import silence_unused
-from kdx.objective import Monitor, Schedule, Step, Term
+from kdx.objective import Monitor, Step, Term
+from kdx.ranges import Factor, LogAlpha, LogVariance
 
 
 def kl_standard_normal(mean: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -148,18 +149,15 @@ class GroupConv2d(GroupLayer):
         return nn.Conv2d(**self.geometry.arguments, bias=self.bias is not None, device="meta")
 
 
-class BayesianCompression(Part):
+class BayesianCompression(WarmUp):
     """Groups of weights with a normal-Jeffreys prior, their KL with a linear warm-up, and pruning of whole inputs.
 
     The half-Cauchy prior that VS names (BC-GHS) differs in the prior of the groups' scale only.
     """
 
-    lambda_V: NonNegativeFloat
-    warmup_start: NonNegativeFloat
-    warmup_end: NonNegativeFloat
-    log_sigma2_init: float
-    clip_var: PositiveFloat | None
-    threshold: float | list[float]
+    log_sigma2_init: LogVariance
+    clip_var: Factor | None
+    threshold: LogAlpha | list[LogAlpha]
 
     @property
     def varying(self) -> frozenset[str]:
@@ -214,10 +212,6 @@ class BayesianCompression(Part):
             return torch.stack(sums).sum() / context.examples
 
         return {"kl": Term(kl, weight="lambda_V")}
-
-    def numbers(self) -> dict[str, Schedule]:
-        """`lambda_V` rises linearly from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
-        return {"lambda_V": warming_up(self.lambda_V, self.warmup_start, self.warmup_end)}
 
     def monitors(self, context: Context) -> dict[str, Monitor]:
         """`gap_LAYER`: the widest gap between the sorted log alphas of a layer's inputs lies around this value.

@@ -4,12 +4,14 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdx.layers import Geometry, NoisyLayer, substitute
-from kdx.methods.part import Context, Part
+from kdx.methods.part import Context
+from kdx.methods.warm_up import WarmUp
 from kdx.objective import Schedule, Step, Term
+from kdx.ranges import Factor, LogVariance
 
 VARIANCE_FLOOR = 1e-8
 LOG_ALPHA_LIMIT = 8.0
@@ -41,14 +43,6 @@ def kl_vbd(log_alpha: Tensor) -> Tensor:
 
 
 KL = {"svd": kl_svd, "vbd": kl_vbd}
-
-
-def warming_up(weight: float, start: float, end: float) -> Schedule:
-    """Zero until epoch `start`, then rising linearly to `weight` at `end`, or at once where `end` is no later."""
-    if end <= start:
-        # The step at `start` itself has all of it, so that 0 and 0 are no warm-up at all.
-        return lambda epoch: weight if epoch >= start else 0.0
-    return lambda epoch: weight * min(max((epoch - start) / (end - start), 0.0), 1.0)
 
 
 class VariationalLayer(NoisyLayer):
@@ -123,15 +117,12 @@ class VariationalConv2d(VariationalLayer):
         return _filled(layer, self, threshold)
 
 
-class Variational(Part):
+class Variational(WarmUp):
     """Variational weights, their KL term with a linear warm-up, and pruning at a threshold on log alpha."""
 
     variational: Literal["svd", "vbd"]
-    lambda_V: NonNegativeFloat
-    warmup_start: NonNegativeFloat
-    warmup_end: NonNegativeFloat
-    log_sigma2_init: float
-    log_sigma2_lr: PositiveFloat
+    log_sigma2_init: LogVariance
+    log_sigma2_lr: Factor
     threshold: Annotated[float, Field(ge=-LOG_ALPHA_LIMIT, le=LOG_ALPHA_LIMIT)]
 
     @property
@@ -143,10 +134,6 @@ class Variational(Part):
     def varying(self) -> frozenset[str]:
         """All but the kind of prior."""
         return frozenset({*type(self).model_fields} - {"variational"})
-
-    def idle(self) -> dict[str, str]:
-        """The warm-up of a weight that is zero."""
-        return {} if self.lambda_V else dict.fromkeys(("warmup_start", "warmup_end"), "method.lambda_V=0")
 
     def swap(self, student: nn.Module) -> nn.Module:
         """Make every linear and convolutional layer variational; raises ValueError where there is none."""
@@ -180,9 +167,8 @@ class Variational(Part):
         return {"kl": Term(kl, weight="lambda_V")}
 
     def numbers(self) -> dict[str, Schedule]:
-        """`lambda_V` rises linearly from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
-        warmed_up = warming_up(self.lambda_V, self.warmup_start, self.warmup_end)
-        return {"lambda_V": warmed_up, "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
+        """`lambda_V` rises as it warms up; `log_sigma2_lr` stays."""
+        return {**super().numbers(), "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
 
     def rates(self, student: nn.Module) -> dict[str, str]:
         """The variances learn at `log_sigma2_lr` times the rate of the weights."""
