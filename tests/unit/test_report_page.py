@@ -164,6 +164,16 @@ def test_a_sweep_and_its_failures(outputs: Path, capsys: pytest.CaptureFixture[s
     section = text.split('id="sweep-my-sweep"')[1].split("</section>")[0]
     assert "1.65 ± 0.64" in section
     assert "it broke" in section
+    # Of the third seed there is no run.
+    assert "2 of 3 without 2" in " ".join(Seen(section).text.split())
+    # Earlier versions did not tell of it.
+    path = outputs / "sweeps" / "my sweep" / "summary.csv"
+    (line,) = csv.DictReader(path.read_text().splitlines())
+    assert line.pop("lacking") == "2"
+    write_csv(path, list(line), [line])
+    text, err = page(outputs, capsys)
+    assert (err, "1.65 ± 0.64" in text) == ("", True)
+    assert "2 of 3" not in text.split('id="sweep-my-sweep"')[1].split("</section>")[0]
 
 
 def test_a_run_that_finished_after_its_table(outputs: Path, capsys: pytest.CaptureFixture[str]):
