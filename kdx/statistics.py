@@ -12,7 +12,7 @@ SIGNIFICANT = 0.05
 
 Relation = Literal["lower", "higher"]
 Answer = Literal["holds", "fails", "undecided", "untested"]
-"""Undecided is what a test leaves open or cannot be made of; untested, what no run tells of."""
+"""Undecided is what a test leaves open or cannot be made of, as without a seed; untested, what no run tells of."""
 
 
 @dataclass(frozen=True)
