@@ -250,6 +250,10 @@ def test_timings_are_a_table_and_a_picture(outputs: Path, capsys: pytest.Capture
     assert "load 0.25, 2026-01-02" in article
     assert "30.50" in article
     assert "4.32 kB" in article
+    # Of two threads there is a table, and no picture, which is of one.
+    write_csv(run / "bench.csv", COLUMNS, [row | {"threads": 2} for row in bench_rows()])
+    text, err = page(outputs, capsys)
+    assert (err, "Inference, as kdx bench measured it" in text, 'id="inference"' in text) == ("", True, False)
     (run / "bench.csv").write_text("network,form\nteacher,dense\n")
     _, err = page(outputs, capsys)
     assert "bench.csv" in err
