@@ -160,7 +160,7 @@ def _table(groups: Sequence[Group], keys: Sequence[str], labels: Mapping[str, st
 def _seeds_text(group: Group) -> str:
     if not group.lacking:
         return str(len(group.figures))
-    return f"{len(group.figures)} of {group.asked}\nwithout {', '.join(map(str, sorted(group.lacking)))}"
+    return f"{len(group.figures)} of {group.asked}\nlost {', '.join(map(str, sorted(group.lacking)))}"
 
 
 def _text(of: Estimate | None) -> str:

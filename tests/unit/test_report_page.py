@@ -165,7 +165,7 @@ def test_a_sweep_and_its_failures(outputs: Path, capsys: pytest.CaptureFixture[s
     assert "1.65 ± 0.64" in section
     assert "it broke" in section
     # Of the third seed there is no run.
-    assert "2 of 3 without 2" in " ".join(Seen(section).text.split())
+    assert "2 of 3 lost 2" in " ".join(Seen(section).text.split())
     # Earlier versions did not tell of it.
     path = outputs / "sweeps" / "my sweep" / "summary.csv"
     (line,) = csv.DictReader(path.read_text().splitlines())

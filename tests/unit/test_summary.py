@@ -102,9 +102,9 @@ def test_seeds_that_failed_are_counted_and_named(tmp_path: Path, capsys: pytest.
     lines = capsys.readouterr().out.splitlines()
     assert [" ".join(line.split()) for line in lines[3:7]] == [
         "kd 2 2 of 3 3.00 ± 1.41 6.00 ± 2.83 5.00 ± 0.00",
-        "without 1 [-9.71, 15.71] [-19.41, 31.41] [5.00, 5.00]",
+        "lost 1 [-9.71, 15.71] [-19.41, 31.41] [5.00, 5.00]",
         "kd 8 0 of 3 - - -",
-        "without 0, 1, 2",
+        "lost 0, 1, 2",
     ]
     write_summary(tmp_path / "summary.csv", groups)
     with (tmp_path / "summary.csv").open(newline="") as file:
