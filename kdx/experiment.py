@@ -18,7 +18,7 @@ from kdx.procedures import build
 from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Outcome
 from kdx.results import write_results
-from kdx.runs import RunFolder, run_folder
+from kdx.runs import RunFolder, run_folder, teacher_folder
 from kdx.student import initial_student
 from kdx.teacher import check_teachers, get_teachers
 from kdx.weights import emptied, load_weights, save_weights
@@ -74,6 +74,14 @@ def get_lesson(config: Config, method: Method, data: Data, engine: Engine, *, tr
     if method.needs_teacher:
         logits = mean_logits([teacher_logits(each, data, Path(config.outputs)) for each in (teacher, *further)])
     return Lesson(data, teacher, logits, tuple(further))
+
+
+def train_teachers(config: Config) -> Path:
+    """Train the teachers that `config` describes, where they are not trained; the first one's folder."""
+    engine = prepare_device(config.device)
+    data = load_data(config.dataset).to(engine.device)
+    get_teachers(config, data, engine, trained=True)
+    return teacher_folder(config).path
 
 
 def plan_of(config: Config, folder: RunFolder) -> Plan:

@@ -29,7 +29,7 @@ class Order:
     """What is asked of a table: seeds, budget, words for every run.
 
     `train` says whether what is missing is trained, `rows` (a pattern with * and ?) of which rows; `recorded`, whether
-    the table as it was written before is believed.
+    the table as it was written before is believed. `launcher` chooses and sets one of Hydra's, if the words are given.
     """
 
     rows: str
@@ -38,6 +38,7 @@ class Order:
     overrides: tuple[str, ...]
     train: bool
     recorded: bool = False
+    launcher: tuple[str, ...] = ()
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -130,21 +131,26 @@ def jobs_of(table: PaperTable, order: Order) -> list[Job]:
     ]
 
 
-def run_all(jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> list[Done]:
-    """Run what is not finished, one after another, on a GPU also together; one that fails stops no other.
+def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> list[Done]:
+    """Run what is not finished of the table `name`, one after another, on a GPU also together, or by a launcher.
+
+    One that fails stops no other.
 
     `recorded` are the jobs, by their number, that are not trained because a table tells of them.
     """
     # Here, because they import torch.
     from kdx.device import choose_device
     from kdx.reproduce.fused import train_together
+    from kdx.reproduce.launched import train_launched
     from kdx.reproduce.network import network_figures
 
     chosen = {number: job for number, job in enumerate(jobs) if order.trains(job.row) and number not in recorded}
-    for job in chosen.values():
+    # Where a launcher runs them, the device is another machine's.
+    for job in chosen.values() if not order.launcher else ():
         choose_device(job.config.device)
     _check_data(list(chosen.values()))
-    failures = train_together(list(chosen.values()))
+    due = list(chosen.values())
+    failures = train_launched(due, order.launcher, name) if order.launcher else train_together(due)
     # The seeds of a row share their network.
     networks = {job.row: network_figures(job.config, job.of, job.generation) for job in jobs if job.seed == 0}
     results: dict[int, Done] = {}
@@ -244,15 +250,11 @@ def _done(job: Job, network: Mapping[str, Any]) -> Done:
 
 
 def _train(job: Job) -> None:
-    # Here, because they import torch.
-    from kdx.data import load_data
-    from kdx.device import prepare_device
-    from kdx.experiment import run
-    from kdx.teacher import get_teacher
+    # Here, because it imports torch.
+    from kdx.experiment import run, train_teachers
 
     if job.of == "teacher":
-        engine = prepare_device(job.config.device)
-        get_teacher(job.config, load_data(job.config.dataset).to(engine.device), engine)
+        train_teachers(job.config)
     else:
         run(job.config)
 
