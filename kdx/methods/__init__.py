@@ -40,10 +40,13 @@ class Method:
         """The keys that change nothing, as they are typed, each with what is the reason."""
         return {f"method.{key}": reason for part in self.parts for key, reason in part.idle().items()}
 
-    def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
-        """What the student learns from: the stored logits (views, classes), as every part leaves them."""
+    def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
+        """What the student learns from: the stored logits (views, classes), as every part leaves them.
+
+        `shifts` views in a row are those of one image.
+        """
         for part in self.parts:
-            teacher_logits = part.targets(teacher_logits, seed)
+            teacher_logits = part.targets(teacher_logits, seed, shifts)
         return teacher_logits
 
     def prepare(self, student: nn.Module) -> nn.Module:

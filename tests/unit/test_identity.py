@@ -30,6 +30,7 @@ BASE = ("method=kd", "dataset=digits")
         "force=true",
         "dataset.root=/data",
         "dataset.download=true",
+        "dataset.shift=0",
         "trainer.checkpoint_seconds=1",
         "teacher.trainer.checkpoint_seconds=1",
         "method.T=${sum}",
@@ -56,6 +57,7 @@ def test_whole_numbers_and_floats_are_one_run():
         "dataset.validation=7",
         "dataset.split_seed=7",
         "dataset.train_size=7",
+        "dataset.shift=1",
         "student=mlp-500-50",
         "student.hidden=[7]",
         "teacher.seed=7",
@@ -81,7 +83,7 @@ def test_the_teacher_id_depends_on_teacher_and_data_only():
     base = teacher_id(single(BASE))
     assert teacher_id(single([*BASE, "seed=1", "method=vanilla", "student=mlp-500-50", "trainer.lr=1"])) == base
     assert teacher_id(single([*BASE, "dataset.root=/data", "teacher.trainer.checkpoint_seconds=1"])) == base
-    for override in ("teacher.seed=1", "dataset.validation=7", "teacher.trainer.lr=1"):
+    for override in ("teacher.seed=1", "dataset.validation=7", "dataset.shift=1", "teacher.trainer.lr=1"):
         assert teacher_id(single([*BASE, override])) != base
 
 
