@@ -13,12 +13,12 @@ from kdx.checkpoint import Progress
 from kdx.config import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data, Split
-from kdx.device import full_float32, prepare_device
+from kdx.device import prepare_device
 from kdx.files import write_csv
 from kdx.fit import Plan
 from kdx.identity import packages_record
 from kdx.measure import measure
-from kdx.measure.accuracy import error_percent, logits_of
+from kdx.measure.accuracy import error_percent, logits_of, within_tolerance
 from kdx.measure.footprint import parameter_count
 from kdx.models import build_model
 from kdx.models.settings import NetworkSettings
@@ -87,9 +87,11 @@ def grown(chain: Chain, first: Member, train: Train) -> tuple[list[Member], list
         trained += candidates
         best = candidates[0] if chain.teacher == "parental" else min(candidates, key=merit)
         if chain.tolerance is not None:
-            excess = _validation_error(best) - _validation_error(accepted[-1])
-            if excess > chain.tolerance:
-                log.info("generation %d exceeds the last validation error by %.4g points: stopped", generation, excess)
+            error, last = _validation_error(best), _validation_error(accepted[-1])
+            if not within_tolerance(error, last, chain.tolerance):
+                log.info(
+                    "generation %d exceeds the last validation error by %.4g points: stopped", generation, error - last
+                )
                 break
         accepted.append(best)
     return accepted, trained
@@ -121,9 +123,7 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
         assert data.validation is not None, "Chain.check asks for a validation split"
         student, taught_by = network(generation, member.weights), network(teacher.generation, teacher.weights)
         objective = build(settings.method)[0].objective(student, taught_by, len(data.train))
-        with full_float32(engine.device):
-            loss = mean_loss(objective, student, taught_by, data.validation)
-        return replace(member, val_loss=loss)
+        return replace(member, val_loss=mean_loss(objective, student, taught_by, data.validation))
 
     accepted, trained = grown(chain, _origin(config, origin, data), train)
     pruned = [_pruned(run(_pruning_of(config, chain, structures, each))) for each in accepted] if chain.prune else []

@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -21,10 +21,16 @@ from kdx.config import Config
 from kdx.errors import UserError, nearest, one_line, unknown
 from kdx.explain import settings_from
 from kdx.groups import Group, conf_folder, is_written, load_groups, package_folders
+from kdx.hydra_keys import LAUNCHER, check_word, is_hydras, set_up
+
+if TYPE_CHECKING:
+    from kdx.methods.part import Unreached
 
 CONFIG_NAME = "config"
 HYDRA_VERSION = "1.3"
 SEARCH_PATH = "hydra.searchpath"
+# Listed by Hydra only where they are installed.
+FURTHER_LAUNCHERS = ("submitit_local", "submitit_slurm")
 
 
 def single(overrides: Sequence[str]) -> Config:
@@ -44,25 +50,31 @@ class Job:
 def expand(overrides: Sequence[str]) -> list[Job]:
     """All jobs of a sweep, in the order in which Hydra's own sweeper runs them."""
     with _hydra():
-        parsed = _parsed(overrides, sweep=True)
-        try:
-            (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        except HydraException as error:
-            raise UserError(one_line(error)) from None
+        parsed = [override for override in _parsed(overrides, sweep=True) if not is_hydras(override)]
+        for override in parsed:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise UserError(
+                    f"{override.input_line}: an interval has no values to take one by one; allowed: KEY=A,B or"
+                    " KEY=range(FROM,TO,STEP)"
+                )
+        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         if not jobs:
             raise UserError(f"sweep: {' '.join(overrides)} makes no job; allowed: at least one value for each key")
-        return [Job(_without_hydra(job), to_config(_composed(_parsed(job, sweep=True)))) for job in jobs]
+        return [Job(job, to_config(_composed(_parsed(job, sweep=True)))) for job in jobs]
 
 
 def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """Hydra's settings of the launcher that a sweep with these overrides uses."""
+    """Hydra's settings of the launcher that a sweep with these overrides uses; UserError where one is wrong."""
     with _hydra():
-        own = [override for override in _parsed(overrides, sweep=True) if override.is_hydra_override()]
-        words = [override.input_line or "" for override in own]
+        own = [override for override in _parsed(overrides, sweep=True) if is_hydras(override)]
+        choice = [override.input_line or "" for override in own if override.key_or_group == LAUNCHER]
         try:
-            launcher = compose(CONFIG_NAME, words, return_hydra_config=True).hydra.launcher
+            launcher = compose(CONFIG_NAME, choice, return_hydra_config=True).hydra.launcher
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(one_line(error)) from None
+            raise UserError(f"{' '.join(choice)}: {one_line(error)}") from None
+        for override in own:
+            if override.key_or_group != LAUNCHER:
+                set_up(launcher, override)
     # Some values can be resolved only where the job runs.
     return dict(cast(dict[str, Any], OmegaConf.to_container(launcher, resolve=False)))
 
@@ -85,7 +97,8 @@ def to_config(composed: DictConfig) -> Config:
 def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
     """Build the method once, so that a mistake in method.* is told before the work begins (imports torch).
 
-    Gives a line for each of the overrides that changes nothing beside another setting, and why.
+    Gives a line for each setting whose value is not reached before the training ends, and for each of the overrides
+    that changes nothing beside another setting, and why.
     """
     from kdx.procedures import build
     from kdx.teacher import check_teachers
@@ -94,12 +107,23 @@ def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
     check_teachers(config, method)
     procedure.check(config)
     idle = method.idle() | procedure.idle()
-    return [
+    epochs = config.trainer.epochs
+    cut_short = [_told(name, short, config.method[name], epochs) for name, short in method.unreached(epochs).items()]
+    return cut_short + [
         f"{override} has no effect on the training with {reason}"
         for override in overrides
         for key, reason in idle.items()
         if override.partition("=")[0] == key or override.startswith(f"{key}.")
     ]
+
+
+def _told(name: str, short: "Unreached", value: float, epochs: int) -> str:
+    """That a setting is not reached, and what to do about it."""
+    what = f"comes to {short.most / value:.3g} of its value only" if short.most else "has no effect on the training"
+    return (
+        f"method.{name} {what}, with method.{short.until}={short.epoch:g} and trainer.epochs={epochs};"
+        " lower the one or raise the other"
+    )
 
 
 def hydra_words(words: Iterable[str]) -> list[str]:
@@ -124,10 +148,6 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
-def _without_hydra(words: Iterable[str]) -> list[str]:
-    return [word for word in words if word.partition("=")[0].split(".")[0].split("/")[0] != "hydra"]
-
-
 def _renamed(word: str, names: Mapping[str, str]) -> str:
     key, equals, value = word.partition("=")
     return f"{names.get(key, key)}{equals}{value}"
@@ -140,10 +160,11 @@ def _hydra() -> Iterator[None]:
 
 
 def _parsed(overrides: Sequence[str], *, sweep: bool) -> list[Override]:
-    """Parse the overrides and refuse those whose form or group choice is wrong."""
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    """Parse the overrides and refuse those whose form or group choice is wrong, and a key that is there twice."""
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(loader)
     groups = load_groups()
-    result = []
+    result: dict[str, Override] = {}
     for text in overrides:
         try:
             (override,) = parser.parse_overrides([text])
@@ -151,19 +172,21 @@ def _parsed(overrides: Sequence[str], *, sweep: bool) -> list[Override]:
             raise UserError(
                 f"'{text}' is not understood; allowed: KEY=VALUE (quote a VALUE with spaces or any of , {{}} [] () : =)"
             ) from None
-        _check_form(override, groups, sweep=sweep)
-        result.append(override)
-    return result
+        if is_hydras(override):
+            launchers = {*loader.get_group_options(LAUNCHER), *FURTHER_LAUNCHERS}
+            check_word(override, launchers, sweep=sweep)
+        else:
+            _check_form(override, groups, sweep=sweep)
+        key = override.key_or_group
+        if key in result:
+            first, second = _typed_value(result[key]), _typed_value(override)
+            raise UserError(f"{key}: '{second}' is a second value beside '{first}'; allowed: one")
+        result[key] = override
+    return list(result.values())
 
 
 def _check_form(override: Override, groups: Mapping[str, Group], *, sweep: bool) -> None:
     text, key = override.input_line, override.key_or_group
-    if override.is_hydra_override():
-        if not sweep:
-            raise UserError(f"{text}: Hydra's own settings act on sweeps only; add -m or leave it out")
-        if key == SEARCH_PATH:
-            raise UserError(f"{text}: it has the folders of installed packages; allowed: a package that has the choice")
-        return
     if key.partition(".")[0] == "sweep" and not sweep:
         raise UserError(f"{text}: this acts on sweeps only; add -m or leave it out")
     if override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None:
@@ -201,8 +224,7 @@ def _composed(overrides: list[Override]) -> DictConfig:
 
 
 def _chooses(override: Override, groups: Mapping[str, Group]) -> bool:
-    chooses = override.key_or_group in groups and not isinstance(override.value(), dict)
-    return chooses or override.is_hydra_override()
+    return override.key_or_group in groups and not isinstance(override.value(), dict)
 
 
 # Of a sweep's jobs, and of a paper's rows, many have the same choices, and to compose takes a tenth of a second.
@@ -218,7 +240,7 @@ def _diagnosis(overrides: list[Override], error: Exception) -> UserError:
     for override in overrides:
         key = override.key_or_group
         known = key in groups or any(name == key or name.startswith(f"{key}.") for name in keys)
-        if not known and not override.is_hydra_override():
+        if not known:
             return _unknown_key(override, keys, groups)
     return UserError(one_line(error))
 

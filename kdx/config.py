@@ -20,7 +20,8 @@ from kdx.models.settings import Count, DropoutRate, NetworkSettings, RefinedSett
 from kdx.registry import DATASETS
 from kdx.settings import Settings
 
-Seed = Annotated[int, Field(ge=0)]
+# As far as torch's generators go, which take whole numbers of 64 bits with a sign.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -88,7 +89,7 @@ class DeviceSettings(Settings):
     gemm: Literal["auto", "default", "onednn"]
     compile: Literal["auto"] | bool
     graph: Literal["auto"] | bool = "auto"
-    latency_seconds: Annotated[float, Field(ge=0)]
+    latency_seconds: Annotated[float, Field(ge=0, le=3600)]
 
 
 class SweepSettings(Settings):

@@ -2,12 +2,15 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SAMPLES, GAP = 5, 0.01
 """Looks at who is running, and the seconds between them: what runs but now and then is not there in all of them."""
 POLICY = "OMP_WAIT_POLICY"
-LOADAVG = Path("/proc/loadavg")
+LOADAVG, STAT = Path("/proc/loadavg"), Path("/proc/stat")
+SHORTEST = 0.5
+"""Of fewer seconds the system's clock ticks of 10 ms say too little."""
 
 
 def wait_for_cores() -> None:
@@ -36,3 +39,31 @@ def _running() -> int:
         return max(int(LOADAVG.read_text().split()[3].partition("/")[0]) - 1, 0)
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def taken_elsewhere() -> Callable[[], float | None]:
+    """Watch from now on; what comes back says how many of this process's cores others have taken since, on average.
+
+    It gives None where the system does not say, and within the first half second.
+    """
+    start, own, busy = time.perf_counter(), time.process_time(), _busy()
+
+    def cores() -> float | None:
+        seconds, since = time.perf_counter() - start, _busy()
+        if busy is None or since is None or seconds < SHORTEST:
+            return None
+        return max(since - busy - (time.process_time() - own), 0.0) / seconds
+
+    return cores
+
+
+def _busy() -> float | None:
+    """The seconds that the cores of this process were busy, or lent to another machine, since the system began."""
+    try:
+        cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        lines = [line.split() for line in STAT.read_text().splitlines()]
+        # The fields of proc(5)'s stat: user, nice, system, idle, iowait, irq, softirq, steal.
+        ticks = [sum(int(line[field]) for field in (1, 2, 3, 6, 7, 8)) for line in lines if line[0] in cores]
+        return sum(ticks) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, IndexError, ValueError):
+        return None

@@ -116,7 +116,7 @@ def has_compiler() -> bool:
 def prepare_device(settings: DeviceSettings) -> Engine:
     """Set the process's threads, denormals, memory and matrix products as `settings` says, and name the device.
 
-    Raises UserError as `choose_device`.
+    Raises UserError as `choose_device`, and for products that would not be those of the precision.
     """
     device = choose_device(settings)
     # Before the first parallel operation: it holds for this thread and those that are started later.
@@ -145,12 +145,11 @@ def _set_cuda(*, tf32: bool) -> str:
 
 
 @contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Products and convolutions in whole float32 also where a GPU was told to round to TF32."""
+def full_float32() -> Iterator[None]:
+    """Products and convolutions in whole float32, on every device and whatever the process was told."""
     precision, rounds = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:

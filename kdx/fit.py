@@ -84,16 +84,22 @@ def fit(
 
 
 def initial_figures(network: nn.Module, method: Method, plan: Plan) -> dict[str, float]:
-    """`initial_sparsity_percent`, where the method may prune before any training, as the log tells too (SPEC 5)."""
+    """What is known of a fit before it begins.
+
+    `NAME_reached` is the most that a setting comes to which is not reached in these epochs, such as a weight that warms
+    up for longer; `initial_sparsity_percent` is there where the method may prune before any training, as the log tells
+    too (SPEC 5).
+    """
+    figures = {f"{name}_reached": short.most for name, short in method.unreached(plan.trainer.epochs).items()}
     if not method.prunes_at_start:
-        return {}
+        return figures
     # Of the initial weights and not of a checkpoint's, so that a run which goes on has the figure that it began with.
     plain = method.finalize(method.prepare(deepcopy(network)))
     percent = percent_zero(weight_count(plain), int(nonzero_count(plain)))
     # Runs that are trained together share their logs.
     title, folder = plan.title, plan.folder.path.name
     log.info("%s, %s: %.2f %% of the weights are pruned before any training", title, folder, percent)
-    return {"initial_sparsity_percent": percent}
+    return {**figures, "initial_sparsity_percent": percent}
 
 
 @dataclass(frozen=True)

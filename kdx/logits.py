@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from kdx import display
 from kdx.data.dataset import Data
-from kdx.device import full_float32
 from kdx.errors import Interrupted, UserError
 from kdx.files import sha256_of, write_atomically, write_json
 from kdx.lock import held
@@ -140,9 +139,7 @@ def _views(folder: Path, source: Source, teacher: nn.Module, data: Data) -> list
 
 
 def _view(teacher: nn.Module, data: Data, source: Source, number: int, answered: Callable[[int], object]) -> Tensor:
-    # Runs of every precision share them.
-    with full_float32(data.train.images.device):
-        logits = logits_of_view(teacher, data.train, number, answered=answered).float().cpu()
+    logits = logits_of_view(teacher, data.train, number, answered=answered).float().cpu()
     stored = logits.to(source.kind)
     if (stored.isinf() & logits.isfinite()).any():
         raise UserError(

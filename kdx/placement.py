@@ -45,6 +45,10 @@ def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
     cores, gpus = cpu_count(), _gpus(jobs)
     match str(launcher["_target_"]).rpartition(".")[2]:
         case "JoblibLauncher":
+            if launcher["n_jobs"] == 0:
+                raise UserError(
+                    f"{_KEY}.n_jobs: 0 is not allowed; allowed: a number of jobs, or -1 for one on each core"
+                )
             at_once, words = _joblib_at_once(launcher["n_jobs"], len(jobs), gpus or cores, cores)
         case "LocalLauncher":
             # It starts all jobs at once, and hides the GPUs that are not asked for.

@@ -32,6 +32,7 @@ def write_results(
     write_latency(path / "latency.csv", measured.latencies)
     columns = dict.fromkeys(key for row in progress.history for key in row)
     write_csv(path / "history.csv", list(columns), progress.history)
+    figures = {**names, **measured.figures, **outcome.figures}
     stopped = {} if progress.best_epoch is None else {"best_epoch": progress.best_epoch}
     plan.folder.write_metrics(
         {
@@ -52,7 +53,7 @@ def write_results(
             "commit": commit(),
             "finished_at": now(),
             "peak_rss_bytes": peak_rss_bytes(),
-            **({"warnings": " ".join(warned)} if (warned := warnings_of({**names, **measured.figures})) else {}),
+            **({"warnings": " ".join(warned)} if (warned := warnings_of(figures)) else {}),
         }
     )
     for checkpoint in path.glob("checkpoint*.safetensors"):

@@ -31,7 +31,7 @@ from kdx.explain import shown
 from kdx.failure import RunFailed, describe, recorded
 from kdx.files import make_folder, write_json
 from kdx.groups import conf_folder
-from kdx.identity import sweep_id
+from kdx.identity import changes_result, sweep_id
 from kdx.placement import check_launcher, own_gpu, shares
 from kdx.runs import RunFolder, run_folder
 
@@ -57,13 +57,17 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
     """
     check_launcher(overrides)
     jobs = expand(overrides)
+    folder = _folder(jobs)
+    if not any(changes_result(word.partition("=")[0]) for word in jobs[0].overrides):
+        raise UserError(
+            "-m: nothing says what the runs of the sweep are; allowed: KEY=A,B such as seed=0,1,2 (one run: without -m)"
+        )
     without_effect: list[str] = []
     for job in jobs:
         without_effect += check_method(job.config, job.overrides)
         run_folder(job.config)  # finds out whether the teacher's checkpoint is there
     for line in dict.fromkeys(without_effect):
         print(f"kdx: {line}", file=sys.stderr)
-    folder = _folder(overrides, jobs)
     words = [*shares(overrides, jobs), *overrides, f"hydra.sweep.dir={quoted(str(folder.path.absolute()))}"]
     with folder.lock():
         # Those of an earlier time are not ours.
@@ -134,10 +138,7 @@ def _records(folder: Path) -> list[JobRecord]:
     return sorted(records, key=lambda record: record.number)
 
 
-def _folder(overrides: Sequence[str], jobs: Sequence[Job]) -> RunFolder:
-    for word in overrides:
-        if word.startswith("hydra.sweep.dir="):
-            raise UserError(f"{word}: the folder of a sweep is outputs/sweeps/<name>; allowed: sweep.name=NAME")
+def _folder(jobs: Sequence[Job]) -> RunFolder:
     first = jobs[0].config
     for job in jobs:
         for key, value, other in (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from forked import forked_kdx
+from typed import typed
 
 Kdx = Callable[..., subprocess.CompletedProcess[str]]
 TIMEOUT = 600.0
@@ -22,11 +23,14 @@ def _environment(**more: str) -> dict[str, str]:
 
 @pytest.fixture
 def kdx(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Kdx:
-    """Run `kdx WORDS` in `tmp_path`, from which its outputs hang; returns code, stdout and stderr."""
+    """Run `kdx WORDS` in `tmp_path`, from which its outputs hang; returns code, stdout and stderr.
+
+    Of two words with one key the last is typed.
+    """
     printed = tmp_path_factory.mktemp("printed")
 
     def run(*words: str, timeout: float = TIMEOUT, **environment: str) -> subprocess.CompletedProcess[str]:
-        return forked_kdx(words, tmp_path, printed, _environment(**environment), timeout)
+        return forked_kdx(typed(words), tmp_path, printed, _environment(**environment), timeout)
 
     return run
 
@@ -39,7 +43,7 @@ def started_kdx(tmp_path: Path) -> Kdx:
         *words: str, timeout: float = TIMEOUT, python: Sequence[str] = ("-m", "kdx"), **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *python, *words],
+            [sys.executable, *python, *typed(words)],
             cwd=tmp_path,
             env=_environment(PYTHONPATH=str(Path(__file__).parents[1])) | environment,
             capture_output=True,

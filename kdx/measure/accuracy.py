@@ -7,17 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from kdx.data.dataset import Split
+from kdx.device import full_float32
+
+# Percent points that rounding to float may add to a difference of errors, about 1e-14, with room; one image among ten
+# million weighs a hundred times as much.
+ROUNDING = 1e-7
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Put `model` into eval mode without gradients, give its device, and restore every module's mode afterwards."""
+    """Put `model` into eval mode without gradients, give its device, and restore every module's mode afterwards.
+
+    Within it products and convolutions are in whole float32, in whatever precision the process trains: errors are
+    compared between runs, and runs of every precision share a teacher's stored logits.
+    """
     # Mode by mode, because a caller may hold some modules (a frozen batch norm) in eval mode on purpose.
     modes = [(module, module.training) for module in model.modules()]
     parameter = next(model.parameters(), None)
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             yield parameter.device if parameter is not None else torch.device("cpu")
     finally:
         for module, training in modes:
@@ -30,6 +39,14 @@ def error_percent(model: nn.Module, split: Split, batch_size: int = 1000) -> flo
     Computed on the model's device. Raises ValueError when there are no images, or not one label for each.
     """
     return 100.0 * wrong_count(model, split, batch_size).item() / len(split.images)
+
+
+def within_tolerance(error: float, before: float, tolerance: float) -> bool:
+    """Whether an error (percent) is at most `tolerance` percent points above the one `before`.
+
+    Errors are whole numbers of images, so a tolerance of five images admits five, however their percentages round.
+    """
+    return error - before <= tolerance + ROUNDING
 
 
 def wrong_count(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:

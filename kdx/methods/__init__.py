@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdx.errors import unknown
 from kdx.explain import settings_from
 from kdx.methods.dropout import noise_outside, without_dropout
-from kdx.methods.part import Context, Part
+from kdx.methods.part import Context, Part, Unreached
 from kdx.objective import Objective
 from kdx.registry import PARTS
 
@@ -39,6 +39,10 @@ class Method:
     def idle(self) -> dict[str, str]:
         """The keys that change nothing, as they are typed, each with what is the reason."""
         return {f"method.{key}": reason for part in self.parts for key, reason in part.idle().items()}
+
+    def unreached(self, epochs: int) -> dict[str, Unreached]:
+        """The settings whose value is not reached in a training of so many epochs."""
+        return _united(part.unreached(epochs) for part in self.parts)
 
     def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
         """What the student learns from: the stored logits (views, classes), as every part leaves them.

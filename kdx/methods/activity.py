@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from kdx.methods.neurons import hidden_layer
 from kdx.methods.part import Context, Part
 from kdx.objective import Schedule, Step, Term
+from kdx.ranges import Weight
 
 
 class Activity(Part):
@@ -18,7 +18,7 @@ class Activity(Part):
     """
 
     layer: str | None
-    L1: NonNegativeFloat
+    L1: Weight
     l1_reduction: Literal["sum", "mean"]
 
     @property

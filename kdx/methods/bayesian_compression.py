@@ -4,15 +4,16 @@ from math import log
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from kdx.layers import NoisyLayer, geometry_of, substitute
+from kdx.layers import Geometry, NoisyLayer, substitute
 from kdx.methods.dropout import without_dropout
-from kdx.methods.part import Context, Part
-from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate, warming_up
+from kdx.methods.part import Context
+from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate
+from kdx.methods.warm_up import WarmUp
 from kdx.models.links import silence_unused
-from kdx.objective import Monitor, Schedule, Step, Term
+from kdx.objective import Monitor, Step, Term
+from kdx.ranges import Factor, LogAlpha, LogVariance
 
 
 def kl_standard_normal(mean: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -128,12 +129,11 @@ class GroupConv2d(GroupLayer):
 
     def __init__(self, plain: nn.Conv2d, log_sigma2: float, variance_limit: float | None) -> None:
         super().__init__(plain, log_sigma2, variance_limit)
-        self.geometry = geometry_of(plain)
+        self.geometry = Geometry(plain)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with the given filters and bias."""
-        shape = self.geometry
-        return F.conv2d(inputs, weight, bias, shape["stride"], shape["padding"], shape["dilation"], shape["groups"])
+        return self.geometry.convolve(inputs, weight, bias)
 
     def per_input(self, z: Tensor) -> Tensor:
         """(..., inputs, 1, 1), for images (batch, inputs, H, W)."""
@@ -141,26 +141,23 @@ class GroupConv2d(GroupLayer):
 
     def per_weight(self, z: Tensor) -> Tensor:
         """(out, in / groups, 1, 1): every filter sees the channels of its own group."""
-        groups = self.geometry["groups"]
+        groups = self.geometry.groups
         return z.reshape(groups, -1).repeat_interleave(len(self.weight) // groups, dim=0)[..., None, None]
 
     def empty(self) -> nn.Conv2d:
         """An `nn.Conv2d` without numbers."""
-        return nn.Conv2d(**self.geometry, bias=self.bias is not None, device="meta")
+        return nn.Conv2d(**self.geometry.arguments, bias=self.bias is not None, device="meta")
 
 
-class BayesianCompression(Part):
+class BayesianCompression(WarmUp):
     """Groups of weights with a normal-Jeffreys prior, their KL with a linear warm-up, and pruning of whole inputs.
 
     The half-Cauchy prior that VS names (BC-GHS) differs in the prior of the groups' scale only.
     """
 
-    lambda_V: NonNegativeFloat
-    warmup_start: NonNegativeFloat
-    warmup_end: NonNegativeFloat
-    log_sigma2_init: float
-    clip_var: PositiveFloat | None
-    threshold: float | list[float]
+    log_sigma2_init: LogVariance
+    clip_var: Factor | None
+    threshold: LogAlpha | list[LogAlpha]
 
     @property
     def varying(self) -> frozenset[str]:
@@ -170,8 +167,7 @@ class BayesianCompression(Part):
     def swap(self, student: nn.Module) -> nn.Module:
         """Group the inputs of every linear and convolutional layer.
 
-        Raises ValueError where there is none, where one pads with other than zeros, or where the list of thresholds has
-        another length.
+        Raises ValueError where there is none, or where the list of thresholds has another length.
         """
         count = 0
 
@@ -183,8 +179,6 @@ class BayesianCompression(Part):
             limit = self.clip_var if count == 1 else None
             if isinstance(layer, nn.Linear):
                 return GroupLinear(layer, self.log_sigma2_init, limit)
-            if layer.padding_mode != "zeros":
-                raise ValueError(f"grouped convolutions pad with zeros, not by '{layer.padding_mode}'")
             return GroupConv2d(layer, self.log_sigma2_init, limit)
 
         if not substitute(student, grouped):
@@ -218,10 +212,6 @@ class BayesianCompression(Part):
             return torch.stack(sums).sum() / context.examples
 
         return {"kl": Term(kl, weight="lambda_V")}
-
-    def numbers(self) -> dict[str, Schedule]:
-        """`lambda_V` rises linearly from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
-        return {"lambda_V": warming_up(self.lambda_V, self.warmup_start, self.warmup_end)}
 
     def monitors(self, context: Context) -> dict[str, Monitor]:
         """`gap_LAYER`: the widest gap between the sorted log alphas of a layer's inputs lies around this value.

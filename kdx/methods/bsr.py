@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
 from kdx.methods.part import Context, Part, weight_parameters
 from kdx.objective import Monitor, Schedule, Step, Term
+from kdx.ranges import Weight
 from kdx.settings import Settings
 
 # l1_max is equation 10 as it is printed: the largest w, not the largest |w|, so that no negative weight is pulled.
@@ -55,7 +56,7 @@ class BlockShape(Settings):
 class BlockSparsity(Part):
     """The block norm of teacher and student weights, weighted by `lambda_g`."""
 
-    lambda_g: NonNegativeFloat
+    lambda_g: Weight
     bsr: BlockShape
 
     @property

@@ -1,7 +1,6 @@
 """Bayesian dark knowledge: a student learns from a teacher while it is sampled (Korattikara et al. 2015)."""
 
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from kdx.layers import NoisyLayer
@@ -9,6 +8,7 @@ from kdx.methods.langevin import LangevinDynamics, normal_prior
 from kdx.methods.part import Context
 from kdx.methods.soft_labels import soft_cross_entropy
 from kdx.objective import Schedule, Step, Term
+from kdx.ranges import Weight
 
 
 class NoisyInputs(NoisyLayer):
@@ -56,7 +56,7 @@ class DarkKnowledge(LangevinDynamics):
     with (algorithm 1): either is a draw from the same chain.
     """
 
-    student_prior: NonNegativeFloat
+    student_prior: Weight
 
     def swap(self, student: nn.Module) -> nn.Module:
         """Nothing is substituted; raises ValueError where there is no sampler beside the student."""

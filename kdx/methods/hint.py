@@ -3,11 +3,11 @@
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from kdx.methods.part import Context, Part
 from kdx.objective import Schedule, Step, Term
+from kdx.ranges import Temperature, Weight
 
 Direction = Literal["ts", "st"]
 Reduction = Literal["batch", "elementwise"]
@@ -34,8 +34,8 @@ def distillation_loss(
 class Hint(Part):
     """The distillation term at temperature `T`, weighted by `lambda_T`."""
 
-    T: PositiveFloat
-    lambda_T: NonNegativeFloat
+    T: Temperature
+    lambda_T: Weight
     kl_dir: Direction
     reduction: Reduction
 

@@ -1,17 +1,17 @@
 """Weight decay as a loss term."""
 
 import torch
-from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from kdx.methods.part import Context, Part, weight_parameters
 from kdx.objective import Schedule, Step, Term
+from kdx.ranges import Weight
 
 
 class L2(Part):
     """Half the sum of all squared weights, weighted by `l2` (Noisy Teachers, sec. 5.2); 0 leaves the term out."""
 
-    l2: NonNegativeFloat
+    l2: Weight
 
     @property
     def varying(self) -> frozenset[str]:

@@ -1,13 +1,15 @@
 """Stochastic gradient Langevin dynamics: the parameters are sampled from their posterior (Welling and Teh 2011)."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
 from kdx.methods.part import Context, Part
 from kdx.objective import Draw, Langevin, Schedule, Step, Term
+from kdx.ranges import Exponent, StepSize, Weight
 
 
 def normal_prior(parameters: Iterable[Tensor], examples: int) -> Tensor:
@@ -25,10 +27,10 @@ class LangevinDynamics(Part):
     0.55, and constant at 0.
     """
 
-    eta: PositiveFloat
-    prior: NonNegativeFloat
-    decay: NonNegativeFloat
-    decay_epochs: PositiveFloat
+    eta: StepSize
+    prior: Weight
+    decay: Exponent
+    decay_epochs: Annotated[float, Field(ge=0.001)]
 
     def sampled(self, context: Context) -> list[str]:
         """The names of the parameters that are sampled: all."""

@@ -3,12 +3,13 @@
 from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
 from kdx.methods.hint import Reduction, distillation_loss
 from kdx.methods.part import Context, Part
 from kdx.objective import Schedule, Step, Term
+from kdx.ranges import Temperature
 
 
 class Mixed(Part):
@@ -17,7 +18,7 @@ class Mixed(Part):
     softened_term: ClassVar[str]
 
     alpha: Annotated[float, Field(ge=0, le=1)]
-    T: PositiveFloat
+    T: Temperature
 
     @property
     def needs_teacher(self) -> bool:

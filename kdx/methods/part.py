@@ -22,6 +22,18 @@ class Context:
         return list(weight_parameters(self.student).values())[-1].shape[0]
 
 
+@dataclass(frozen=True)
+class Unreached:
+    """A number that rises to its value, in a training that ends before: the most that it comes to.
+
+    It would come to more if the setting `until`, which is `epoch`, were lower or the training longer.
+    """
+
+    most: float
+    until: str
+    epoch: float
+
+
 def weight_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """The matrices (out, in) and filters (out, in, kh, kw) of all layers by name, in order: no bias, no variance."""
     parameters = network.named_parameters()
@@ -57,6 +69,10 @@ class Part(Settings):
 
     def idle(self) -> dict[str, str]:
         """The fields that change nothing beside the value of another one, each with that setting as it is typed."""
+        return {}
+
+    def unreached(self, epochs: int) -> dict[str, Unreached]:
+        """The fields whose value is not reached in a training of so many epochs."""
         return {}
 
     def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:

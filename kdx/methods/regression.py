@@ -3,17 +3,18 @@
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdx.methods.part import Context, Part
 from kdx.objective import Draw, Schedule, Step, Term
+from kdx.ranges import Deviation
 from kdx.streams import stream
 
 XI, SELECTION, SIGMA = "regression.xi", "regression.selection", "regression.sigma"
 
 
-Range = Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]
+Range = Annotated[list[Deviation], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -39,7 +40,7 @@ class Regression(Part):
     is shifted.
     """
 
-    sigma: NonNegativeFloat | None
+    sigma: Deviation | None
     sigma_range: Range | None
     alpha: Probability
     resample: bool

@@ -4,12 +4,14 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 from torch import Tensor, nn
 
-from kdx.layers import NoisyLayer, geometry_of, substitute
-from kdx.methods.part import Context, Part
+from kdx.layers import Geometry, NoisyLayer, substitute
+from kdx.methods.part import Context
+from kdx.methods.warm_up import WarmUp
 from kdx.objective import Schedule, Step, Term
+from kdx.ranges import Factor, LogVariance
 
 VARIANCE_FLOOR = 1e-8
 LOG_ALPHA_LIMIT = 8.0
@@ -41,14 +43,6 @@ def kl_vbd(log_alpha: Tensor) -> Tensor:
 
 
 KL = {"svd": kl_svd, "vbd": kl_vbd}
-
-
-def warming_up(weight: float, start: float, end: float) -> Schedule:
-    """Zero until epoch `start`, then rising linearly to `weight` at `end`, or at once where `end` is no later."""
-    if end <= start:
-        # The step at `start` itself has all of it, so that 0 and 0 are no warm-up at all.
-        return lambda epoch: weight if epoch >= start else 0.0
-    return lambda epoch: weight * min(max((epoch - start) / (end - start), 0.0), 1.0)
 
 
 class VariationalLayer(NoisyLayer):
@@ -111,28 +105,24 @@ class VariationalConv2d(VariationalLayer):
 
     def __init__(self, plain: nn.Conv2d, log_sigma2: float) -> None:
         super().__init__(plain, log_sigma2)
-        self.geometry = geometry_of(plain)
+        self.geometry = Geometry(plain)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with the given filters and bias."""
-        shape = self.geometry
-        return F.conv2d(inputs, weight, bias, shape["stride"], shape["padding"], shape["dilation"], shape["groups"])
+        return self.geometry.convolve(inputs, weight, bias)
 
     def plain(self, threshold: float) -> nn.Conv2d:
         """The masked `nn.Conv2d`."""
-        layer = nn.Conv2d(**self.geometry, bias=self.bias is not None, device="meta")
+        layer = nn.Conv2d(**self.geometry.arguments, bias=self.bias is not None, device="meta")
         return _filled(layer, self, threshold)
 
 
-class Variational(Part):
+class Variational(WarmUp):
     """Variational weights, their KL term with a linear warm-up, and pruning at a threshold on log alpha."""
 
     variational: Literal["svd", "vbd"]
-    lambda_V: NonNegativeFloat
-    warmup_start: NonNegativeFloat
-    warmup_end: NonNegativeFloat
-    log_sigma2_init: float
-    log_sigma2_lr: PositiveFloat
+    log_sigma2_init: LogVariance
+    log_sigma2_lr: Factor
     threshold: Annotated[float, Field(ge=-LOG_ALPHA_LIMIT, le=LOG_ALPHA_LIMIT)]
 
     @property
@@ -145,10 +135,6 @@ class Variational(Part):
         """All but the kind of prior."""
         return frozenset({*type(self).model_fields} - {"variational"})
 
-    def idle(self) -> dict[str, str]:
-        """The warm-up of a weight that is zero."""
-        return {} if self.lambda_V else dict.fromkeys(("warmup_start", "warmup_end"), "method.lambda_V=0")
-
     def swap(self, student: nn.Module) -> nn.Module:
         """Make every linear and convolutional layer variational; raises ValueError where there is none."""
         if not substitute(student, self._variational):
@@ -159,8 +145,6 @@ class Variational(Part):
         if isinstance(layer, nn.Linear):
             return VariationalLinear(layer, self.log_sigma2_init)
         if isinstance(layer, nn.Conv2d):
-            if layer.padding_mode != "zeros":
-                raise ValueError(f"variational convolutions pad with zeros, not by '{layer.padding_mode}'")
             return VariationalConv2d(layer, self.log_sigma2_init)
         return None
 
@@ -183,9 +167,8 @@ class Variational(Part):
         return {"kl": Term(kl, weight="lambda_V")}
 
     def numbers(self) -> dict[str, Schedule]:
-        """`lambda_V` rises linearly from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
-        warmed_up = warming_up(self.lambda_V, self.warmup_start, self.warmup_end)
-        return {"lambda_V": warmed_up, "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
+        """`lambda_V` rises as it warms up; `log_sigma2_lr` stays."""
+        return {**super().numbers(), "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
 
     def rates(self, student: nn.Module) -> dict[str, str]:
         """The variances learn at `log_sigma2_lr` times the rate of the weights."""

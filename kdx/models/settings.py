@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
 Count = Annotated[int, Field(ge=1)]
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
-Multiplier = Annotated[float, Field(gt=0)]
+Multiplier = Annotated[float, Field(gt=0, le=100)]
 # As the Noisy paper writes them: C5@64 is a convolution with 64 filters of 5x5 and its ReLU, MP3 and AP3 pool the
 # maximum or average of 3x3, D0.5 is dropout at rate 0.5.
 LayerCode = Annotated[str, StringConstraints(pattern=r"^(C\d*[13579]@[1-9]\d*|[AM]P[23]|D0\.\d+)$")]

@@ -2,14 +2,13 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat
-
 from kdx.config import Config
 from kdx.errors import UserError
 from kdx.explain import shown
 from kdx.models.refine import refined
 from kdx.models.settings import Count, Name, NetworkSettings, Operator
 from kdx.procedures.pruning import GradualPruning
+from kdx.ranges import Points
 from kdx.settings import Settings
 
 
@@ -31,7 +30,7 @@ class Chain(Settings):
     teacher: Literal["parental", "ancestral"]
     select: Literal["error", "loss"]
     refine: Operator
-    tolerance: NonNegativeFloat | None
+    tolerance: Points | None
     prune: bool
     pruning: PruningMethod
 

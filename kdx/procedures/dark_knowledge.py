@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 
-from pydantic import NonNegativeFloat
 from torch import nn
 
 from kdx.device import Engine
@@ -10,12 +9,13 @@ from kdx.fit import Lesson, Plan, fit
 from kdx.methods import Method
 from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.procedures.procedure import Outcome, Procedure
+from kdx.ranges import Deviation
 
 
 class DarkKnowledgeFit(Procedure):
     """One fit of student and sampler together; the student sees images with normal noise of deviation `input_noise`."""
 
-    input_noise: NonNegativeFloat
+    input_noise: Deviation
 
     @property
     def makes_teacher(self) -> bool:

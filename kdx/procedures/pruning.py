@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kdx.checkpoint import Progress
@@ -17,18 +17,17 @@ from kdx.device import Engine
 from kdx.errors import UserError
 from kdx.files import write_csv
 from kdx.fit import Lesson, Plan, fit
-from kdx.measure.accuracy import error_percent
+from kdx.measure.accuracy import error_percent, within_tolerance
 from kdx.measure.footprint import weight_matrices
 from kdx.methods import Method
 from kdx.models.settings import Count
 from kdx.procedures.procedure import Figure, Outcome, Procedure, joined
+from kdx.ranges import Factor, Points
 
 Masks = dict[str, Tensor]
 """By layer, a bool of the weight's shape: which weights survive."""
 Weights = Mapping[str, Tensor]
 Sparsity = Annotated[float, Field(gt=0, lt=1)]
-# Errors are whole numbers of images; this only takes the rounding out of a sum of percentages.
-ROUNDING = 1e-9
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +120,7 @@ class Pruning(Procedure):
     """
 
     retrain_epochs: Count
-    retrain_lr: PositiveFloat
+    retrain_lr: Factor
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Train `network`, unless its weights are trained, and prune it."""
@@ -142,7 +141,7 @@ class IterativePruning(Pruning):
 
     iterations: Count
     keep: Annotated[float, Field(gt=0, le=1)] | None
-    q: PositiveFloat | None
+    q: Factor | None
 
     @model_validator(mode="after")
     def _one_criterion(self) -> Self:
@@ -176,7 +175,7 @@ class GradualPruning(Pruning):
     """
 
     sparsity: Sparsity | None
-    tolerance: NonNegativeFloat | None
+    tolerance: Points | None
     ladder: Annotated[list[Sparsity], Field(min_length=1)]
     steps: Count
     epochs_per_step: Count
@@ -212,7 +211,7 @@ class GradualPruning(Pruning):
         for sparsity in self.ladder:
             candidate = self._pruned_to(fits, dense, sparsity)
             errors[sparsity] = error_percent(candidate, validation)
-            if errors[sparsity] <= errors[0.0] + self.tolerance + ROUNDING:
+            if within_tolerance(errors[sparsity], errors[0.0], self.tolerance):
                 network, chosen = candidate, sparsity
         if not chosen:
             log.warning("no sparsity of method.ladder is within method.tolerance=%s; nothing is pruned", self.tolerance)

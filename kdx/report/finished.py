@@ -91,13 +91,23 @@ def read_settings(run: Path) -> dict[str, Any]:
     return flat(content)
 
 
-def read_table(path: Path, texts: frozenset[str], numbers: frozenset[str]) -> list[dict[str, Any]]:
-    """The rows of a CSV file by column, `numbers` as float; none when there was never one, UserError when damaged."""
+def read_table(
+    path: Path, texts: frozenset[str], numbers: frozenset[str], optional: frozenset[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """The rows of a CSV file by column, `numbers` as float; none when there was never one, UserError when damaged.
+
+    Numbers that are `optional` are None where the cell is empty or the file has no such column.
+    """
     check_seal(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return [{name: row[name] for name in texts} | {name: float(row[name]) for name in numbers} for row in rows]
+        return [
+            {name: row[name] for name in texts}
+            | {name: float(row[name]) for name in numbers}
+            | {name: float(row[name]) if row.get(name) else None for name in optional}
+            for row in rows
+        ]
     except FileNotFoundError:
         return []
     except OSError as error:

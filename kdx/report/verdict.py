@@ -7,8 +7,10 @@ CLASSES = 10
 
 
 def warnings_of(figures: Figures) -> list[str]:
-    """What makes the figures of a run worthless, one line each."""
+    """What makes the figures of a run worthless, or those of another method than it says, one line each."""
     found = []
+    if number(figures, "lambda_V_reached") == 0:
+        found.append("the KL had no weight in any epoch: its warm-up begins where the training ends.")
     test, teacher = number(figures, "test_error_percent"), number(figures, "teacher_test_error_percent")
     if number(figures, "nonzero_weights") == 0:
         found.append("the student is pruned to nothing: every weight is zero, R_s is undefined.")

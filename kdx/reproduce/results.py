@@ -34,8 +34,7 @@ def write_table(
     """Write all files of the table into `folder`; every run is in runs.csv, none is left out."""
     runs = [_run_row(table, each) for each in done]
     write_csv(folder / "runs.csv", list(runs[0]) if runs else NAMES, runs)
-    rows = [_cell_row(cell) for cell in cells]
-    write_csv(folder / "table.csv", list(rows[0]), rows)
+    write_csv(folder / "table.csv", *_cell_rows(cells))
     write_text(folder / "table.md", markdown(table, order, done, cells, claims))
     write_text(folder / "table.tex", latex(table, order, cells))
     write_json(folder / "provenance.json", _provenance(table, order, done, claims))
@@ -54,12 +53,21 @@ def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
     }
 
 
+def _cell_rows(cells: Sequence[Cell]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns and lines of table.csv; `lacking` are the seeds beside the n, where any cell lacks one."""
+    rows = [_cell_row(cell) for cell in cells]
+    # A complete table has nothing to say there.
+    columns = [key for key in rows[0] if key != "lacking" or any(cell.lacking for cell in cells)]
+    return columns, [{key: row[key] for key in columns} for row in rows]
+
+
 def _cell_row(cell: Cell) -> dict[str, Any]:
     ours = cell.ours
     return {
         "row": cell.row,
         "column": cell.column,
         "n": ours.n if ours else 0,
+        "lacking": " ".join(map(str, cell.lacking)),
         "mean": ours and ours.mean,
         "sd": ours and ours.sd,
         "interval95": ours and ours.half_width,
@@ -92,7 +100,7 @@ def _run(done: Done) -> dict[str, Any]:
     config = done.job.config.model_dump(mode="json", exclude={"outputs", "force"})
     if done.device is not None:
         config["device"] = dict(done.device)
-    unknown = NOT_RECORDED if done.device is not None else None
+    executed = EXECUTION if done.device is not None else ()
     return {
         "row": done.job.row,
         "seed": done.job.seed,
@@ -101,7 +109,7 @@ def _run(done: Done) -> dict[str, Any]:
         "status": done.status,
         # Of a run that an earlier table tells of: the machine that wrote that table. The run's own is its processor.
         "recorded": done.recorded,
-        **{key: done.figures.get(key, unknown) for key in EXECUTION},
+        **{key: done.figures.get(key, NOT_RECORDED) for key in executed},
         "seconds_per_epoch": done.figures.get("seconds_per_epoch"),
         "configuration": config,
     }
@@ -112,6 +120,7 @@ def _claim(checked: Checked) -> dict[str, Any]:
     return {
         **checked.claim.model_dump(),
         "answer": checked.answer,
+        "reason": checked.reason,
         "ours": checked.ours and checked.ours.mean,
         "against": than.mean if isinstance(than, Estimate) else than,
         "t": checked.test.t,

@@ -79,7 +79,9 @@ class Tree:
         small = ["teacher=mlp-1200-1200", "student=mlp-500-50", "student.hidden=[8]", "dataset.download=false"]
         few = ["trainer.epochs=1", "teacher.trainer.epochs=1", "trainer.batch_size=20", "dataset.validation=0"]
         of = [f"dataset={self.dataset}", "dataset.root=data", "method=vanilla", *small, *words, *few]
-        return child.kdx([["train", *dict.fromkeys(of)]], work, work / "printed", before)
+        # A key that is given twice would be refused.
+        last = {word.partition("=")[0]: word for word in of}
+        return child.kdx([["train", *last.values()]], work, work / "printed", before)
 
     def answer(self, work: Path, unseen: bool) -> tuple[str, str]:
         """How kdx answers to damaged files, and what is wrong with the answer."""

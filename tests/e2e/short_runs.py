@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from typed import typed
+
 ROOT = Path(__file__).parents[2]
 SHORT = (
     "dataset=digits",
@@ -58,7 +60,7 @@ def outcome(folder: Path) -> tuple[dict, list[dict], bytes]:
 def started(base: Path, *words: str, until: Callable[[], object]) -> subprocess.Popen[str]:
     """`kdx WORDS` in a process of its own that works in `base`, as soon as `until` is true."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "kdx", *words],
+        [sys.executable, "-m", "kdx", *typed(words)],
         cwd=base,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,

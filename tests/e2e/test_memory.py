@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from short_runs import ROOT, SHORT
+from typed import typed
 
 # Of 30 runs of different methods and seeds the resident memory after each, in one process as in a sweep.
 PROGRAM = """
@@ -29,7 +30,7 @@ print(json.dumps(sizes))
 
 @pytest.mark.slow
 def test_thirty_runs_in_one_process_do_not_grow(tmp_path: Path) -> None:
-    words = [*SHORT, "trainer.epochs=2", "device.gemm=default", "device.compile=false"]
+    words = typed([*SHORT, "trainer.epochs=2", "device.gemm=default", "device.compile=false"])
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, *words],
         cwd=tmp_path,

@@ -52,7 +52,9 @@ def test_every_table_at_smoke_budget(kdx, outputs: Path, name: str) -> None:
     # Only the runs that a paper printed have numbers without a run.
     assert {cell["row"] for cell in cells if "printed runs" not in cell["row"]} == {run["row"] for run in runs}
     first = next(iter(load_table(name).columns))
-    assert all(float(cell["mean"]) >= 0 for cell in cells if cell["column"] == first and cell["row"] in asked)
+    means = [cell["mean"] for cell in cells if cell["column"] == first and cell["row"] in asked]
+    # What was timed for a fraction of a millisecond may be too noisy to be told.
+    assert all(float(mean) >= 0 for mean in means if mean or not first.startswith("speedup."))
     # What the paper prints of a run, we have too.
     assert all(cell["mean"] for cell in cells if cell["published"] and cell["row"] in asked)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typed import typed
 
 from kdx.cli import main
 
@@ -98,7 +99,7 @@ def test_too_little_memory_is_one_line(tmp_path: Path, capsys, monkeypatch: pyte
     # for the student, whose weights and moments are 800 MB.
     torch.cuda.set_per_process_memory_fraction(4e-3)
     try:
-        assert main(["train", *SHORT, "method=vanilla", "student.hidden=[8000,8000]"]) == 1
+        assert main(typed(["train", *SHORT, "method=vanilla", "student.hidden=[8000,8000]"])) == 1
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     said = capsys.readouterr().err

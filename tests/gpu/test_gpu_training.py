@@ -22,6 +22,7 @@ from kdx.device import Engine, prepare_device
 from kdx.errors import Interrupted
 from kdx.execution import Execution
 from kdx.fit import Fit, Fitted, Lesson, Plan, fit, fit_together
+from kdx.measure.accuracy import logits_of
 from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.runs import RunFolder
 from kdx.stacked import Way
@@ -225,6 +226,16 @@ def test_fp32_is_not_tf32_in_convolutions_either():
         engine(precision=precision)
         errors[precision] = ((torch.conv2d(images, filters) - exact).norm() / exact.norm()).item()
     assert errors["fp32"] < 5e-5 < errors["tf32"]
+
+
+def test_a_run_in_tf32_is_evaluated_in_whole_float32():
+    images, filters = normal(32, 256, 16, 16, seed=1).cuda(), normal(256, 256, 3, 3, seed=2).cuda()
+    convolution = nn.Conv2d(256, 256, 3, bias=False).cuda()
+    convolution.weight = nn.Parameter(filters)
+    engine(precision="tf32")
+    answers = logits_of(convolution, Split(images, torch.zeros(32, dtype=torch.int64).cuda()))[:, 0]
+    exact = torch.conv2d(images.double(), filters.double())
+    assert ((answers - exact).norm() / exact.norm()).item() < 5e-5
 
 
 @contextmanager

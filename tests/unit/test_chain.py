@@ -14,6 +14,7 @@ from kdx.chain import Member, grown, mean_loss, run_chain
 from kdx.compose import check_method, single
 from kdx.config import Config
 from kdx.errors import Interrupted, UserError
+from kdx.measure.accuracy import within_tolerance
 from kdx.procedures import build
 from kdx.procedures.chain import Chain
 from kdx.report.chain import print_chain
@@ -111,6 +112,21 @@ def test_the_tolerance_is_one_sided_and_relative_to_the_last_accepted(tolerance:
     assert [generation for generation, _ in accepted] == kept
     # The generation that ends the chain was trained too, none after it.
     assert len(trained) == min(len(kept) + 1, 4)
+
+
+@pytest.mark.parametrize("images", [50, 5000, 7001, 10_000_000])
+def test_the_tolerance_is_a_number_of_images_however_percentages_round(images: int):
+    """As many more wrong images as the tolerance says are tolerated and one more is not, whatever was wrong before."""
+    more = 5
+    # As a user writes it, 0.1 for five images of 5,000; of 7,001 it has no end and is cut.
+    tolerance = float(f"{100 * more / images:.15g}")
+    settings = chain(generations=2, tolerance=tolerance)
+    for wrong in range(min(400, images - more)):
+        before, within, beyond = (100.0 * count / images for count in (wrong, wrong + more, wrong + more + 1))
+        assert within_tolerance(within, before, tolerance), wrong
+        assert not within_tolerance(beyond, before, tolerance), wrong
+        kept, _ = outcome(settings, {(0, None): before, (1, 0): within, (2, 1): 1000.0})
+        assert kept == [(0, None), (1, 0)]
 
 
 def test_an_ancestral_chain_ends_only_if_its_best_candidate_is_too_bad():

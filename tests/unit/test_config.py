@@ -71,6 +71,16 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ("trainer.hold=2", "trainer.hold: 2 is not allowed; allowed: a finite number >= 0 and <= 1"),
         ("seed=true", "seed: true is not allowed; allowed: a whole number >= 0"),
         ("seed=null", "seed: null is not allowed; allowed: a whole number >= 0"),
+        (
+            "seed=9223372036854775808",
+            "seed: 9223372036854775808 is not allowed; allowed: a whole number >= 0 and <= 922",
+        ),
+        ("seed=-1", "seed: -1 is not allowed; allowed: a whole number >= 0 and <= 9223372036854775807"),
+        (
+            "teacher.seed=99999999999999999999999",
+            "teacher.seed: 99999999999999999999999 is not allowed; allowed: a whole",
+        ),
+        ("device.latency_seconds=1e30", "device.latency_seconds: 1e+30 is not allowed; allowed: a finite number >= 0"),
         ("force=1", "force: 1 is not allowed; allowed: true or false"),
         ("student.hidden=[300,0]", "student.hidden[1]: 0 is not allowed; allowed: a whole number >= 1"),
         ("student.hidden=300", "student.hidden: 300 is not allowed; allowed: a list, each element a whole number >= 1"),
@@ -98,7 +108,8 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ("method@student=kd", "method@student=kd: keys cannot be added, removed or moved"),
         ("++seed=1", "++seed=1: keys cannot be added, removed or moved"),
         ("seed=${nowhere}", "seed: Interpolation key 'nowhere' not found"),
-        ("hydra.verbose=true", "hydra.verbose=true: Hydra's own settings act on sweeps only"),
+        ("hydra/launcher=joblib", "hydra/launcher=joblib: Hydra's own settings act on sweeps only; add -m"),
+        ("hydra.verbose=true", "hydra.verbose=true: the log of a run is kdx.log in its folder; allowed: leave it out"),
     ],
 )
 def test_refused(override: str, message: str):
@@ -106,6 +117,29 @@ def test_refused(override: str, message: str):
         single([override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("seed=1 seed=2", "seed: '2' is a second value beside '1'; allowed: one"),
+        ("method=kd method.T=2 method=svd", "method: 'svd' is a second value beside 'kd'; allowed: one"),
+        ("trainer.lr=1e-3 trainer.lr=1e-3", "trainer.lr: '1e-3' is a second value beside '1e-3'; allowed: one"),
+        ("seed=0,1 seed=2", "seed: '2' is a second value beside '0,1'; allowed: one"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_both_values(words: str, message: str):
+    with pytest.raises(UserError) as caught:
+        expand(words.split())
+    assert str(caught.value) == message
+    if "," not in words:
+        with pytest.raises(UserError) as caught:
+            single(words.split())
+        assert str(caught.value) == message
+
+
+def test_a_group_and_one_of_its_keys_are_two_keys():
+    assert single(["method=kd", "method.T=7", "device=cpu", "device.threads=1"]).method["T"] == 7
 
 
 def test_keys_of_other_methods_are_told():

@@ -68,13 +68,13 @@ def test_the_log_tells_it_and_the_network_stays_as_it_is(tmp_path: Path, caplog:
 @pytest.mark.parametrize("name", ["vanilla", "kd", "dropout", "kd-mixture", "bc"])
 def test_other_methods_do_not_have_it(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, "kdx.fit"):
-        assert initial_figures(perceptron(), method(name), plan(tmp_path)) == {}
+        assert KEY not in initial_figures(perceptron(), method(name), plan(tmp_path))
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("name", VARIATIONAL)
 def test_all_variational_methods_have_it(tmp_path: Path, name: str):
-    assert initial_figures(perceptron(), method(name), plan(tmp_path)).keys() == {KEY}
+    assert KEY in initial_figures(perceptron(), method(name), plan(tmp_path))
 
 
 def test_alone_and_together_it_is_the_same(tmp_path: Path):

@@ -1,9 +1,15 @@
 """Overrides that change nothing are told, with the setting beside which they do."""
 
+import json
+from pathlib import Path
+
 import pytest
+from miniature import perceptron
 
 from kdx.cli import main
 from kdx.compose import check_method, single
+from kdx.experiment import run
+from kdx.procedures import build
 
 
 def told(*words: str) -> list[str]:
@@ -49,6 +55,81 @@ def test_what_has_no_effect_is_told_with_the_reason(words: str, idle: str, reaso
 )
 def test_nothing_is_told_of_what_has_an_effect_or_was_not_typed(words: str):
     assert told(*words.split()) == []
+
+
+WORDS = {
+    "never": "method.lambda_V has no effect on the training, with method.warmup_start={start} and"
+    " trainer.epochs={epochs}; lower the one or raise the other",
+    "partly": "method.lambda_V comes to {share} of its value only, with method.warmup_end={end} and"
+    " trainer.epochs={epochs}; lower the one or raise the other",
+    "reached": "",
+}
+
+
+@pytest.mark.parametrize("method", ["st-vbd", "svd", "kd-vbd", "bc"])
+@pytest.mark.parametrize(
+    ("start", "end", "epochs", "expected", "share"),
+    [
+        (5, 20, 5, "never", None),
+        (5, 20, 4, "never", None),
+        (5, 20, 6, "partly", "0.0667"),
+        (5, 20, 19, "partly", "0.933"),
+        (5, 20, 20, "reached", None),
+        (0, 10, 1, "partly", "0.1"),
+        (2.5, 5, 3, "partly", "0.2"),
+        # Without a warm-up of any length all of the weight is there from `start` on, if a step is.
+        (5, 5, 5, "never", None),
+        (5, 0, 5, "never", None),
+        (5, 5, 6, "reached", None),
+        (0, 0, 1, "reached", None),
+    ],
+)
+def test_a_warm_up_that_the_training_does_not_last_for_is_told_whatever_was_typed(
+    method: str, start: float, end: float, epochs: int, expected: str, share: str | None
+):
+    words = [f"method={method}", f"method.warmup_start={start}", f"method.warmup_end={end}", f"trainer.epochs={epochs}"]
+    line = WORDS[expected].format(start=start, end=end, epochs=epochs, share=share)
+    assert told(*words) == ([line] if line else [])
+    # What is told is what the steps get: 7 in each epoch, the last just before its end.
+    lambda_V = build(single(words).method)[0].objective(perceptron(), None, 1).numbers["lambda_V"]
+    weights = [lambda_V(step / 7) for step in range(7 * epochs)]
+    full = single(words).method["lambda_V"]
+    if expected == "never":
+        assert set(weights) == {0.0}
+    else:
+        assert weights[-1] > 0.0
+        assert (lambda_V(epochs) == pytest.approx(full)) == (expected == "reached")
+    if share is not None:
+        assert lambda_V(epochs) == pytest.approx(float(share) * full, rel=5e-3)
+
+
+def test_a_weight_of_zero_and_other_methods_have_no_warm_up_to_tell_of():
+    assert told("method=st-vbd", "method.lambda_V=0", "trainer.epochs=1") == []
+    assert told("method=kd", "trainer.epochs=1") == []
+
+
+def test_the_default_run_lasts_for_its_warm_up():
+    for method in ("st-vbd", "svd", "vbd", "kd-svd", "kd-vbd", "st-svd", "st-bsr", "bc", "paper/bc"):
+        assert told(f"method={method}") == []
+
+
+def test_a_run_whose_kl_had_no_weight_says_so_in_its_figures_too(tmp_path: Path):
+    tiny = ("dataset=digits", "dataset.train_size=100", "student.hidden=[4]", "teacher.hidden=[4]", "method=svd")
+    quick = ("device=cpu", "device.threads=1", "device.gemm=default", "device.latency_seconds=0")
+    words = [*tiny, *quick, "trainer.epochs=2", "teacher.trainer.epochs=1", f"outputs={tmp_path}"]
+
+    def metrics(*more: str) -> dict:
+        return json.loads((run(single([*words, *more])) / "metrics.json").read_bytes())
+
+    never = metrics()
+    assert never["lambda_V_reached"] == 0
+    assert "the KL had no weight in any epoch" in never["warnings"]
+    partly = metrics("method.warmup_start=1", "method.warmup_end=5", "method.lambda_V=2")
+    assert partly["lambda_V_reached"] == pytest.approx(0.5)
+    assert "KL" not in partly.get("warnings", "")
+    whole = metrics("method.warmup_start=0", "method.warmup_end=2")
+    assert "lambda_V_reached" not in whole
+    assert "KL" not in whole.get("warnings", "")
 
 
 def test_a_run_and_a_sweep_tell_it_on_stderr_and_go_on(
