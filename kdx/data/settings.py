@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kdx.settings import Settings
 
@@ -17,9 +17,10 @@ Mirror = Literal["none", "copies", "random"]
 
 
 class DatasetSettings(Settings):
-    """What all data sets have: from where to load images, and which training samples to hold out and to train on.
+    """What all data sets have: from where to load images, which training samples to hold out, and which to show how.
 
-    `name` is the one that the registry has for the class.
+    `name` is the one that the registry has for the class. Training images are moved by up to `shift` pixels down or up
+    and to the right or left, by other ones in every epoch.
     """
 
     image_shape: ClassVar[tuple[int, int, int]]
@@ -35,7 +36,16 @@ class DatasetSettings(Settings):
     train_size: Annotated[int, Field(ge=1)] | None
     preprocessing: str
     mirror: Mirror
+    shift: Annotated[int, Field(ge=0)] = 0
     download: bool
+
+    @field_validator("shift")
+    @classmethod
+    def _leaves_something(cls, shift: int) -> int:
+        side = min(cls.image_shape[1:])
+        if shift >= side:
+            raise ValueError(f"0 to {side - 1}, since images have {side} pixels")
+        return shift
 
     def load(self) -> "Data":
         """Load the data set, on the CPU; raises UserError when its files are missing or damaged."""

@@ -320,12 +320,12 @@ def test_convolutions_lie_channels_last_in_memory_and_not_in_files(tmp_path: Pat
 
 
 def test_the_order_of_the_examples_is_that_of_the_cpu(tmp_path: Path):
-    examples = replace(split(100), mirror="random")
-    orders = [
-        each.order(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)).cpu()
-        for each in (examples, examples.to("cuda"))
-    ]
-    assert torch.equal(*orders)
+    examples = replace(split(100), mirror="random", shift=2)
+    both = (examples, examples.to("cuda"))
+    orders = [each.order(*(torch.Generator().manual_seed(seed) for seed in range(3))) for each in both]
+    assert torch.equal(*(order.cpu() for order in orders))
+    seen = [each.take(order)[0] for each, order in zip(both, orders, strict=True)]
+    assert torch.equal(*(images.cpu() for images in seen))
 
 
 def test_memory_is_given_back(tmp_path: Path):

@@ -91,6 +91,9 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ("student.channels=[3]", "student: family mlp has no channels; channels is [3]"),
         ("method.name=a/b", "method: method.name must be a text that can name a folder; it is 'a/b'"),
         ("dataset.mirror=copies", "dataset.mirror: 'copies' is not allowed; allowed: none"),
+        ("dataset.shift=28", "dataset.shift: 28 is not allowed; allowed: 0 to 27, since images have 28 pixels"),
+        ("dataset.shift=-1", "dataset.shift: -1 is not allowed; allowed: a whole number >= 0"),
+        ("dataset.shift=0.5", "dataset.shift: 0.5 is not allowed; allowed: a whole number >= 0"),
         ("dataset.train_size=0", "dataset.train_size: 0 is not allowed; allowed: a whole number >= 1 or null"),
         ("dataset.name=minst", "dataset.name: 'minst' is not known; did you mean 'mnist'? allowed: cifar10, digits,"),
         (

@@ -36,6 +36,7 @@ def but(override: str) -> list[str]:
         "force=true",
         "dataset.root=/data",
         "dataset.download=true",
+        "dataset.shift=0",
         "trainer.checkpoint_seconds=1",
         "teacher.trainer.checkpoint_seconds=1",
         "method.T=${sum}",
@@ -62,6 +63,7 @@ def test_whole_numbers_and_floats_are_one_run():
         "dataset.validation=7",
         "dataset.split_seed=7",
         "dataset.train_size=7",
+        "dataset.shift=1",
         "student=mlp-500-50",
         "student.hidden=[7]",
         "teacher.seed=7",
@@ -88,7 +90,7 @@ def test_the_teacher_id_depends_on_teacher_and_data_only():
     other = ["dataset=digits", "seed=1", "method=vanilla", "student=mlp-500-50", "trainer.lr=1"]
     assert teacher_id(single(other)) == base
     assert teacher_id(single([*BASE, "dataset.root=/data", "teacher.trainer.checkpoint_seconds=1"])) == base
-    for override in ("teacher.seed=1", "dataset.validation=7", "teacher.trainer.lr=1"):
+    for override in ("teacher.seed=1", "dataset.validation=7", "dataset.shift=1", "teacher.trainer.lr=1"):
         assert teacher_id(single([*BASE, override])) != base
 
 
