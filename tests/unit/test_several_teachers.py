@@ -91,7 +91,7 @@ def test_a_sweep_over_teachers():
     assert found == [[first], [first, third], [first, second], [first, second, third]]
 
 
-        (["teacher2=nin", "teacher2.seed=-3"], r"^teacher2\.seed: -3 is not allowed; allowed: a whole number >= 0 and <= "),
+def test_the_words_of_the_user_and_hydras():
     words = ["teacher2=nin", "teacher2.seed=1", "teacher=nin", "seed=1"]
     assert hydra_words(words) == ["teacher@teacher2=nin", *words[1:]]
     assert typed_words(hydra_words(words)) == words
