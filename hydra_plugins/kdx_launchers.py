@@ -1,4 +1,4 @@
-"""What Hydra finds of kdx: it takes launchers only from this namespace package."""
+"""What Hydra finds of kdx: it takes launchers and sweepers only from this namespace package."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from kdx.launchers.fused import FusedJobs
+from kdx.launchers.listed import ListedJobs
 from kdx.launchers.ray import RayTasks
 
 
@@ -43,3 +44,17 @@ class FusedLauncherSettings:
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="fused", node=FusedLauncherSettings, provider="kdx")
+
+
+class ListedSweeper(ListedJobs):
+    """`hydra/sweeper=listed`, which kdx chooses itself."""
+
+
+@dataclass
+class ListedSweeperSettings:
+    """It has none."""
+
+    _target_: str = "hydra_plugins.kdx_launchers.ListedSweeper"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="listed", node=ListedSweeperSettings, provider="kdx")

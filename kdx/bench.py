@@ -2,15 +2,15 @@
 
 All runtimes get the same image-major float32 batch in the CPU's memory, as an array of their own kind; so CSR's time
 includes the transposition.
-They are timed in turn, several rounds, so that what else the machine does falls on all of them.
+They are timed in turn and compared round by round; where other programs take the cores, nothing is told.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import kdx.deploy
+from kdx.crowd import taken_elsewhere
 from kdx.errors import UserError
 from kdx.export.csr import save_csr
 from kdx.export.onnx_file import INPUT, OUTPUT, load_onnx, save_onnx
@@ -30,14 +31,17 @@ from kdx.export.student import Student, finished_student
 from kdx.files import sha256_of, write_csv, write_json
 from kdx.layers import substitute
 from kdx.machine import describe_machine
-from kdx.measure.latency import Latency, cpu_threads, is_quick_enough, repeat, summary
+from kdx.measure.latency import Latency, cpu_threads, is_quick_enough, summary
 from kdx.methods.variational import log_alpha
 from kdx.models import build_model
 from kdx.report.inference import COLUMNS, HASH, PLACE, TABLE
+from kdx.rounds import Speedup, speedup, time_in_rounds
 from kdx.weights import save_weights
 
 BATCHES = (1, 32, 1024)
-ROUNDS = 5
+CROWD = 0.5
+"""How much of a core others may take of those that are timed with. Threads that wait for one that has to wait for its
+core are slow every time, which no spread shows."""
 # log alpha of the weights that are left and of those that are gone, on both sides of any threshold in use.
 KEPT, GONE, THRESHOLD = -10.0, 10.0, 3.0
 
@@ -77,10 +81,16 @@ CSR, AUTO = Kind(STUDENT, "CSR", DEPLOY), Kind(STUDENT, "auto", DEPLOY)
 
 @dataclass(frozen=True)
 class Timing:
-    """One kind with its times for one batch and number of threads."""
+    """One kind with its times for one batch and number of threads, and how many times as fast as others it is.
+
+    The others are the dense student and the teacher in the same runtime, for kdx.deploy the teacher in torch; None
+    where it is one of them, or one could not be timed.
+    """
 
     kind: Kind
     latency: Latency
+    dense: Speedup | None
+    teacher: Speedup | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,8 @@ class Bench:
     """The timings of a run, and by batch how each matrix of the shrunk student is multiplied faster on one thread.
 
     `file_bytes` is the size of the file that a kind is loaded from, where it has one; `left_out` says in a line each
-    what could not be timed, `place` on which machine all this was.
+    what could not be timed, `crowded` by threads and batch how many cores other programs took where it was too many,
+    `place` on which machine all this was.
     """
 
     run: Path
@@ -97,7 +108,13 @@ class Bench:
     choices: dict[int, list[kdx.deploy.Choice]]
     file_bytes: dict[Kind, int]
     left_out: list[str]
+    crowded: dict[tuple[int, int], float]
     place: dict[str, Any]
+
+    @property
+    def results(self) -> list[Timing]:
+        """The timings that other programs did not spoil."""
+        return [each for each in self.timings if (each.latency.threads, each.latency.batch) not in self.crowded]
 
 
 class Thresholded(nn.Module):
@@ -134,6 +151,7 @@ def bench(run: Path, seconds: float) -> Bench:
     timings: list[Timing] = []
     choices: dict[int, list[kdx.deploy.Choice]] = {}
     left_out: dict[str, None] = {}
+    crowded: dict[tuple[int, int], float] = {}
     with TemporaryDirectory() as folder:
         files = _Files(Path(folder), student, left_out)
         for threads in sorted({1, _cores()}):
@@ -142,18 +160,28 @@ def bench(run: Path, seconds: float) -> Bench:
                 for batch in BATCHES:
                     inputs = images[:batch]
                     calls = dict(fixed)
+                    elsewhere = taken_elsewhere()
                     if CSR in files.deploy:
                         measured = kdx.deploy.choices(files.deploy[CSR], inputs.numpy())
                         choices.setdefault(batch, measured)
                         calls[AUTO] = kdx.deploy.fastest(files.deploy[CSR], measured)
-                    timings += _timed(calls, inputs, threads, seconds, left_out)
+                    timings += timings_of(calls, inputs, threads, seconds, left_out)
+                    taken = elsewhere()
+                    if taken is not None and taken > _cores() - threads + CROWD:
+                        crowded[threads, batch] = taken
         sizes = {kind: path.stat().st_size for kind, path in files.paths.items()}
     title = f"{student.figures['method']} on {student.figures['dataset']}"
-    return Bench(run, title, timings, choices, sizes, list(left_out), describe_machine() | {"seconds": seconds})
+    place = describe_machine() | {"seconds": seconds}
+    return Bench(run, title, timings, choices, sizes, list(left_out), crowded, place)
 
 
 def write_bench(bench: Bench) -> None:
-    """Write the timings to `bench.csv` in the run's folder, in microseconds, and the machine to `bench.json`."""
+    """Write the results to `bench.csv` in the run's folder, in microseconds, and the machine to `bench.json`.
+
+    Where there is none, what is there stays.
+    """
+    if not bench.results:
+        return
     rows = [
         {
             "network": kind.network,
@@ -166,8 +194,11 @@ def write_bench(bench: Bench) -> None:
             "p90_us": 1000 * row.p90_ms,
             "repetitions": row.repetitions,
             "file_bytes": bench.file_bytes.get(kind),
+            **(timing.dense.columns("against_dense") if timing.dense else {}),
+            **(timing.teacher.columns("against_teacher") if timing.teacher else {}),
         }
-        for kind, row in ((timing.kind, timing.latency) for timing in bench.timings)
+        for timing in bench.results
+        for kind, row in [(timing.kind, timing.latency)]
     ]
     # Of an earlier measurement; `read_inference` takes a table without a machine for none.
     (bench.run / PLACE).unlink(missing_ok=True)
@@ -228,27 +259,22 @@ def _limited(threads: int) -> Iterator[None]:
         yield
 
 
-def _timed(
+def timings_of(
     calls: Mapping[Kind, Call], inputs: Tensor, threads: int, seconds: float, left_out: dict[str, None]
 ) -> list[Timing]:
+    """Time networks on one batch, about `seconds` each; those that would take too long are named in `left_out`."""
     arrays: dict[Kind, Tensor | Array] = {kind: inputs if kind.runtime == TORCH else inputs.numpy() for kind in calls}
-
-    def timer(kind: Kind) -> Callable[..., float]:
-        call, whole = calls[kind], arrays[kind]
-
-        def once(batch: Tensor | Array = whole) -> float:
-            start = time.perf_counter()
-            call(batch)
-            return time.perf_counter() - start
-
-        return once
-
-    timers = {kind: timer(kind) for kind in calls}
-    quick = {kind: once for kind, once in timers.items() if is_quick_enough(once, arrays[kind])}
-    for kind in timers.keys() - quick.keys():
+    quick = {kind: partial(call, arrays[kind]) for kind, call in calls.items() if is_quick_enough(call, arrays[kind])}
+    for kind in (kind for kind in calls if kind not in quick):
         left_out[f"{kind}: {len(inputs)} images would take too long with {threads} threads"] = None
-    taken: dict[Kind, list[float]] = {kind: [] for kind in quick}
-    for _ in range(ROUNDS):
-        for kind, once in quick.items():
-            taken[kind] += repeat(once, seconds / ROUNDS)
-    return [Timing(kind, summary("cpu", threads, str(kind), len(inputs), taken[kind])) for kind, times in taken.items()]
+    taken = time_in_rounds(quick, seconds)
+
+    def against(kind: Kind, other: Kind) -> Speedup | None:
+        return speedup(taken[kind], over=taken[other]) if kind != other and other in taken else None
+
+    timings = []
+    for kind, rounds in taken.items():
+        latency = summary("cpu", threads, str(kind), len(inputs), rounds)
+        dense = None if kind.network == TEACHER else against(kind, DENSE[kind.runtime])
+        timings.append(Timing(kind, latency, dense, against(kind, TEACHERS.get(kind.runtime, TEACHERS[TORCH]))))
+    return timings

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from kdx.checkpoint import Progress
-from kdx.config import Config, packages_record
+from kdx.config import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data, Split
-from kdx.device import full_float32, prepare_device
+from kdx.device import prepare_device
 from kdx.files import write_csv
 from kdx.fit import Plan
+from kdx.identity import packages_record
 from kdx.measure import measure
 from kdx.measure.accuracy import error_percent, logits_of, within_tolerance
 from kdx.measure.footprint import parameter_count
@@ -122,9 +123,7 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
         assert data.validation is not None, "Chain.check asks for a validation split"
         student, taught_by = network(generation, member.weights), network(teacher.generation, teacher.weights)
         objective = build(settings.method)[0].objective(student, taught_by, len(data.train))
-        with full_float32(engine.device):
-            loss = mean_loss(objective, student, taught_by, data.validation)
-        return replace(member, val_loss=loss)
+        return replace(member, val_loss=mean_loss(objective, student, taught_by, data.validation))
 
     accepted, trained = grown(chain, _origin(config, origin, data), train)
     pruned = [_pruned(run(_pruning_of(config, chain, structures, each))) for each in accepted] if chain.prune else []

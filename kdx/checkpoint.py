@@ -8,7 +8,10 @@ from torch import Tensor
 
 from kdx.tensors import DamagedTensors, load_tensors, save_tensors
 
-FORMAT = 1
+FORMAT = 2
+
+Facts = dict[str, str | int]
+"""How steps were executed: device, threads, precision, ... as in metrics.json."""
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +21,7 @@ class Progress:
     """How far a training is: steps done, the history of finished epochs, seconds spent.
 
     `best_epoch` counts from 1 and is the one with the lowest validation error, where the training stops early;
-    `execution` is how the latest steps were executed.
+    `executed` has each way in which steps were executed, several where the training was continued otherwise.
     """
 
     steps: int = 0
@@ -26,7 +29,18 @@ class Progress:
     epoch_seconds: float = 0.0
     history: list[dict[str, float | None]] = field(default_factory=list)
     best_epoch: int | None = None
-    execution: str | None = None
+    executed: list[Facts] = field(default_factory=list)
+
+    def note(self, facts: Facts) -> None:
+        """The next steps are executed so."""
+        if not self.executed or self.executed[-1] != facts:
+            self.executed.append(facts)
+
+    def execution(self) -> Facts:
+        """How all steps were executed; a fact that changed on the way is told as "1, then 2"."""
+        keys = dict.fromkeys(key for facts in self.executed for key in facts)
+        values = {key: list(dict.fromkeys(facts[key] for facts in self.executed if key in facts)) for key in keys}
+        return {key: found[0] if len(found) == 1 else ", then ".join(map(str, found)) for key, found in values.items()}
 
 
 def save_checkpoint(path: Path, identity: str, progress: Progress, tensors: dict[str, Tensor]) -> None:

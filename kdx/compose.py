@@ -131,9 +131,14 @@ def hydra_words(words: Iterable[str]) -> list[str]:
 
     With them goes where it finds the groups of installed packages.
     """
-    names = {group.name: group.hydra_name for group in load_groups().values()}
     folders = ",".join(quoted(f"file://{folder}") for folder in package_folders())
-    return [*([f"{SEARCH_PATH}=[{folders}]"] if folders else []), *(_renamed(word, names) for word in words)]
+    return [*([f"{SEARCH_PATH}=[{folders}]"] if folders else []), *in_hydras_spelling(words)]
+
+
+def in_hydras_spelling(words: Iterable[str]) -> list[str]:
+    """Overrides of one job, as `hydra_words` writes them."""
+    names = {group.name: group.hydra_name for group in load_groups().values()}
+    return [_renamed(word, names) for word in words]
 
 
 def typed_words(words: Iterable[str]) -> list[str]:

@@ -1,10 +1,6 @@
-"""The typed schema of `conf/`, the checks between its fields, and the ids that name runs and teachers."""
+"""The typed schema of `conf/`, and the checks between its fields."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -20,16 +16,9 @@ from pydantic import (
 from kdx.data.settings import DatasetSettings
 from kdx.errors import UserError
 from kdx.explain import settings_from
-from kdx.files import sha256_of
 from kdx.models.settings import Count, DropoutRate, NetworkSettings, RefinedSettings, Student, network_of
-from kdx.registry import DATASETS, MODELS, PARTS, PROCEDURES, Package
+from kdx.registry import DATASETS
 from kdx.settings import Settings
-
-# Part of every id: raise it when a change of the program makes old runs another experiment.
-FORMAT = 2
-WITHOUT_EFFECT = ("device", "outputs", "force", "sweep")
-PLACE_OF_DATA = ("root", "download")
-"""The groups, and the settings of a data set, that cannot change a result."""
 
 # As far as torch's generators go, which take whole numbers of 64 bits with a sign.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -92,14 +81,13 @@ def _student(content: Any, info: ValidationInfo) -> Any:
 
 
 class DeviceSettings(Settings):
-    """Where and how the arithmetic runs; no part of the experiment's identity."""
+    """Where and how the arithmetic runs; only `precision` is part of the experiment's identity."""
 
     kind: Literal["auto", "cpu", "cuda", "mps"]
     threads: Count | None
     precision: Literal["fp32", "tf32", "bf16"]
     gemm: Literal["auto", "default", "onednn"]
     compile: Literal["auto"] | bool
-    # Runs from before the key was there are read too.
     graph: Literal["auto"] | bool = "auto"
     latency_seconds: Annotated[float, Field(ge=0, le=3600)]
 
@@ -131,8 +119,8 @@ class Config(Settings):
     trainer: TrainerSettings
     method: Annotated[dict[str, Any], AfterValidator(_named)]
     device: DeviceSettings
-    teacher2: Annotated[SerializeAsAny[Teacher] | None, BeforeValidator(_further_teacher)]
-    teacher3: Annotated[SerializeAsAny[Teacher] | None, BeforeValidator(_further_teacher)]
+    teacher2: Annotated[SerializeAsAny[Teacher] | None, BeforeValidator(_further_teacher)] = None
+    teacher3: Annotated[SerializeAsAny[Teacher] | None, BeforeValidator(_further_teacher)] = None
     seed: Seed
     force: bool
     outputs: Annotated[str, StringConstraints(min_length=1)]
@@ -209,102 +197,3 @@ class Config(Settings):
                     f"{other}: '{same.name}' is not allowed, since it is the very same as {key}; allowed: another"
                     f" network or recipe, such as {other}.seed={same.seed + 1}"
                 )
-
-
-def packages_record(config: Config, *groups: str) -> dict[str, str]:
-    """`packages` as in metrics.json, if any: names and versions of those whose code these groups (or all) use.
-
-    kdx says with FORMAT when its code makes another experiment of the same settings; of a package only its version can.
-    """
-    code = {"dataset": [DATASETS.package(config.dataset.name)], "method": list(_method_packages(config.method))}
-    networks: dict[str, NetworkSettings] = {**config.teachers, "student": config.student}
-    code |= {key: [MODELS.package(network.family)] for key, network in networks.items()}
-    used = {str(package) for key in groups or code for package in code[key] if package}
-    return {"packages": ", ".join(sorted(used))} if used else {}
-
-
-def _method_packages(method: Mapping[str, Any]) -> Iterator[Package | None]:
-    """Also of a method within the method, such as that which prunes a chain."""
-    yield PROCEDURES.package(method.get("procedure", "once"))
-    for name in method["parts"]:
-        yield PARTS.package(name)
-    for value in method.values():
-        if isinstance(value, Mapping) and "parts" in value:
-            yield from _method_packages(value)
-
-
-def run_id(config: Config) -> str:
-    """Twelve hexadecimal digits that name the experiment: equal for equal experiments, wherever and however run."""
-    return _digest({**_identity(config), "format": FORMAT})
-
-
-def teacher_id(config: Config) -> str:
-    """The same for the first teacher, which depends on its own settings and the data set's only."""
-    identity = _identity(config)
-    own = {"teacher": identity["teacher"], "dataset": identity["dataset"]}
-    return _digest({**own, **packages_record(config, *own), "format": FORMAT})
-
-
-def sweep_id(configs: Iterable[Config]) -> str:
-    """The same for a sweep: equal where the runs are, however they are written, ordered or launched."""
-    return _digest({"runs": sorted({run_id(config) for config in configs})})
-
-
-def changes_result(key: str) -> bool:
-    """Whether a setting, or a group, of this dotted key can change a run's result, and so its id."""
-    group, _, rest = key.partition(".")
-    return not (group in WITHOUT_EFFECT or (group == "dataset" and rest in PLACE_OF_DATA) or _is_pace(rest))
-
-
-def words_id(words: Iterable[str]) -> str:
-    """The same for settings that several runs have in common, as they are typed, in whatever order."""
-    return _digest({"words": sorted(words)})
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """The configuration without what cannot change a result, and with files of weights replaced by their content."""
-    exclude: dict[str, Any] = dict.fromkeys(WITHOUT_EFFECT, True)
-    exclude["dataset"] = dict.fromkeys(PLACE_OF_DATA, True)
-    content = config.model_dump(mode="json", exclude=exclude)
-    # A run of one teacher is what it was before there could be more.
-    for key in ("teacher2", "teacher3"):
-        if content[key] is None:
-            del content[key]
-    for key, teacher in config.teachers.items():
-        if teacher.checkpoint is not None:
-            content[key]["checkpoint"] = _checkpoint_sha256(key, Path(teacher.checkpoint))
-    # Runs from before students had the key keep their ids.
-    if config.student.checkpoint is None:
-        del content["student"]["checkpoint"]
-    else:
-        content["student"]["checkpoint"] = _checkpoint_sha256("student", Path(config.student.checkpoint))
-    return _canonical({**content, **packages_record(config)})
-
-
-def _checkpoint_sha256(key: str, checkpoint: Path) -> str:
-    if not checkpoint.is_file():
-        raise UserError(f"{key}.checkpoint: '{checkpoint}' is not a file; allowed: a .safetensors file or null")
-    return sha256_of(checkpoint)
-
-
-def _canonical(content: Any) -> Any:
-    """One spelling for one value: 2.0 becomes 2; how often a checkpoint is written is left out."""
-    match content:
-        case dict():
-            return {key: _canonical(value) for key, value in content.items() if not _is_pace(key)}
-        case list():
-            return [_canonical(value) for value in content]
-        case float() if content.is_integer():
-            return int(content)
-        case _:
-            return content
-
-
-def _is_pace(key: str) -> bool:
-    """Whether the key, without its group or groups, says how often a checkpoint is written."""
-    return key.rpartition(".")[2] == "checkpoint_seconds"
-
-
-def _digest(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

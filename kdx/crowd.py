@@ -1,6 +1,9 @@
 """Machines with other work: how many threads this process has, and how they wait for each other."""
 
 import os
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 from kdx.errors import UserError
 from kdx.machine import usable_cores
@@ -8,6 +11,9 @@ from kdx.machine import usable_cores
 SPIN, SPINS = "GOMP_SPINCOUNT", "1000"
 """libgomp's variable, and how often its threads look before they sleep: some 15 to 50 microseconds."""
 POLICY = "OMP_WAIT_POLICY"
+STAT = Path("/proc/stat")
+SHORTEST = 0.5
+"""Of fewer seconds the system's clock ticks of 10 ms say too little."""
 
 
 def share_cores() -> None:
@@ -38,3 +44,31 @@ def check_threads(threads: int | None) -> None:
 def waiting() -> str:
     """How threads wait, as the environment says."""
     return ", ".join(f"{name}={os.environ[name]}" for name in (POLICY, SPIN) if name in os.environ) or "they like"
+
+
+def taken_elsewhere() -> Callable[[], float | None]:
+    """Watch from now on; what comes back says how many of this process's cores others have taken since, on average.
+
+    It gives None where the system does not say, and within the first half second.
+    """
+    start, own, busy = time.perf_counter(), time.process_time(), _busy()
+
+    def cores() -> float | None:
+        seconds, since = time.perf_counter() - start, _busy()
+        if busy is None or since is None or seconds < SHORTEST:
+            return None
+        return max(since - busy - (time.process_time() - own), 0.0) / seconds
+
+    return cores
+
+
+def _busy() -> float | None:
+    """The seconds that the cores of this process were busy, or lent to another machine, since the system began."""
+    try:
+        cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        lines = [line.split() for line in STAT.read_text().splitlines()]
+        # The fields of proc(5)'s stat: user, nice, system, idle, iowait, irq, softirq, steal.
+        ticks = [sum(int(line[field]) for field in (1, 2, 3, 6, 7, 8)) for line in lines if line[0] in cores]
+        return sum(ticks) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, IndexError, ValueError):
+        return None

@@ -11,12 +11,13 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from kdx import __version__
 from kdx.allocator import keep_freed_memory
 from kdx.config import DeviceSettings
 from kdx.crowd import check_threads, waiting
 from kdx.errors import UserError
 from kdx.gemm import set_gemm
-from kdx.machine import peak_rss_bytes
+from kdx.machine import cpu_model, kdx_source
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -61,15 +62,17 @@ class Engine:
         return network
 
     def record(self) -> dict[str, str | int]:
-        """What the run was executed on, and the most memory that its process had so far, for its metrics."""
+        """What steps are executed on, and by which programs, for the metrics."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
             "device": name,
             "threads": torch.get_num_threads(),
             "precision": self.precision,
             "gemm": self.gemm,
-            "peak_rss_bytes": peak_rss_bytes(),
+            "processor": cpu_model(),
             "torch_version": torch.__version__,
+            "kdx_version": __version__,
+            "kdx_source": kdx_source(),
         }
 
     def compiles(self, student: nn.Module, steps: int) -> bool:
@@ -113,18 +116,17 @@ def has_compiler() -> bool:
 def prepare_device(settings: DeviceSettings) -> Engine:
     """Set the process's threads, denormals, memory and matrix products as `settings` says, and name the device.
 
-    Raises UserError for a device that is not there, and for more threads than cores.
+    Raises UserError as `choose_device`, for more threads than cores, and for products that would not be those of the
+    precision.
     """
     check_threads(settings.threads)
+    device = choose_device(settings)
     # Before the first parallel operation: it holds for this thread and those that are started later.
     torch.set_flush_denormal(True)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = _chosen(settings.kind)
     if device.type == "cuda":
         gemm = _set_cuda(tf32=settings.precision == "tf32")
-    elif settings.graph is True:
-        raise UserError(f"device.graph: true needs an NVIDIA GPU, here is {device.type} only; allowed: auto, false")
     else:
         keep_freed_memory()
         gemm = set_gemm(settings.gemm)
@@ -145,12 +147,11 @@ def _set_cuda(*, tf32: bool) -> str:
 
 
 @contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Products and convolutions in whole float32 also where a GPU was told to round to TF32."""
+def full_float32() -> Iterator[None]:
+    """Products and convolutions in whole float32, on every device and whatever the process was told."""
     precision, rounds = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
@@ -158,7 +159,19 @@ def full_float32(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = rounds
 
 
-def _chosen(kind: str) -> torch.device:
+def choose_device(settings: DeviceSettings) -> torch.device:
+    """The device that `settings` means on this machine; UserError where it is not there or cannot do what they ask."""
+    device = _of_kind(settings.kind)
+    if device.type != "cuda" and settings.graph is True:
+        raise UserError(f"device.graph: true needs an NVIDIA GPU, here is {device.type} only; allowed: auto, false")
+    if device.type != "cuda" and settings.precision == "tf32":
+        raise UserError(
+            f"device.precision: 'tf32' needs an NVIDIA GPU, here is {device.type} only; allowed: fp32, bf16"
+        )
+    return device
+
+
+def _of_kind(kind: str) -> torch.device:
     available = ["cpu"]
     if torch.cuda.is_available():
         available.insert(0, "cuda")

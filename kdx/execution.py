@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from kdx.captured import Graphs, Recorder
+from kdx.checkpoint import Facts
 from kdx.compiled import Step, compiled_step
 from kdx.device import Engine
 
@@ -14,12 +15,18 @@ class Execution:
 
     def __init__(self, engine: Engine, student: nn.Module, steps: int) -> None:
         self.engine, self.compiles = engine, engine.compiles(student, steps)
+        self._facts = engine.record()
 
     @property
     def name(self) -> str:
         """What is done to the step, in words."""
         words = ["compiled"] * self.compiles + ["captured"] * self.engine.captures
         return " and ".join(words) or "eager"
+
+    @property
+    def facts(self) -> Facts:
+        """How steps are executed, for the metrics."""
+        return {**self._facts, "execution": self.name}
 
     @property
     def autocast(self) -> str | None:

@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 
 from kdx.chain import run_chain
-from kdx.config import Config, packages_record
+from kdx.config import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data
-from kdx.device import Engine, prepare_device
+from kdx.device import Engine, choose_device, prepare_device
 from kdx.fit import Lesson, Plan
+from kdx.identity import packages_record
 from kdx.logits import teacher_logits
 from kdx.measure import measure
 from kdx.measure.accuracy import mean_logits
@@ -17,7 +18,7 @@ from kdx.procedures import build
 from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Outcome
 from kdx.results import write_results
-from kdx.runs import RunFolder, run_folder
+from kdx.runs import RunFolder, run_folder, teacher_folder
 from kdx.student import initial_student
 from kdx.teacher import check_teachers, get_teachers
 from kdx.weights import emptied, load_weights, save_weights
@@ -32,10 +33,14 @@ def run(config: Config) -> Path:
     waited for. Raises UserError for the user's mistakes, Interrupted when stopped from outside, Diverged when the
     loss is no longer finite.
     """
+    # Asked also where the run is finished, so that an order which cannot be carried out is never answered.
+    choose_device(config.device)
     folder = run_folder(config)
     with folder.lock():
         if folder.settled(repeat=config.force):
             log.warning("%s: finished before, skipped (force=true repeats it)", folder.path)
+            for line in folder.reservations(config.device.latency_seconds):
+                log.warning("%s: %s", folder.path, line)
             return folder.path
         with folder.logged():
             _run(config, folder)
@@ -69,6 +74,14 @@ def get_lesson(config: Config, method: Method, data: Data, engine: Engine, *, tr
     if method.needs_teacher:
         logits = mean_logits([teacher_logits(each, data, Path(config.outputs)) for each in (teacher, *further)])
     return Lesson(data, teacher, logits, tuple(further))
+
+
+def train_teachers(config: Config) -> Path:
+    """Train the teachers that `config` describes, where they are not trained; the first one's folder."""
+    engine = prepare_device(config.device)
+    data = load_data(config.dataset).to(engine.device)
+    get_teachers(config, data, engine, trained=True)
+    return teacher_folder(config).path
 
 
 def plan_of(config: Config, folder: RunFolder) -> Plan:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+MODULES = (".py", ".so", ".pyd")
+"""The endings of what Python imports."""
+
 
 def make_folder(path: Path) -> None:
     """Make a folder and all above it, where they are absent; raises OSError, which names the folder."""
@@ -90,6 +93,16 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_sha256(places: Iterable[Path]) -> str:
+    """SHA-256, in hexadecimal, of the names and contents of all modules in these folders, or of these modules."""
+    digest = hashlib.sha256()
+    for place in places:
+        modules = [place] if place.is_file() else [path for end in MODULES for path in place.rglob(f"*{end}")]
+        for module in sorted(modules):
+            digest.update(f"{module.relative_to(place).as_posix()} {sha256_of(module)}\n".encode())
+    return digest.hexdigest()
 
 
 def _umask() -> int:

@@ -171,7 +171,7 @@ def trainee_of(
         title=plan.title,
         identity="/".join([plan.folder.path.name, data.fingerprint, *filter(None, [plan.stage])]),
         examples=data.train,
-        teacher_logits=None if stored is None else method.targets(stored, plan.seed),
+        teacher_logits=None if stored is None else method.targets(stored, plan.seed, data.train.shifts),
         trainer=plan.trainer,
         # Every stage sees the examples in orders of its own.
         seed=derived_seed(plan.seed, plan.stage) if plan.stage else plan.seed,

@@ -1,100 +1,53 @@
-"""Which of the CPU's two routes for float32 matrix products is faster: measured once per machine, then remembered."""
+"""Which library multiplies float32 matrices on a CPU."""
 
-import json
-import logging
-import platform
-import time
-from pathlib import Path
-from statistics import median
+import os
 
 import torch
-from torch import Tensor
 
-from kdx.files import write_json
-from kdx.folders import user_cache
+from kdx.errors import UserError
 
-log = logging.getLogger(__name__)
-
-# torch's routes, by the name of the precision setting that selects them on a CPU.
+# torch's routes, by the name of the setting that selects them on a CPU. "medium" is the only way to oneDNN's products,
+# and lets them round to bfloat16; without AVX-512 torch passes it over. It is a setting of products alone: oneDNN's
+# convolutions go by torch.backends.mkldnn.conv.fp32_precision, which stays float32, but a convolution that torch makes
+# a product, like the linear layers that its compiler packs, goes by that of products.
 PRECISION = {"default": "highest", "onednn": "medium"}
-# A float32 product of MNIST size has a relative error of 4e-7, one in bfloat16 of 2e-3.
-FLOAT32_ERROR = 1e-5
-# The routes differ by 0-120 %; below this the measurement is noise.
-LEAST_GAIN = 1.05
-ROUNDS, PRODUCTS = 15, 20
+# The values of ONEDNN_MAX_CPU_ISA that hide AMX from oneDNN; a word that it does not know hides nothing.
+WITHOUT_AMX = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
+WITHOUT_AMX |= {"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"}
+# What makes oneDNN round float32 convolutions and products at every setting of torch.
+ROUNDING_MODES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
 def set_gemm(route: str) -> str:
-    """Select a route for the process: `default`, `onednn` or `auto`, the faster one; give the route that was taken.
+    """Select `default`, `onednn` or `auto`, which is oneDNN wherever that multiplies in float32; give what was taken.
 
-    `auto` is remembered in the user's cache for this processor, number of threads and version of torch, so that the
-    same run always executes the same way.
+    Raises UserError where oneDNN is asked for and would round, or is told to round by the environment.
     """
-    chosen = _remembered() if route == "auto" else route
+    for name in ROUNDING_MODES:
+        if os.environ.get(name, "").upper() not in ("", "STRICT"):
+            raise UserError(
+                f"{name}: '{os.environ[name]}' would round float32 products and convolutions; allowed: STRICT, or not"
+                " set; who wants bfloat16 asks for device.precision=bf16"
+            )
+    why = onednn_rounds()
+    if route == "onednn" and why is not None:
+        raise UserError(
+            f"device.gemm: 'onednn' would multiply float32 matrices in bfloat16 here, {why}; allowed: auto, default;"
+            " who wants bfloat16 asks for device.precision=bf16"
+        )
+    chosen = ("onednn" if why is None else "default") if route == "auto" else route
     torch.set_float32_matmul_precision(PRECISION[chosen])
     return chosen
 
 
-def faster_gemm() -> str:
-    """Measure both routes, alternating; oneDNN counts only where it computes in float32 (AMX may use bfloat16)."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(shape, generator=generator) for shape in ((128, 784), (784, 300)))
-    exact = left.double() @ right.double()
-    before = torch.get_float32_matmul_precision()
-    seconds: dict[str, list[float]] = {name: [] for name in PRECISION}
-    accurate = True
-    try:
-        for _ in range(ROUNDS):
-            for name, precision in PRECISION.items():
-                torch.set_float32_matmul_precision(precision)
-                product, time_taken = _timed_products(left, right)
-                seconds[name].append(time_taken)
-                accurate &= bool((product - exact).norm() < FLOAT32_ERROR * exact.norm())
-    finally:
-        torch.set_float32_matmul_precision(before)
-    gain = median(seconds["default"]) / median(seconds["onednn"])
-    log.info("float32 matrix products: oneDNN %.2f times as fast, %s", gain, "exact" if accurate else "not float32")
-    return "onednn" if accurate and gain > LEAST_GAIN else "default"
+def onednn_rounds() -> str | None:
+    """Why oneDNN would multiply float32 matrices in bfloat16 on this processor, or None where it does not.
 
-
-def _remembered() -> str:
-    memory = user_cache() / "gemm.json"
-    machine = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    known = _read(memory)
-    if known.get(machine) in PRECISION:
-        return known[machine]
-    choice = faster_gemm()
-    try:
-        write_json(memory, known | {machine: choice})
-    except OSError as error:
-        log.info("%s: the faster matrix product is not remembered (%s)", memory, error)
-    return choice
-
-
-def processor() -> str:
-    """The processor's model and the widest instructions that torch uses on it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    facts = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
-    # Virtual machines often hide the marketing name, so family and model go with it.
-    words = [facts.get("model name", platform.processor()).strip()]
-    words += [f"{key} {facts[key].strip()}" for key in ("cpu family", "model") if key in facts]
-    return ", ".join([*words, torch.backends.cpu.get_cpu_capability()])
-
-
-def _read(memory: Path) -> dict[str, str]:
-    try:
-        content = json.loads(memory.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _timed_products(left: Tensor, right: Tensor) -> tuple[Tensor, float]:
-    product = left @ right
-    started = time.perf_counter()
-    for _ in range(PRODUCTS):
-        product = left @ right
-    return product, time.perf_counter() - started
+    On x86-64 it does so by AMX alone, also where AVX-512 has instructions for bfloat16. Elsewhere it may: ARM's
+    processors have such instructions too.
+    """
+    processor = torch.cpu.get_capabilities()
+    if processor["architecture"] != "x86_64":
+        return f"on a processor ({processor['architecture']}) that is not x86-64"
+    hidden = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_AMX
+    return "on a processor with AMX" if processor["amx_tile"] and not hidden else None

@@ -36,6 +36,12 @@ def is_hydras(override: Override) -> bool:
     return key == "hydra" or key.startswith(("hydra.", "hydra/"))
 
 
+def is_hydras_word(word: str) -> bool:
+    """The same of an override as it is typed."""
+    key = word.lstrip("+~").partition("=")[0]
+    return key == "hydra" or key.startswith(("hydra.", "hydra/"))
+
+
 def check_word(override: Override, launchers: Collection[str], *, sweep: bool) -> None:
     """Raise UserError, which names what takes its place, for a setting of Hydra's that is not the user's.
 

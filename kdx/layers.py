@@ -1,8 +1,8 @@
 """Substitution of layers, and layers whose randomness is drawn outside of them."""
 
 from collections.abc import Callable
-from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Substitute = Callable[[nn.Module], nn.Module | None]
@@ -21,10 +21,32 @@ def substitute(model: nn.Module, replacement: Substitute) -> int:
     return count
 
 
-def geometry_of(convolution: nn.Conv2d) -> dict[str, Any]:
-    """The arguments by which `nn.Conv2d` makes another convolution of the same shape that pads with zeros."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-    return {name: getattr(convolution, name) for name in names}
+class Geometry:
+    """How an `nn.Conv2d` lies over its images: the arguments that make another of the same shape, but for the bias."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        names = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        )
+        self.arguments = {name: getattr(convolution, name) for name in names}
+        self.stride, self.padding, self.dilation = convolution.stride, convolution.padding, convolution.dilation
+        self.groups, self.padding_mode = convolution.groups, convolution.padding_mode
+        # torch's own resolved form, which covers padding="same" too.
+        self.sides = list(convolution._reversed_padding_repeated_twice)
+
+    def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution with these filters and this bias, (batch, in, H, W) to (batch, out, H', W')."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            images, padding = F.pad(images, self.sides, self.padding_mode), 0
+        return F.conv2d(images, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class NoisyLayer(nn.Module):

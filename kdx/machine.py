@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kdx
+from kdx.files import source_sha256
 
 QUIET_LOAD = 0.5
 
@@ -27,9 +28,9 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "kdx": kdx.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "load_average": os.getloadavg()[0],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": now(),
     }
 
 
@@ -61,10 +62,22 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _commit() -> str | None:
+def now() -> str:
+    """The date and time, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def kdx_source() -> str:
+    """Twelve digits of the SHA-256 of kdx's own modules, which tell a changed checkout from another."""
+    return source_sha256([Path(kdx.__file__).parent])[:12]
+
+
+def commit() -> str | None:
     """The commit of a checkout, with -dirty where its files are others; results, which kdx writes, do not count."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        # An environment inside somebody's checkout is no checkout of kdx.
+        _output([*git, "ls-files", "--error-unmatch", Path(__file__).name])
         name = _output([*git, "describe", "--always"])
         changed = _output([*git, "diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)outputs"])
     except (OSError, subprocess.CalledProcessError):

@@ -36,8 +36,8 @@ Asking does not wait for the device, so that several students can be asked befor
 class Training:
     """What one training works on, besides the student and its objective.
 
-    `identity` names the training, so that no other one's checkpoint is taken for its own; `teacher_logits` has one
-    row for every view of `examples`, (samples * views, classes), or is None.
+    `identity` names the training, so that no other one's checkpoint is taken for its own; `teacher_logits`, float32 or
+    float16, has one row for every view of `examples`, (samples * views, classes), or is None.
     """
 
     title: str
@@ -51,11 +51,12 @@ class Training:
     def batch(self, chosen: Tensor) -> Batch:
         """The examples of these numbers (batch,), with their teacher logits."""
         logits = self.teacher_logits
-        return Batch(*self.examples.take(chosen), None if logits is None else logits.index_select(0, chosen))
+        # What is stored in half precision is a float32 from here on.
+        return Batch(*self.examples.take(chosen), None if logits is None else logits.index_select(0, chosen).float())
 
     def order(self, epoch: int) -> Tensor:
         """The examples (per_epoch,) of an epoch, in its order."""
-        return self.examples.order(*(stream(self.seed, purpose, epoch) for purpose in ("order", "mirror")))
+        return self.examples.order(*(stream(self.seed, purpose, epoch) for purpose in ("order", "mirror", "shift")))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Where the jobs of a sweep run: which launcher, how many at once, with how many cores, on which GPU."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from kdx.compose import Job, launcher_settings
+from kdx.config import Config
 from kdx.crowd import check_threads
 from kdx.errors import UserError
 from kdx.explain import settings_from
@@ -39,14 +40,14 @@ def check_launcher(overrides: Sequence[str]) -> None:
             )
 
 
-def check_here(overrides: Sequence[str], jobs: Sequence[Job]) -> None:
+def check_here(overrides: Sequence[str], configs: Iterable[Config]) -> None:
     """Raise UserError for a wrong setting of the launcher, and for more threads than this machine can give a job of it.
 
     Ray and Slurm may run a job on a larger machine; there it is asked again.
     """
     if _kind(launcher_settings(overrides)) not in ELSEWHERE:
-        for job in jobs:
-            check_threads(job.config.device.threads)
+        for config in configs:
+            check_threads(config.device.threads)
 
 
 def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:

@@ -8,13 +8,14 @@ package that works.
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kdx.errors import UserError, one_line, unknown
+from kdx.files import source_sha256
 
 if TYPE_CHECKING:
     from kdx.data.settings import DatasetSettings
@@ -28,11 +29,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Package:
-    """An installed package that registers something, and the folder of its YAML choices, where it has one."""
+    """An installed package that registers something, where its modules lie, and its folder of YAML choices, if any."""
 
     name: str
     version: str
     conf: Path | None
+    places: tuple[Path, ...]
+
+    @cached_property
+    def source(self) -> str:
+        """SHA-256 of its modules, in hexadecimal: one that is edited in place makes other runs, whatever its version.
+
+        What a process has imported stays what it is, so that it is read once.
+        """
+        return source_sha256(self.places)
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
@@ -195,8 +205,9 @@ def _package(point: EntryPoint) -> Package:
     spec = find_spec(top)
     if spec is None:
         raise UserError(f"package {name} {version}: its module {top} is not there; install it again or uninstall it")
-    folders = _conf_folders(list(spec.submodule_search_locations or ()), below)
-    return Package(name, version, next(folders, None))
+    locations = list(spec.submodule_search_locations or ())
+    places = tuple(map(Path, locations or filter(None, [spec.origin])))
+    return Package(name, version, next(_conf_folders(locations, below), None), places)
 
 
 def _conf_folders(locations: Sequence[str], below: Sequence[str]) -> Iterator[Path]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kdx import __version__
 from kdx.device import Engine
 from kdx.files import write_csv
 from kdx.fit import Plan
+from kdx.machine import commit, now, peak_rss_bytes
 from kdx.measure import Measurements
 from kdx.measure.latency import write_latency
 from kdx.measure.sparsity import write_layers
@@ -48,10 +48,12 @@ def write_results(
             "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history)
             if progress.history
             else None,
-            "execution": progress.execution,
             **engine.record(),
+            **progress.execution(),
+            "commit": commit(),
+            "finished_at": now(),
+            "peak_rss_bytes": peak_rss_bytes(),
             **({"warnings": " ".join(warned)} if (warned := warnings_of(figures)) else {}),
-            "kdx_version": __version__,
         }
     )
     for checkpoint in path.glob("checkpoint*.safetensors"):

@@ -13,10 +13,12 @@ from typing import Any
 import yaml
 
 from kdx import seal
-from kdx.config import Config, run_id, teacher_id
+from kdx.config import Config
 from kdx.errors import UserError
 from kdx.files import json_text, make_folder, write_text
+from kdx.identity import run_id, teacher_id
 from kdx.lock import held
+from kdx.machine import commit, kdx_source
 from kdx.seal import METRICS
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,23 @@ class RunFolder:
             return True
         self.clear()
         return False
+
+    def reservations(self, latency_seconds: float = 0.0) -> list[str]:
+        """What must be known before these results are taken for those of a new order, in words.
+
+        They lack the latency that is asked for, or one of the two orders has a kdx with changes that no commit names.
+        """
+        metrics, found = self.metrics(), []
+        if latency_seconds and metrics.get("latency_ms") is None and not self._timed():
+            found.append("it was made with device.latency_seconds=0 and tells no latency; `kdx bench` measures it")
+        made_by, source = metrics.get("kdx_source"), kdx_source()
+        if made_by not in (None, source) and "-dirty" in f"{metrics.get('commit')} {commit()}":
+            found.append(f"it was made by another source of kdx ({metrics.get('commit') or 'without a commit'})")
+        return found
+
+    def _timed(self) -> bool:
+        config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return bool(config["device"]["latency_seconds"])
 
     def metrics(self) -> dict[str, Any]:
         """The figures of the finished run; UserError when there are none or the file is damaged."""

@@ -4,6 +4,10 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A frozen group of settings; values live in `conf/`, so no field has a default here."""
+    """A frozen group of settings, whose values live in `conf/`.
+
+    A field with a default came later than results: at its default a run is what it was before there was the field, so
+    that configurations from before are read, and ids leave it out.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

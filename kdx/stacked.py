@@ -125,11 +125,12 @@ def _gathering(members: Sequence[Member]) -> tuple[Gather, Stacking]:
         if logits is None:
             return Batch(images, labels, None)
         if one_target:
-            return Batch(images, labels, logits[chosen])
-        if one_order:
-            return Batch(images, labels, logits[:, chosen])
-        models = torch.arange(len(logits), device=chosen.device).unsqueeze(1)
-        return Batch(images, labels, logits[models, chosen])
+            taught = logits[chosen]
+        elif one_order:
+            taught = logits[:, chosen]
+        else:
+            taught = logits[torch.arange(len(logits), device=chosen.device).unsqueeze(1), chosen]
+        return Batch(images, labels, taught.float())
 
     return gather, Stacking(not one_order, logits is not None and not (one_order and one_target))
 

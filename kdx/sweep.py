@@ -21,16 +21,21 @@ from kdx.compose import (
     check_method,
     expand,
     hydra_words,
+    in_hydras_spelling,
     quoted,
     to_config,
     typed_words,
 )
-from kdx.config import Config, changes_result, sweep_id
+from kdx.config import Config
+from kdx.display import QUIET
 from kdx.errors import UserError, one_line
 from kdx.explain import shown
 from kdx.failure import RunFailed, describe, recorded
 from kdx.files import make_folder, write_json
 from kdx.groups import conf_folder
+from kdx.hydra_keys import is_hydras_word
+from kdx.identity import changes_result, sweep_id
+from kdx.launchers.listed import JOBS, Task, task_of
 from kdx.placement import check_here, check_launcher, own_gpu, shares
 from kdx.runs import RunFolder, run_folder
 
@@ -61,30 +66,39 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
         raise UserError(
             "-m: nothing says what the runs of the sweep are; allowed: KEY=A,B such as seed=0,1,2 (one run: without -m)"
         )
-    check_here(overrides, jobs)
+    check_here(overrides, [job.config for job in jobs])
     without_effect: list[str] = []
     for job in jobs:
         without_effect += check_method(job.config, job.overrides)
         run_folder(job.config)  # finds out whether the teacher's checkpoint is there
     for line in dict.fromkeys(without_effect):
         print(f"kdx: {line}", file=sys.stderr)
-    words = [*shares(overrides, jobs), *overrides, f"hydra.sweep.dir={quoted(str(folder.path.absolute()))}"]
+    return folder.path, launch(jobs, [word for word in overrides if is_hydras_word(word)], folder)
+
+
+def launch(jobs: Sequence[Job], launcher: Sequence[str], folder: RunFolder, task: Task = "student") -> list[JobRecord]:
+    """Let Hydra's launcher, which the words `launcher` choose and set, run the jobs; their records, in their order.
+
+    `folder` is the sweep's, which all processes share; `task` says what the jobs are to make. Raises UserError for
+    settings of the launcher that are not allowed.
+    """
+    share = shares(launcher, jobs)
+    own = [word for word in share if not is_hydras_word(word)]
+    listed = [{"overrides": in_hydras_spelling([*job.overrides, *own]), "task": task} for job in jobs]
+    words = [word for word in (*share, *launcher) if is_hydras_word(word)]
+    words += ["hydra/sweeper=listed", f"hydra.sweep.dir={quoted(str(folder.path.absolute()))}"]
     with folder.lock():
+        make_folder(folder.path)
         # Those of an earlier time are not ours.
         for path in folder.path.rglob(RECORD):
             path.unlink()
+        write_json(folder.path / JOBS, listed)
         broken = _launched(words, folder)
         records = {record.number: record for record in _records(folder.path)}
+        (folder.path / JOBS).unlink()
     # A launcher may break, and a job's process may be killed.
     unknown = f"it left no record: {broken or 'its process was killed'}"
-    # Where the user shuffles, Hydra's order is another than that of our jobs.
-    untold = [job.overrides for job in jobs]
-    for record in records.values():
-        if record.overrides in untold:
-            untold.remove(record.overrides)
-    return folder.path, [
-        records.get(number) or JobRecord(number, untold.pop(0), None, unknown) for number in range(len(jobs))
-    ]
+    return [records.get(number) or JobRecord(number, job.overrides, None, unknown) for number, job in enumerate(jobs)]
 
 
 def run_job(composed: DictConfig, outcome: Path | Exception | None = None) -> dict[str, object]:
@@ -95,14 +109,15 @@ def run_job(composed: DictConfig, outcome: Path | Exception | None = None) -> di
     job = HydraConfig.get()
     number, folder = int(job.job.num), Path(job.sweep.dir)
     words = typed_words(map(str, job.overrides.task))
-    config = to_config(composed)
+    config, task = to_config(composed), task_of(folder, number)
     run, error = None, None if outcome else hindrance(config, folder)
     started = error is None
     if started:
         how = " (together with others)" if outcome else ""
-        print(f"job {number}{how}: {' '.join(words)}", file=sys.stderr, flush=True)
+        if os.environ.get(QUIET) != "none":
+            print(f"job {number}{how}: {' '.join(words)}", file=sys.stderr, flush=True)
         try:
-            run = str(_ended(config, outcome) if outcome else _run(config, folder, number))
+            run = str(_ended(config, outcome) if outcome else _run(config, folder, number, task))
         except Exception as failure:
             error = describe(failure)
             print(f"kdx: job {number}: {error}", file=sys.stderr, flush=True)
@@ -111,11 +126,11 @@ def run_job(composed: DictConfig, outcome: Path | Exception | None = None) -> di
     return record
 
 
-def _run(config: Config, folder: Path, number: int) -> Path:
-    from kdx.experiment import run
+def _run(config: Config, folder: Path, number: int, task: Task) -> Path:
+    from kdx.experiment import run, train_teachers
 
     with recorded(run_folder(config).log_file), own_gpu(folder, number, config.device.kind):
-        return run(config)
+        return run(config) if task == "student" else train_teachers(config)
 
 
 def _ended(config: Config, outcome: Path | Exception) -> Path:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from torch import nn
 
-from kdx.config import Config, packages_record
+from kdx.config import Config
 from kdx.data.dataset import Data
 from kdx.device import Engine
 from kdx.errors import UserError
 from kdx.fit import Lesson, Plan
+from kdx.identity import packages_record
 from kdx.measure import measure
 from kdx.methods import Method
 from kdx.methods.dropout import Dropout
@@ -62,6 +63,8 @@ def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
     weights = folder.path / "teacher.safetensors"
     with folder.lock():
         if folder.settled():
+            for line in folder.reservations():
+                log.warning("teacher %s: %s; delete the folder to train it again", folder.path, line)
             try:
                 return load_weights(weights, blank)
             except UserError as error:

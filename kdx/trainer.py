@@ -162,7 +162,7 @@ class _Loop:
             index += taken
             for member in self.active:
                 member.progress.steps += taken
-                member.progress.execution = self.execution.name
+                member.progress.note(self.execution.facts)
             # Elsewhere the look would wait for the device; it stops moving the weights all the same.
             if self.device.type == "cpu":
                 self.give_up(Member.broken_term)

@@ -11,6 +11,8 @@ usage: kdx bench RUN ... [seconds=S]
 
 Time the students of finished runs and their teachers: dense, masked, CSR, shrunk and as ONNX, for batches of 1, 32
 and 1024 images, on one CPU thread and on all; the times go to bench.csv in the run's folder, the machine to bench.json.
+All are timed in turn, in rounds, and compared within each; a comparison that the rounds do not agree on is too noisy,
+and where other programs take the cores nothing is written.
 RUN is a run's folder, or the beginning of its id.
 
 seconds    for each runtime and batch, 0.5 by default"""

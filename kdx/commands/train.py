@@ -3,10 +3,14 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kdx.crowd import check_threads, share_cores
 from kdx.failure import recorded
 from kdx.words import split_options
+
+if TYPE_CHECKING:
+    from kdx.sweep import JobRecord
 
 
 def main(words: Sequence[str]) -> int:
@@ -56,10 +60,10 @@ def _sweep(overrides: list[str]) -> int:
     share_cores()
     folder, records = sweep(overrides)
     finished = [Path(record.run) for record in records if record.run]
-    groups = groups_of(finished)
+    failed = [record for record in records if record.error]
+    groups = groups_of(runs_of(records))
     unseal(folder)
     write_summary(folder / "summary.csv", groups)
-    failed = [record for record in records if record.error]
     write_failures(
         folder / "failed.csv",
         [{"job": one.number, "overrides": " ".join(one.overrides), "reason": one.error} for one in failed],
@@ -73,3 +77,22 @@ def _sweep(overrides: list[str]) -> int:
         ended = "failed" if record.started else "skipped"
         print(f"kdx: job {record.number} ({' '.join(record.overrides)}) {ended}: {record.error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def runs_of(records: "Sequence[JobRecord]") -> list[Path | dict[str, Any]]:
+    """The runs of a sweep's jobs, in their order: the folder of a finished one, the settings by dotted key of another.
+
+    A job that says the same as another one is no further run.
+    """
+    from kdx.compose import expand
+    from kdx.report.finished import flat
+    from kdx.runs import run_folder
+
+    runs: dict[Path, Path | dict[str, Any]] = {}
+    for record in records:
+        if record.run:
+            runs[Path(record.run)] = Path(record.run)
+        else:
+            (job,) = expand(record.overrides)
+            runs.setdefault(run_folder(job.config).path, flat(job.config.model_dump(mode="json")))
+    return list(runs.values())

@@ -1,5 +1,7 @@
 """Image data sets as tensors in memory; `load_data` is the way in."""
 
+import hashlib
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,3 +22,18 @@ def load_data(settings: "DatasetSettings") -> "Data":
             f" {loaded[0]} and {loaded[1]}"
         )
     return data
+
+
+def content_sha256(settings: "DatasetSettings") -> str:
+    """SHA-256, in hexadecimal, of the images and labels of all splits; raises as `load_data` does."""
+    return _content_sha256(type(settings), settings.model_dump_json())
+
+
+# Once for all jobs of a sweep; while a process runs the files are taken to stay what they are.
+@cache
+def _content_sha256(kind: "type[DatasetSettings]", settings: str) -> str:
+    from kdx.data.dataset import fingerprint
+
+    data = load_data(kind.model_validate_json(settings))
+    splits = [split for split in (data.train, data.validation, data.test) if split is not None]
+    return hashlib.sha256("".join(fingerprint(split, data.name) for split in splits).encode()).hexdigest()

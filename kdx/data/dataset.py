@@ -19,59 +19,91 @@ class Split:
     """Images (N, C, H, W) as they lie in memory, and their labels, int64 (N,).
 
     Without `preprocessing` the images are float32 and are what networks see; otherwise it makes that of a batch.
-    With `mirror` every sample has two views: view `2 i` is sample i as it is, view `2 i + 1` its mirror image, taken
-    after the preprocessing. Without, view i is sample i.
+    With `mirror` there are two images of every sample: image `2 i` is sample i as it is, image `2 i + 1` its mirror
+    image. Without, image i is sample i. Each is seen from `shifts` places, by up to `shift` pixels off in either
+    direction, and the first is where it is: view `shifts k + p` is image k from place p, so without shifts view k is
+    image k. Both are done after the preprocessing; outside the image is its nearest pixel, so no frame is seen.
     """
 
     images: Tensor
     labels: Tensor
     preprocessing: Preprocessing | None = None
     mirror: Mirror = "none"
+    shift: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
+    def offsets(self) -> list[int]:
+        """From how many pixels further down, and to the right, an image is seen, in the order of the views."""
+        return [*range(self.shift + 1), *range(-self.shift, 0)]
+
+    @property
+    def shifts(self) -> int:
+        """From how many places every image is seen: from every offset down with every offset to the right."""
+        return len(self.offsets) ** 2
+
+    @property
     def views(self) -> int:
         """How many views every sample has."""
-        return 1 if self.mirror == "none" else 2
+        return self.shifts if self.mirror == "none" else 2 * self.shifts
 
     @property
     def per_epoch(self) -> int:
         """How many examples one epoch of training shows: with mirrored copies, two for each sample."""
         return 2 * len(self) if self.mirror == "copies" else len(self)
 
-    def order(self, shuffle: torch.Generator, flip: torch.Generator) -> Tensor:
-        """The views (per_epoch,) that one epoch shows, in its order; `flip` decides which are mirrored at random.
+    def order(self, shuffle: torch.Generator, flip: torch.Generator, move: torch.Generator) -> Tensor:
+        """The views (per_epoch,) that one epoch shows, in its order.
 
+        `flip` decides which are mirrored at random, and `move` from which place each is seen, all being as likely.
         Drawn on the CPU, so that a seed has the same order on every device.
         """
         order = torch.randperm(self.per_epoch, generator=shuffle)
         if self.mirror == "random":
             order = 2 * order + torch.randint(2, order.shape, generator=flip)
+        if self.shift:
+            order = self.shifts * order + torch.randint(self.shifts, order.shape, generator=move)
         return onto(order, self.images.device)
 
     def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The images, float32 (batch, C, H, W), and labels (batch,) of the views `chosen` (batch,)."""
-        samples = chosen if self.views == 1 else chosen // 2
+        samples = chosen if self.views == 1 else chosen // self.views
         images, labels = self._prepared(self.images.index_select(0, samples)), self.labels.index_select(0, samples)
-        if self.views == 1:
-            return images, labels
-        mirrored = (chosen % 2 == 1).reshape(-1, 1, 1, 1)
-        return torch.where(mirrored, images.flip(3), images), labels
+        return (images if self.views == 1 else self._seen(images, chosen % self.views)), labels
 
     def batches(self, size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every sample once, in order and not mirrored: images, float32 (at most `size`, C, H, W), and labels."""
+        """Every sample once, in order and as it is: images, float32 (at most `size`, C, H, W), and labels."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
             yield self._prepared(images), labels
 
     def to(self, device: torch.device | str) -> "Split":
         """The same samples on `device`."""
         preprocessing = self.preprocessing and self.preprocessing.to(device)
-        return Split(self.images.to(device), self.labels.to(device), preprocessing, self.mirror)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), preprocessing=preprocessing)
 
     def _prepared(self, images: Tensor) -> Tensor:
         return images if self.preprocessing is None else self.preprocessing(images)
+
+    def _seen(self, images: Tensor, views: Tensor) -> Tensor:
+        """Of preprocessed images (batch, C, H, W) their views of these numbers (batch,), each from 0 below `views`."""
+        channels, height, width = images.shape[1:]
+        down, right = (self._offset(number).unsqueeze(1) for number in (views // len(self.offsets), views))
+        rows = (torch.arange(height, device=images.device) + down).clamp(0, height - 1)
+        columns = (torch.arange(width, device=images.device) + right).clamp(0, width - 1)
+        if self.mirror != "none":
+            mirrored = (views // self.shifts % 2 == 1).unsqueeze(1)
+            columns = torch.where(mirrored, width - 1 - columns, columns)
+        # All in one pass, which takes as long as mirroring alone.
+        places = (width * rows).unsqueeze(2) + columns.unsqueeze(1)
+        places = places.flatten(1).unsqueeze(1).expand(-1, channels, -1)
+        return images.flatten(2).gather(2, places).unflatten(2, (height, width))
+
+    def _offset(self, number: Tensor) -> Tensor:
+        """Which of the `offsets` has this number, counted on and on."""
+        # Without a table, which would have to come from the CPU.
+        return (number + self.shift) % len(self.offsets) - self.shift
 
 
 @dataclass(frozen=True)
@@ -117,12 +149,10 @@ def build_data(
     pixels = images[kept]
     fitted = preprocessing.fitted(pixels)
 
-    def split(pixels: Tensor, labels: Tensor, mirror: Mirror = "none") -> Split:
-        if fitted.per_batch:
-            return Split(pixels, labels, fitted, mirror)
-        return Split(fitted(pixels), labels, mirror=mirror)
+    def split(pixels: Tensor, labels: Tensor) -> Split:
+        return Split(pixels, labels, fitted) if fitted.per_batch else Split(fitted(pixels), labels)
 
-    training = split(pixels, labels[kept], settings.mirror)
+    training = replace(split(pixels, labels[kept]), mirror=settings.mirror, shift=settings.shift)
     return Data(
         name=settings.name,
         train=training,

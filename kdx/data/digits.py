@@ -1,7 +1,9 @@
 """scikit-learn's 1,797 handwritten digits: real images for a machine without files or network."""
 
+import hashlib
 import logging
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -11,19 +13,30 @@ from kdx.data.dataset import Data, build_data
 from kdx.data.preprocessing import Preprocessing, symmetric
 from kdx.data.settings import DigitsSettings
 from kdx.data.stratified import stratified_choice
+from kdx.errors import UserError
 
 log = logging.getLogger("kdx.data")
 
 TEST_SAMPLES = 360
 # The test set is the same whatever the settings, so that results of different splits can be compared.
 TEST_SEED = 1797
+# Of the 64 pixels, 0 to 16, of every image, and of the labels, a byte each.
+SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
 def load(settings: DigitsSettings) -> Data:
-    """The digits as float32 (N, 1, 28, 28), in [0, 1] or [-1, 1]; raises UserError for an impossible split."""
+    """The digits as float32 (N, 1, 28, 28), in [0, 1] or [-1, 1].
+
+    Raises UserError for an impossible split, and where scikit-learn has other images than those that are known.
+    """
     if settings.root is not None or settings.download:
         log.warning("digits: dataset.root and dataset.download have no effect, since the images need no files")
     flat, targets = load_digits(return_X_y=True)
+    if hashlib.sha256(b"".join(each.astype(np.uint8).tobytes() for each in (flat, targets))).hexdigest() != SHA256:
+        raise UserError(
+            "dataset.name: 'digits' has other images in this scikit-learn than the 1,797 that kdx knows; install"
+            " scikit-learn again, or use another data set"
+        )
     pixels, labels = torch.tensor(flat).reshape(-1, 1, 8, 8), torch.tensor(targets).long()
     test = stratified_choice(labels, TEST_SAMPLES, TEST_SEED)
     train, test = (pixels[~test], labels[~test]), (pixels[test], labels[test])

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kdx.settings import Settings
 
@@ -17,14 +17,17 @@ Mirror = Literal["none", "copies", "random"]
 
 
 class DatasetSettings(Settings):
-    """What all data sets have: from where to load images, and which training samples to hold out and to train on.
+    """What all data sets have: from where to load images, which training samples to hold out, and which to show how.
 
-    `name` is the one that the registry has for the class.
+    `name` is the one that the registry has for the class. Training images are moved by up to `shift` pixels down or up
+    and to the right or left, by other ones in every epoch.
     """
 
     image_shape: ClassVar[tuple[int, int, int]]
     """(C, H, W) of every image."""
     classes: ClassVar[int]
+    has_official_checksum: ClassVar[bool] = False
+    """Whether loading compares the files with a published checksum, so that `name` says which images these are."""
 
     name: str
     root: Annotated[str, Field(min_length=1)] | None
@@ -33,11 +36,26 @@ class DatasetSettings(Settings):
     train_size: Annotated[int, Field(ge=1)] | None
     preprocessing: str
     mirror: Mirror
+    shift: Annotated[int, Field(ge=0)] = 0
     download: bool
+
+    @field_validator("shift")
+    @classmethod
+    def _leaves_something(cls, shift: int) -> int:
+        side = min(cls.image_shape[1:])
+        if shift >= side:
+            raise ValueError(f"0 to {side - 1}, since images have {side} pixels")
+        return shift
 
     def load(self) -> "Data":
         """Load the data set, on the CPU; raises UserError when its files are missing or damaged."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
+
+    def content_sha256(self) -> str:
+        """SHA-256, in hexadecimal, of all images and labels, which loads them; raises UserError as `load` does."""
+        from kdx.data import content_sha256
+
+        return content_sha256(self)
 
 
 # Torch is imported where something is loaded, so that settings are read without it.
@@ -46,6 +64,7 @@ class MnistSettings(DatasetSettings):
 
     image_shape = (1, 28, 28)
     classes = 10
+    has_official_checksum = True
 
     name: Literal["mnist"]
     preprocessing: Literal["scale", "symmetric"]
@@ -63,6 +82,7 @@ class DigitsSettings(DatasetSettings):
 
     image_shape = (1, 28, 28)
     classes = 10
+    has_official_checksum = True
 
     name: Literal["digits"]
     preprocessing: Literal["scale", "symmetric"]
@@ -80,6 +100,7 @@ class Cifar10Settings(DatasetSettings):
 
     image_shape = (3, 32, 32)
     classes = 10
+    has_official_checksum = True
 
     name: Literal["cifar10"]
     preprocessing: Literal["scale", "symmetric", "per-pixel-mean"]
@@ -97,6 +118,7 @@ class SvhnSettings(DatasetSettings):
 
     image_shape = (3, 32, 32)
     classes = 10
+    has_official_checksum = True
 
     name: Literal["svhn"]
     extra: bool

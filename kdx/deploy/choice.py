@@ -1,8 +1,8 @@
 """Which matrices are faster as CSR and which dense: measured on this machine, for one batch size."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -10,28 +10,34 @@ import scipy.sparse
 
 from kdx.deploy.layers import Array, Matrix, Runtime
 from kdx.deploy.network import Network
+from kdx.rounds import Rounds, Speedup, speedup, time_in_rounds
 
 # Fractions of zeros at which CSR is timed, to find where it begins to win.
 LADDER = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
-REPETITIONS = 300
 SECONDS = 0.03
+CSR, DENSE = "csr", "dense"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One matrix: its sparsity, milliseconds as CSR and dense, and the sparsity from which CSR wins (None: never)."""
+    """One matrix: its sparsity, milliseconds as CSR and dense, and how many times as fast as dense CSR is.
+
+    `crossover` is the sparsity from which CSR wins (None: never), as far as noise does not leave it open.
+    """
 
     name: str
     shape: tuple[int, int]
     sparsity: float
     csr_ms: float
     dense_ms: float
+    against_dense: Speedup
     crossover: float | None
+    crossover_is_noise: bool
 
     @property
     def runtime(self) -> Runtime:
-        """The faster one."""
-        return "csr" if self.csr_ms <= self.dense_ms else "dense"
+        """The faster one; dense where noise leaves that open."""
+        return "csr" if self.against_dense.median >= 1 and not self.against_dense.is_noise else "dense"
 
 
 def choices(network: Network, images: Array) -> list[Choice]:
@@ -45,32 +51,40 @@ def fastest(network: Network, measured: Sequence[Choice]) -> Network:
 
 
 def _choice(matrix: Matrix, columns: Array) -> Choice:
-    csr, dense = _milliseconds(matrix.as_runtime("csr"), columns), _milliseconds(matrix.as_runtime("dense"), columns)
-    return Choice(matrix.name, matrix.shape, matrix.sparsity, csr, dense, _crossover(matrix, columns, dense))
-
-
-def _crossover(matrix: Matrix, columns: Array, dense: float) -> float | None:
-    """The least sparsity at which random matrices of this shape are as fast as dense ones, on a line between steps."""
+    calls: dict[str | float, Callable[[], object]] = {
+        CSR: partial(matrix.as_runtime("csr"), columns),
+        DENSE: partial(matrix.as_runtime("dense"), columns),
+    }
     places = np.random.default_rng(0).random(matrix.shape)
-    before: tuple[float, float] | None = None
     for sparsity in LADDER:
         content = scipy.sparse.csr_array((places >= sparsity).astype(np.float32))
         content.indices, content.indptr = content.indices.astype(np.int32), content.indptr.astype(np.int32)
-        taken = _milliseconds(replace(matrix, csr=content, dense=None), columns)
-        if taken <= dense:
+        calls[sparsity] = partial(replace(matrix, csr=content, dense=None), columns)
+    taken = time_in_rounds(calls, SECONDS)
+    ratio = speedup(taken[CSR], over=taken[DENSE])
+    times = _milliseconds(taken[CSR]), _milliseconds(taken[DENSE])
+    return Choice(matrix.name, matrix.shape, matrix.sparsity, *times, ratio, *_crossover(taken))
+
+
+def _crossover(taken: Mapping[str | float, Rounds]) -> tuple[float | None, bool]:
+    """The least sparsity at which random matrices of this shape are as fast as dense ones, on a line between steps.
+
+    And whether the steps that tell it are noise.
+    """
+    before: tuple[float, Speedup] | None = None
+    for sparsity in LADDER:
+        ratio = speedup(taken[sparsity], over=taken[DENSE])
+        if ratio.median >= 1:
             if before is None:
-                return sparsity
-            earlier, longer = before
-            return earlier + (sparsity - earlier) * (longer - dense) / (longer - taken)
-        before = sparsity, taken
-    return None
+                return sparsity, ratio.is_noise
+            earlier, slower = before
+            # In times of the dense one.
+            longer, shorter = 1 / slower.median, 1 / ratio.median
+            crossing = earlier + (sparsity - earlier) * (longer - 1) / (longer - shorter)
+            return crossing, slower.is_noise or ratio.is_noise
+        before = sparsity, ratio
+    return None, before is not None and before[1].is_noise
 
 
-def _milliseconds(matrix: Matrix, columns: Array) -> float:
-    matrix(columns)
-    start, seconds = time.perf_counter(), []
-    while len(seconds) < 3 or (len(seconds) < REPETITIONS and time.perf_counter() - start < SECONDS):
-        before = time.perf_counter()
-        matrix(columns)
-        seconds.append(time.perf_counter() - before)
-    return 1000 * median(seconds)
+def _milliseconds(rounds: Rounds) -> float:
+    return 1000 * median(seconds for calls in rounds for seconds in calls)

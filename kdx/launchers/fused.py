@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 
 from kdx.config import Config
+from kdx.launchers.listed import task_of
 from kdx.settings import Settings
 
 
@@ -75,7 +76,7 @@ class FusedJobs(Launcher):
 
         folder = Path(self.config.hydra.sweep.dir)
         # A job that must not start is told so one by one.
-        if len(configs) < 2 or hindrance(configs[0], folder):
+        if len(configs) < 2 or task_of(folder, number) != "student" or hindrance(configs[0], folder):
             return [None] * len(configs)
         with own_gpu(folder, number, configs[0].device.kind):
             return run_together(configs, self.settings.way, self.settings.max_models)

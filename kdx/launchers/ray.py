@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 # What a process on another machine has to know of this one's environment.
-_ENVIRONMENT = ("KDX_DATA", "KDX_OUTPUTS", "PYTHONPATH")
+_ENVIRONMENT = ("KDX_DATA", "KDX_OUTPUTS", "KDX_PROGRESS", "PYTHONPATH")
 
 
 class RayTasks(Launcher):

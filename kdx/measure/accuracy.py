@@ -1,12 +1,13 @@
 """What a network answers: its logits, and how often they are wrong."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from kdx.data.dataset import Split
+from kdx.device import full_float32
 
 # Percent points that rounding to float may add to a difference of errors, about 1e-14, with room; one image among ten
 # million weighs a hundred times as much.
@@ -15,13 +16,17 @@ ROUNDING = 1e-7
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Put `model` into eval mode without gradients, give its device, and restore every module's mode afterwards."""
+    """Put `model` into eval mode without gradients, give its device, and restore every module's mode afterwards.
+
+    Within it products and convolutions are in whole float32, in whatever precision the process trains: errors are
+    compared between runs, and runs of every precision share a teacher's stored logits.
+    """
     # Mode by mode, because a caller may hold some modules (a frozen batch norm) in eval mode on purpose.
     modes = [(module, module.training) for module in model.modules()]
     parameter = next(model.parameters(), None)
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             yield parameter.device if parameter is not None else torch.device("cpu")
     finally:
         for module, training in modes:
@@ -29,7 +34,7 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 
 
 def error_percent(model: nn.Module, split: Split, batch_size: int = 1000) -> float:
-    """Percentage of the images of `split`, not mirrored, whose largest logit is not at their label.
+    """Percentage of the images of `split`, as they are, whose largest logit is not at their label.
 
     Computed on the model's device. Raises ValueError when there are no images, or not one label for each.
     """
@@ -45,7 +50,7 @@ def within_tolerance(error: float, before: float, tolerance: float) -> bool:
 
 
 def wrong_count(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
-    """How many images of `split`, not mirrored, have their largest logit not at their label: () int64.
+    """How many images of `split`, as they are, have their largest logit not at their label: () int64.
 
     It is on the model's device, which nobody waits for. Raises ValueError as `error_percent` does.
     """
@@ -61,23 +66,41 @@ def wrong_count(model: nn.Module, split: Split, batch_size: int = 1000) -> Tenso
 
 def logits_of(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
     """Logits (N, views, classes) of every view of `split` in eval mode, without gradient, on the model's device."""
-    logits = []
+    return torch.stack([logits_of_view(model, split, view, batch_size) for view in range(split.views)], dim=1)
+
+
+def logits_of_view(
+    model: nn.Module,
+    split: Split,
+    view: int,
+    batch_size: int = 1000,
+    answered: Callable[[int], object] = lambda samples: None,
+) -> Tensor:
+    """Logits (N, classes) of the view of this number, from 0, of every sample, as `logits_of` has them.
+
+    `answered` is told of every batch how many samples are behind it.
+    """
+    logits, samples = [], 0
+    chosen = torch.arange(view, len(split) * split.views, split.views, device=split.images.device)
     with evaluating(model) as device:
-        for images, _ in split.batches(batch_size):
-            shown = images.to(device)
-            views = (shown,) if split.views == 1 else (shown, shown.flip(3))
-            logits.append(torch.stack([model(view) for view in views], dim=1))
+        for part in chosen.split(batch_size):
+            images, _ = split.take(part)
+            logits.append(model(images.to(device)))
+            samples += len(part)
+            answered(samples)
     return torch.cat(logits)
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """The mean of several networks' logits (..., classes), each centred over the classes; one network's as they are.
 
-    The geometric mean of their predictions has these logits (Noisy Teachers sec. 3.2; SPEC 4).
+    The geometric mean of their predictions has these logits (Noisy Teachers sec. 3.2; SPEC 4). That of
+    float16 is float32.
     """
     if len(logits) == 1:
         return logits[0]
-    return torch.stack([each - each.mean(dim=-1, keepdim=True) for each in logits]).mean(dim=0)
+    wide = [each.float() if each.dtype == torch.float16 else each for each in logits]
+    return torch.stack([each - each.mean(dim=-1, keepdim=True) for each in wide]).mean(dim=0)
 
 
 class MeanLogits(nn.Module):

@@ -1,25 +1,26 @@
 """How long a network takes for one batch: dense and as CSR, on one CPU thread and on the device of the run."""
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdx.device import full_float32
 from kdx.files import write_rows
 from kdx.measure.csr import ScipyProduct, TorchProduct, csr_network
+from kdx.rounds import Rounds, seconds_of, speedup, time_in_rounds
 
 DENSE, CSR_SCIPY, CSR_TORCH = "dense", "csr scipy", "csr torch"
 BATCHES = (1, 1024)
 THREADS = 1
-MAX_REPETITIONS = 1000
-MIN_REPETITIONS = 3
 # A batch that would take longer than this is left out: a VGG19 must not hold up a finished run for minutes.
 MAX_CALL_SECONDS = 5.0
 PROBE_IMAGES = 8
@@ -29,7 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds for one batch: the median and the 10th and 90th percentile over `repetitions`."""
+    """Milliseconds for one batch: the median and the 10th and 90th percentile over `repetitions`.
+
+    `against_dense` is how many times as fast it is as the dense network on the same device in the same rounds: their
+    median, with its 95 % interval. It is empty where the interval says that it is noise, and all three where there is
+    none.
+    """
 
     device: str
     threads: int
@@ -39,14 +45,17 @@ class Latency:
     p10_ms: float
     p90_ms: float
     repetitions: int
+    against_dense: float | None = None
+    against_dense_low: float | None = None
+    against_dense_high: float | None = None
 
 
 def latencies(model: nn.Module, images: Tensor, device: torch.device, seconds: float) -> list[Latency]:
     """Time `model` on batches of `images` (N, C, H, W; repeated when fewer than a batch), one CPU thread.
 
-    Dense and both CSR runtimes on the CPU, and dense on `device` when that is another one, in float32; `seconds`
-    bounds the whole for small networks. All runtimes get the same image-major batch, so CSR's time includes the
-    transposition. A batch that would take longer than `MAX_CALL_SECONDS` is left out.
+    Dense and both CSR runtimes on the CPU, and dense on `device` when that is another one, in float32 and in turn;
+    `seconds` bounds the whole for small networks. All runtimes get the same image-major batch, so CSR's time includes
+    the transposition. A batch that would take longer than `MAX_CALL_SECONDS` is left out.
     """
     cpu = torch.device("cpu")
     # In the usual layout of memory, since a network that a GPU has trained has the layout that is fast there.
@@ -59,15 +68,20 @@ def latencies(model: nn.Module, images: Tensor, device: torch.device, seconds: f
     if device.type != "cpu":
         networks.append((device, DENSE, deepcopy(model).to(device).float().eval()))
     budget = seconds / (len(networks) * len(BATCHES))
-    rows = []
+    rows: list[Latency] = []
     with cpu_threads(THREADS), torch.inference_mode():
-        for place, runtime, network in networks:
-            for batch in BATCHES:
+        for batch in BATCHES:
+            calls: dict[tuple[torch.device, str], Callable[[], object]] = {}
+            for place, runtime, network in networks:
                 inputs = images[torch.arange(batch, device=images.device) % len(images)].to(place, torch.float32)
-                row = _time(network, inputs, place, runtime, budget)
-                if row is not None:
-                    rows.append(row)
-    return rows
+                call = partial(_run, network, place)
+                if is_quick_enough(call, inputs):
+                    calls[place, runtime] = partial(call, inputs)
+                else:
+                    log.info("%s on %s: batch %d takes over %g s", runtime, place.type, batch, MAX_CALL_SECONDS)
+            rows += _rows(time_in_rounds(calls, budget), batch)
+    order = [(place.type, runtime) for place, runtime, _ in networks]
+    return sorted(rows, key=lambda row: order.index((row.device, row.runtime)))
 
 
 def fastest_csr(rows: Sequence[Latency]) -> str | None:
@@ -81,56 +95,41 @@ def write_latency(path: Path, rows: Sequence[Latency]) -> None:
     write_rows(path, Latency, rows)
 
 
-def _time(network: nn.Module, inputs: Tensor, device: torch.device, runtime: str, budget: float) -> Latency | None:
-    def call(batch: Tensor = inputs) -> float:
-        start = time.perf_counter()
-        network(batch)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return time.perf_counter() - start
-
-    if not is_quick_enough(call, inputs):
-        log.info("%s on %s: batch %d takes over %g s, not timed", runtime, device.type, len(inputs), MAX_CALL_SECONDS)
-        return None
-    return summary(device.type, THREADS, runtime, len(inputs), repeat(call, budget))
+def _run(network: nn.Module, device: torch.device, batch: Tensor) -> None:
+    network(batch)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
-def summary(device: str, threads: int, runtime: str, batch: int, seconds: Sequence[float]) -> Latency:
-    """The row of a batch that took `seconds` each time."""
-    milliseconds = 1000 * np.array(seconds)
+def _rows(taken: Mapping[tuple[torch.device, str], Rounds], batch: int) -> Iterator[Latency]:
+    for (device, runtime), rounds in taken.items():
+        row = summary(device.type, THREADS, runtime, batch, rounds)
+        dense = None if runtime == DENSE else taken.get((device, DENSE))
+        yield row if dense is None else replace(row, **speedup(rounds, over=dense).columns("against_dense"))
+
+
+def summary(device: str, threads: int, runtime: str, batch: int, rounds: Rounds) -> Latency:
+    """The row of a batch from the seconds of its calls, without a comparison."""
+    milliseconds = 1000 * np.concatenate([np.array(calls) for calls in rounds])
     p10, median, p90 = (float(value) for value in np.percentile(milliseconds, (10, 50, 90)))
     return Latency(device, threads, runtime, batch, median, p10, p90, len(milliseconds))
 
 
-def is_quick_enough(call: Callable[..., float], inputs: Tensor | np.ndarray) -> bool:
+def is_quick_enough(call: Callable[[Any], object], inputs: Tensor | np.ndarray) -> bool:
     """Judge a large batch by a few of its images, twice, since the first call of a network is always slow."""
     if len(inputs) <= PROBE_IMAGES:
         return True
-    probe = inputs[:PROBE_IMAGES]
-    return min(call(probe), call(probe)) * len(inputs) / PROBE_IMAGES <= MAX_CALL_SECONDS
-
-
-def repeat(call: Callable[[], float], budget: float) -> list[float]:
-    """Times in seconds of repeated calls: at least `MIN_REPETITIONS`, then until `budget` seconds are spent."""
-    start = time.perf_counter()
-    while True:  # Warm up: caches, lazy initialisation, the processor's clock.
-        call()
-        if time.perf_counter() - start >= 0.2 * budget:
-            break
-    seconds: list[float] = []
-    while len(seconds) < MIN_REPETITIONS or (time.perf_counter() - start < budget and len(seconds) < MAX_REPETITIONS):
-        seconds.append(call())
-    return seconds
+    probe = partial(call, inputs[:PROBE_IMAGES])
+    return min(seconds_of(probe), seconds_of(probe)) * len(inputs) / PROBE_IMAGES <= MAX_CALL_SECONDS
 
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """So many torch threads and plain float32 products; a run may have set `medium`, which is slow at batch 1."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    """So many torch threads and whole float32 products; a run may have chosen oneDNN, which is slow at batch 1."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(count)
-    torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with full_float32():
+            yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)

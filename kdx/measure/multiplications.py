@@ -23,7 +23,9 @@ def nonzero_multiplications(model: nn.Module, image_shape: tuple[int, ...]) -> i
 
 
 def _uses(model: nn.Module, image_shape: tuple[int, ...]) -> list[tuple[Tensor, int]]:
-    """Every weight and the number of positions at which it is used: 1 for a matrix, height times width for filters.
+    """Every weight and the number of positions at which it is used: height times width for filters.
+
+    For a matrix that is 1, or L where its inputs are (batch, L, in).
 
     The network sees one black image where its weights are: computing shapes alone, on the meta device, would import
     torch's compiler, which takes longer than any network here.
@@ -31,7 +33,7 @@ def _uses(model: nn.Module, image_shape: tuple[int, ...]) -> list[tuple[Tensor, 
     found: list[tuple[Tensor, int]] = []
 
     def recording(weight: Tensor) -> Callable[..., None]:
-        return lambda _layer, _inputs, outputs: found.append((weight, outputs.numel() // outputs.shape[1]))
+        return lambda _layer, _inputs, outputs: found.append((weight, outputs.numel() // len(weight)))
 
     hooks = [
         layer.register_forward_hook(recording(layer.weight))

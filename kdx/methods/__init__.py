@@ -44,10 +44,13 @@ class Method:
         """The settings whose value is not reached in a training of so many epochs."""
         return _united(part.unreached(epochs) for part in self.parts)
 
-    def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
-        """What the student learns from: the stored logits (views, classes), as every part leaves them."""
+    def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
+        """What the student learns from: the stored logits (views, classes), as every part leaves them.
+
+        `shifts` views in a row are those of one image.
+        """
         for part in self.parts:
-            teacher_logits = part.targets(teacher_logits, seed)
+            teacher_logits = part.targets(teacher_logits, seed, shifts)
         return teacher_logits
 
     def prepare(self, student: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx.layers import NoisyLayer, geometry_of, substitute
+from kdx.layers import Geometry, NoisyLayer, substitute
 from kdx.methods.dropout import without_dropout
 from kdx.methods.part import Context
 from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate
@@ -129,12 +129,11 @@ class GroupConv2d(GroupLayer):
 
     def __init__(self, plain: nn.Conv2d, log_sigma2: float, variance_limit: float | None) -> None:
         super().__init__(plain, log_sigma2, variance_limit)
-        self.geometry = geometry_of(plain)
+        self.geometry = Geometry(plain)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with the given filters and bias."""
-        shape = self.geometry
-        return F.conv2d(inputs, weight, bias, shape["stride"], shape["padding"], shape["dilation"], shape["groups"])
+        return self.geometry.convolve(inputs, weight, bias)
 
     def per_input(self, z: Tensor) -> Tensor:
         """(..., inputs, 1, 1), for images (batch, inputs, H, W)."""
@@ -142,12 +141,12 @@ class GroupConv2d(GroupLayer):
 
     def per_weight(self, z: Tensor) -> Tensor:
         """(out, in / groups, 1, 1): every filter sees the channels of its own group."""
-        groups = self.geometry["groups"]
+        groups = self.geometry.groups
         return z.reshape(groups, -1).repeat_interleave(len(self.weight) // groups, dim=0)[..., None, None]
 
     def empty(self) -> nn.Conv2d:
         """An `nn.Conv2d` without numbers."""
-        return nn.Conv2d(**self.geometry, bias=self.bias is not None, device="meta")
+        return nn.Conv2d(**self.geometry.arguments, bias=self.bias is not None, device="meta")
 
 
 class BayesianCompression(WarmUp):
@@ -168,8 +167,7 @@ class BayesianCompression(WarmUp):
     def swap(self, student: nn.Module) -> nn.Module:
         """Group the inputs of every linear and convolutional layer.
 
-        Raises ValueError where there is none, where one pads with other than zeros, or where the list of thresholds has
-        another length.
+        Raises ValueError where there is none, or where the list of thresholds has another length.
         """
         count = 0
 
@@ -181,8 +179,6 @@ class BayesianCompression(WarmUp):
             limit = self.clip_var if count == 1 else None
             if isinstance(layer, nn.Linear):
                 return GroupLinear(layer, self.log_sigma2_init, limit)
-            if layer.padding_mode != "zeros":
-                raise ValueError(f"grouped convolutions pad with zeros, not by '{layer.padding_mode}'")
             return GroupConv2d(layer, self.log_sigma2_init, limit)
 
         if not substitute(student, grouped):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx.layers import substitute
+from kdx.layers import Geometry, substitute
 from kdx.methods.dropout import NoisyDropout
 from kdx.methods.part import Part
 
@@ -97,15 +97,4 @@ def _linear(kind: type[Linear], like: nn.Linear) -> Linear:
 
 
 def _conv2d(kind: type[Conv2d], like: nn.Conv2d) -> Conv2d:
-    return kind(
-        like.in_channels,
-        like.out_channels,
-        like.kernel_size,  # type: ignore[arg-type]
-        stride=like.stride,  # type: ignore[arg-type]
-        padding=like.padding,  # type: ignore[arg-type]
-        dilation=like.dilation,  # type: ignore[arg-type]
-        groups=like.groups,
-        bias=like.bias is not None,
-        padding_mode=like.padding_mode,  # type: ignore[arg-type]
-        device="meta",
-    )
+    return kind(**Geometry(like).arguments, bias=like.bias is not None, device="meta")

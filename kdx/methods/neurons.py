@@ -48,7 +48,7 @@ def hidden_layer(network: nn.Module, name: str | None) -> Hidden:
 def mean_activations(network: nn.Sequential, hidden: Hidden, examples: Split) -> Tensor:
     """The mean output of every neuron behind its ReLU, float64 (neurons,), over all samples in eval mode.
 
-    As they are: no mirrored views (KDDP 3.1).
+    As they are: neither mirrored nor shifted (KDDP 3.1).
     """
     names = [name for name, _ in network.named_children()]
     head = network[: names.index(hidden.activation) + 1]

@@ -75,10 +75,11 @@ class Part(Settings):
         """The fields whose value is not reached in a training of so many epochs."""
         return {}
 
-    def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
+    def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
         """What the student learns from, made of the stored logits (views, classes) once, before the training.
 
-        Depends on its arguments alone, so it is the same in every epoch and after an interruption.
+        `shifts` views in a row are those of one image (or mirror image). Depends on its arguments alone, so it is the
+        same in every epoch and after an interruption.
         """
         return teacher_logits
 

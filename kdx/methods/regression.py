@@ -36,7 +36,8 @@ class Regression(Part):
 
     The noise is N(0, sigma^2) for every class, `per` sample or (Algorithm 1 as printed) the same for a mini-batch;
     with `sigma_range` in place of `sigma` the latter is uniform in it, drawn for every mini-batch (sec. 5.4). Without
-    `resample` every view of a sample has one perturbation for the whole training (sec. 5.2).
+    `resample` every image, and every mirror image, has one perturbation for the whole training (sec. 5.2), however it
+    is shifted.
     """
 
     sigma: Deviation | None
@@ -84,17 +85,21 @@ class Regression(Part):
         without, others = ("sigma", ("alpha",)) if self.sigma == 0 else ("alpha", ("sigma", "sigma_range"))
         return dict.fromkeys((*others, "noise_in", "per", "resample"), f"method.{without}=0")
 
-    def targets(self, teacher_logits: Tensor, seed: int) -> Tensor:
-        """The logits of every view, perturbed once and for all where they are not in every step."""
+    def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
+        """The logits of every view, perturbed once and for all where they are not in every step.
+
+        Views in which an image is only shifted have the perturbation of that image.
+        """
         if self.resample:
             return teacher_logits
         assert self.sigma is not None, "the settings admit fixed noise with one sigma only"
         # Drawn on the CPU, so that the same run has the same noise on every device.
         generator = stream(seed, "targets")
-        xi = torch.randn(teacher_logits.shape, generator=generator)
-        selected = torch.rand((len(teacher_logits), 1), generator=generator) < self.alpha
-        device = teacher_logits.device
-        return perturbed(teacher_logits, xi.to(device), self.sigma, selected.to(device))
+        images, classes = len(teacher_logits) // shifts, teacher_logits.shape[1]
+        xi = torch.randn((images, 1, classes), generator=generator)
+        selected = torch.rand((images, 1, 1), generator=generator) < self.alpha
+        device, views = teacher_logits.device, teacher_logits.view(images, shifts, classes)
+        return perturbed(views, xi.to(device), self.sigma, selected.to(device)).view(-1, classes)
 
     def terms(self, context: Context) -> dict[str, Term]:
         """`regression`, of weight 1."""

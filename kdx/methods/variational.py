@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdx.layers import NoisyLayer, geometry_of, substitute
+from kdx.layers import Geometry, NoisyLayer, substitute
 from kdx.methods.part import Context
 from kdx.methods.warm_up import WarmUp
 from kdx.objective import Schedule, Step, Term
@@ -105,16 +105,15 @@ class VariationalConv2d(VariationalLayer):
 
     def __init__(self, plain: nn.Conv2d, log_sigma2: float) -> None:
         super().__init__(plain, log_sigma2)
-        self.geometry = geometry_of(plain)
+        self.geometry = Geometry(plain)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with the given filters and bias."""
-        shape = self.geometry
-        return F.conv2d(inputs, weight, bias, shape["stride"], shape["padding"], shape["dilation"], shape["groups"])
+        return self.geometry.convolve(inputs, weight, bias)
 
     def plain(self, threshold: float) -> nn.Conv2d:
         """The masked `nn.Conv2d`."""
-        layer = nn.Conv2d(**self.geometry, bias=self.bias is not None, device="meta")
+        layer = nn.Conv2d(**self.geometry.arguments, bias=self.bias is not None, device="meta")
         return _filled(layer, self, threshold)
 
 
@@ -146,8 +145,6 @@ class Variational(WarmUp):
         if isinstance(layer, nn.Linear):
             return VariationalLinear(layer, self.log_sigma2_init)
         if isinstance(layer, nn.Conv2d):
-            if layer.padding_mode != "zeros":
-                raise ValueError(f"variational convolutions pad with zeros, not by '{layer.padding_mode}'")
             return VariationalConv2d(layer, self.log_sigma2_init)
         return None
 

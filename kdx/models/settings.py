@@ -249,7 +249,7 @@ class RefinedSettings(NetworkSettings):
 class Student(NetworkSettings):
     """The network of the student, and the file of trained weights with which it starts; null starts with fresh ones."""
 
-    checkpoint: str | None
+    checkpoint: str | None = None
 
 
 Role = TypeVar("Role", bound=NetworkSettings)

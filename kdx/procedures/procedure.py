@@ -77,5 +77,8 @@ def joined(stages: Sequence[Progress]) -> Progress:
     """The history of several fits as one: `stage` counts them, `epoch` goes on."""
     rows = [{"stage": number, **row} for number, stage in enumerate(stages, 1) for row in stage.history]
     history = [{**row, "epoch": epoch} for epoch, row in enumerate(rows, 1)]
-    last = replace(stages[-1], history=history, best_epoch=None)
-    return replace(last, steps=sum(stage.steps for stage in stages), seconds=sum(stage.seconds for stage in stages))
+    steps, seconds = sum(stage.steps for stage in stages), sum(stage.seconds for stage in stages)
+    whole = replace(stages[-1], history=history, best_epoch=None, steps=steps, seconds=seconds, executed=[])
+    for facts in (facts for stage in stages for facts in stage.executed):
+        whole.note(facts)
+    return whole

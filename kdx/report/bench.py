@@ -3,10 +3,11 @@
 from rich.console import Console
 from rich.text import Text
 
-from kdx.bench import DENSE, DEPLOY, TEACHERS, TORCH, Bench, Timing
+from kdx.bench import DEPLOY, Bench, Timing
 from kdx.deploy import Choice
 from kdx.report import layout
-from kdx.report.table import SLOWER, against
+from kdx.report.table import COMPARED, NOISY, SLOWER, against
+from kdx.rounds import Speedup
 
 
 def print_bench(bench: Bench) -> None:
@@ -17,19 +18,23 @@ def print_bench(bench: Bench) -> None:
     for threads in sorted({timing.latency.threads for timing in bench.timings}):
         for batch in sorted({timing.latency.batch for timing in bench.timings}):
             chosen = [each for each in bench.timings if (each.latency.threads, each.latency.batch) == (threads, batch)]
-            _print_timings(screen, chosen, threads, batch)
+            _print_timings(screen, chosen, threads, batch, crowded=(threads, batch) in bench.crowded)
+            _warn_of_crowd(screen, bench, threads, batch)
     for batch, choices in bench.choices.items():
         _print_choices(screen, choices, batch)
+        _warn_of_crowd(screen, bench, 1, batch)
     screen.print("dense: zeros included; masked: they are found in every forward, as VS times it.")
     screen.print("shrunk, CSR, auto: without useless neurons; auto: each matrix the faster way.")
     screen.print("The teacher is that of the same runtime, for kdx.deploy that of torch.")
+    screen.print(COMPARED)
     screen.print("scipy always multiplies CSR on one thread.")
     for line in bench.left_out:
         layout.warn(screen, f"not timed: {line}")
+    if not bench.results:
+        layout.warn(screen, "everything is too noisy, so that nothing is written")
 
 
-def _print_timings(screen: Console, timings: list[Timing], threads: int, batch: int) -> None:
-    medians = {timing.kind: timing.latency.median_ms for timing in timings}
+def _print_timings(screen: Console, timings: list[Timing], threads: int, batch: int, *, crowded: bool) -> None:
     content = layout.table(
         layout.words("network"),
         layout.words("runtime"),
@@ -39,19 +44,30 @@ def _print_timings(screen: Console, timings: list[Timing], threads: int, batch: 
     )
     for timing in timings:
         kind, row = timing.kind, timing.latency
-        dense = DENSE[kind.runtime]
-        teacher = TEACHERS.get(kind.runtime, TEACHERS[TORCH])
-        is_student = kind != teacher
         content.add_row(
             kind.name,
             kind.runtime,
             layout.milliseconds(row.median_ms),
             f"{layout.milliseconds(row.p10_ms)} - {layout.milliseconds(row.p90_ms)}",
-            against(medians.get(dense), row.median_ms) if is_student and kind != dense else "",
-            against(medians.get(teacher), row.median_ms) if is_student else "",
+            *(_against(each, crowded=crowded) for each in (timing.dense, timing.teacher)),
         )
     plural = "" if threads == 1 else "s"
     layout.show(screen, content, f"Batch {layout.count(batch)}, {threads} CPU thread{plural}")
+
+
+def _warn_of_crowd(screen: Console, bench: Bench, threads: int, batch: int) -> None:
+    taken = bench.crowded.get((threads, batch))
+    if taken is not None:
+        layout.warn(screen, f"too noisy, not written: other programs took {taken:.1f} of {bench.place['cores']} cores")
+        screen.print()
+
+
+def _against(ratio: Speedup | None, *, crowded: bool) -> Text:
+    if ratio is None:
+        return Text()
+    if crowded:
+        return Text("too noisy", style=NOISY)
+    return against(None if ratio.is_noise else ratio.median, ratio.low, ratio.high)
 
 
 def _print_choices(screen: Console, choices: list[Choice], batch: int) -> None:
@@ -63,13 +79,14 @@ def _print_choices(screen: Console, choices: list[Choice], batch: int) -> None:
     )
     for choice in choices:
         crossover = "never" if choice.crossover is None else f"{100 * choice.crossover:.1f}"
+        dense = "dense, too noisy" if choice.against_dense.is_noise else "dense, CSR loses"
         content.add_row(
             choice.name,
             "x".join(map(str, choice.shape)),
             f"{100 * choice.sparsity:.2f}",
             layout.milliseconds(choice.csr_ms),
             layout.milliseconds(choice.dense_ms),
-            crossover,
-            Text("CSR") if choice.runtime == "csr" else Text("dense, CSR loses", style=SLOWER),
+            Text("too noisy", style=NOISY) if choice.crossover_is_noise else crossover,
+            Text("CSR") if choice.runtime == "csr" else Text(dense, style=SLOWER),
         )
     layout.show(screen, content, f"CSR or dense in {DEPLOY}, batch {layout.count(batch)}, 1 CPU thread")

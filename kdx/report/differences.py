@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kdx.config import changes_result
+from kdx.identity import changes_result
 from kdx.report import layout
 
 # Where there is a further teacher, its name tells it.

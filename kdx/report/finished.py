@@ -15,6 +15,8 @@ from kdx.seal import METRICS
 NAMES = ("run_id", "dataset", "method", "student")
 TEXTS = frozenset({*NAMES, "teacher", "device", "csr_runtime", "kdx_version", "torch_version"})
 AMBIGUOUS_SHOWN = 4
+NOT_RECORDED = "not recorded"
+"""A fact of a run from before kdx recorded it."""
 
 Figures = dict[str, Any]
 
@@ -89,19 +91,37 @@ def read_settings(run: Path) -> dict[str, Any]:
     return flat(content)
 
 
-def read_table(path: Path, texts: frozenset[str], numbers: frozenset[str]) -> list[dict[str, Any]]:
-    """The rows of a CSV file by column, `numbers` as float; none when there was never one, UserError when damaged."""
+def read_table(
+    path: Path, texts: frozenset[str], numbers: frozenset[str], optional: frozenset[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """The rows of a CSV file by column, `numbers` as float; none when there was never one, UserError when damaged.
+
+    Numbers that are `optional` are None where the cell is empty or the file has no such column.
+    """
     check_seal(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return [{name: row[name] for name in texts} | {name: float(row[name]) for name in numbers} for row in rows]
+        return [
+            {name: row[name] for name in texts}
+            | {name: float(row[name]) for name in numbers}
+            | {name: float(row[name]) if row.get(name) else None for name in optional}
+            for row in rows
+        ]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError, ValueError, csv.Error):
         raise _damaged(path, f"expected the columns {', '.join(sorted(texts | numbers))}") from None
+
+
+def execution_text(figures: Figures) -> str:
+    """How a run was executed, as far as it is recorded: such as "cpu, 1 thread, fp32, eager"."""
+    threads = figures.get("threads")
+    words = [figures.get("device"), threads and f"{threads} thread{'' if threads == 1 else 's'}"]
+    words += [figures.get("precision"), figures.get("execution")]
+    return ", ".join(str(word) for word in words if word and word != NOT_RECORDED) or "an unknown device"
 
 
 def check_seal(path: Path) -> None:

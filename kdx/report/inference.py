@@ -15,7 +15,11 @@ HASH = "sha256"
 
 
 class Timed(Record):
-    """One network in one form and runtime: microseconds for one batch, and the bytes of its file where it has one."""
+    """One network in one form and runtime: microseconds for one batch, and the bytes of its file where it has one.
+
+    `against_...` is how many times as fast it is as the dense student and as the teacher, with its interval. It is None
+    where the interval says that it is noise, and all three where there is none.
+    """
 
     network: str
     form: str
@@ -27,6 +31,12 @@ class Timed(Record):
     p90_us: float
     repetitions: int
     file_bytes: int | None = None
+    against_dense: float | None = None
+    against_dense_low: float | None = None
+    against_dense_high: float | None = None
+    against_teacher: float | None = None
+    against_teacher_low: float | None = None
+    against_teacher_high: float | None = None
 
     @property
     def name(self) -> str:

@@ -13,6 +13,11 @@ def with_interval(mean: float, half_width: float | None) -> str:
     return text if half_width is None else f"{text} ± {half_width:,.{places}f}"
 
 
+def counted(n: int, of: int) -> str:
+    """Such as ` (2 of 3)` behind the mean of those seeds that have a figure; empty where all have it."""
+    return f" ({n} of {of})" if n < of else ""
+
+
 def signed(difference: float, places: int) -> str:
     """Such as `-0.30`; a difference that so many places would show as zero has one digit instead, such as -0.0002."""
     text = f"{difference:+,.{places}f}"

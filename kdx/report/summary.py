@@ -10,7 +10,7 @@ from rich.table import Table
 from kdx.files import write_csv
 from kdx.report import layout
 from kdx.report.differences import MISSING, Settings, differing_keys, is_hidden, setting_text, shortest_names
-from kdx.report.finished import Figures, number, read_figures, read_settings
+from kdx.report.finished import Figures, execution_text, number, read_figures, read_settings
 from kdx.seal import METRICS
 from kdx.statistics import Estimate
 
@@ -32,25 +32,37 @@ Key = tuple[tuple[str, "str | Key"], ...]
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one experiment, which differ in nothing but their seed."""
+    """The finished runs of one experiment, which differ in nothing but their seed; `lacking` are the other seeds."""
 
     settings: Settings
     figures: list[Figures]
+    lacking: tuple[int, ...] = ()
+
+    @property
+    def asked(self) -> int:
+        """How many runs there would be."""
+        return len(self.figures) + len(self.lacking)
+
+    @property
+    def executions(self) -> list[str]:
+        """The ways in which the runs were executed: more than one where what only rounds differs between them."""
+        return list(dict.fromkeys(map(execution_text, self.figures)))
 
     def estimate(self, key: str) -> Estimate | None:
-        """The estimate of a figure, or None when a run does not have it: the others alone would be a selection."""
+        """The estimate over the finished runs, or None when one of them does not have the figure, or there is none."""
         values = [number(one, key) for one in self.figures]
         found = [value for value in values if value is not None]
-        return Estimate(tuple(found)) if len(found) == len(values) else None
+        return Estimate(tuple(found)) if found and len(found) == len(values) else None
 
 
-def groups_of(runs: Iterable[Path]) -> list[Group]:
-    """The finished runs by experiment, in the order given and each run once; UserError when a file is damaged.
+def groups_of(runs: Iterable[Path | Settings]) -> list[Group]:
+    """The runs by experiment, in the order given; UserError when a file is damaged.
 
-    The teacher's seed, or that of the run whose weights are a checkpoint, may vary along with `seed`, as in
-    teacher.seed=${seed}; where one seed meets several of them, these are experiments of their own.
+    A run is the folder of a finished one, or the settings of one without a result, whose seed its experiment lacks;
+    none may come twice. The teacher's seed, or that of the run whose weights are a checkpoint, may vary along with
+    `seed`, as in teacher.seed=${seed}; where one seed meets several of them, these are experiments of their own.
     """
-    return grouped([read_run(run) for run in dict.fromkeys(runs)])
+    return grouped([read_run(run) if isinstance(run, Path) else (run, Figures()) for run in runs])
 
 
 def read_run(run: Path) -> Content:
@@ -59,7 +71,7 @@ def read_run(run: Path) -> Content:
 
 
 def grouped(runs: Sequence[Content]) -> list[Group]:
-    """What `groups_of` gives, of runs that are read already."""
+    """What `groups_of` gives, of runs that are read already; those that failed have no figures."""
     groups: list[Group] = []
     for wide in _split(runs, SEEDS):
         seeds = [settings[SEED] for settings, _ in wide]
@@ -67,7 +79,8 @@ def grouped(runs: Sequence[Content]) -> list[Group]:
         varying = frozenset({SEED}) | (TEACHER_SEEDS if together else frozenset())
         for members in _seeds_apart(_split(wide, varying)):
             settings = {key: value for key, value in members[0][0].items() if key not in varying}
-            groups.append(Group(settings, [figures for _, figures in members]))
+            lacking = tuple(own[SEED] for own, figures in members if not figures)
+            groups.append(Group(settings, [figures for _, figures in members if figures], lacking))
     return groups
 
 
@@ -110,7 +123,7 @@ def _meaning(name: str, value: Any, *, pooled: bool) -> str | Key:
 
 def print_summary(groups: Sequence[Group]) -> None:
     """Print mean, standard deviation and interval of each experiment, where any was run with more than one seed."""
-    if all(len(group.figures) == 1 for group in groups):
+    if all(group.asked == 1 for group in groups):
         return
     settings = [group.settings for group in groups]
     keys = differing_keys(settings)
@@ -122,6 +135,9 @@ def print_summary(groups: Sequence[Group]) -> None:
     layout.show(screen, _table(groups, keys[:shown], labels), "Mean ± standard deviation, 95 % interval of the mean")
     if keys[shown:]:
         screen.print(f"... also different: {', '.join(labels[key] for key in keys[shown:])}")
+    for group in groups:
+        if len(group.executions) > 1:
+            layout.warn(screen, f"{_name(group, 'method')}: its runs were executed on {'; '.join(group.executions)}")
 
 
 def _table(groups: Sequence[Group], keys: Sequence[str], labels: Mapping[str, str]) -> Table:
@@ -135,10 +151,16 @@ def _table(groups: Sequence[Group], keys: Sequence[str], labels: Mapping[str, st
         content.add_row(
             *(_name(group, name) for name in names),
             *(setting_text(group.settings.get(key, MISSING)) for key in keys),
-            str(len(group.figures)),
+            _seeds_text(group),
             *(_text(group.estimate(key)) for key in ("test_error_percent", "val_error_percent", "R_s")),
         )
     return content
+
+
+def _seeds_text(group: Group) -> str:
+    if not group.lacking:
+        return str(len(group.figures))
+    return f"{len(group.figures)} of {group.asked}\nlost {', '.join(map(str, sorted(group.lacking)))}"
 
 
 def _text(of: Estimate | None) -> str:
@@ -150,7 +172,10 @@ def _text(of: Estimate | None) -> str:
 
 
 def write_summary(path: Path, groups: Sequence[Group]) -> None:
-    """Write one row per experiment: what it is, the settings that differ, its runs, and the estimate of each figure."""
+    """Write one row per experiment: what it is, the settings that differ, its runs, and the estimate of each figure.
+
+    `n` runs with these `seeds` finished, and those `lacking` did not.
+    """
     keys = differing_keys([group.settings for group in groups])
     differing = [key for key in keys if key not in ("dataset.name", "teacher.name")]
     estimates = [f"{key}_{part}" for key in FIGURES for part in PARTS]
@@ -158,11 +183,12 @@ def write_summary(path: Path, groups: Sequence[Group]) -> None:
         {name: _name(group, name) for name in NAMES}
         | {key: setting_text(group.settings.get(key, MISSING)) for key in differing}
         | {"n": len(group.figures)}
-        | {"seeds": _joined(group, "seed"), "runs": _joined(group, "run_id")}
+        | {"seeds": _joined(group, "seed"), "lacking": " ".join(map(str, group.lacking))}
+        | {"execution": "; ".join(group.executions), "runs": _joined(group, "run_id")}
         | dict(_cells(group))
         for group in groups
     ]
-    write_csv(path, [*NAMES, *differing, "n", "seeds", *estimates, "runs"], rows)
+    write_csv(path, [*NAMES, *differing, "n", "seeds", "lacking", *estimates, "execution", "runs"], rows)
 
 
 def _cells(group: Group) -> Iterable[tuple[str, float | None]]:
@@ -175,6 +201,8 @@ def _cells(group: Group) -> Iterable[tuple[str, float | None]]:
 def _name(group: Group, key: str) -> str:
     """What the runs of a group have in common, or both ends where early stopping makes it differ."""
     values = sorted({one[key] for one in group.figures if one.get(key) is not None})
+    if not group.figures:
+        return str(group.settings.get("trainer.epochs" if key == "epochs" else f"{key}.name", layout.ABSENT))
     return "-".join(map(str, dict.fromkeys([values[0], values[-1]]))) if values else layout.ABSENT
 
 

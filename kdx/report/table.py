@@ -16,18 +16,23 @@ __all__ = ["print_comparison", "print_run"]
 
 FLOAT32_BYTES = 4
 SLOWER = "yellow"
+NOISY = "red"
+
+COMPARED = "Against: median of the ratios within a round, [95 % interval of the median]."
 
 LAYER_TEXTS = frozenset({"layer", "shape"})
 LAYER_NUMBERS = frozenset({"weights", "nonzero", "dense_bytes", "csr_bytes"})
 LATENCY_TEXTS = frozenset({"device", "runtime"})
 LATENCY_NUMBERS = frozenset({"threads", "batch", "median_ms", "p10_ms", "p90_ms", "repetitions"})
+# Earlier versions have no such columns: they did not compare round by round.
+LATENCY_RATIOS = ("against_dense", "against_dense_low", "against_dense_high")
 
 
 def print_run(run: Path) -> None:
     """Print the result of the finished run in folder `run` on standard output; UserError when a file is damaged."""
     figures = read_figures(run)
     layers = read_table(run / "layers.csv", LAYER_TEXTS, LAYER_NUMBERS)
-    latencies = read_table(run / "latency.csv", LATENCY_TEXTS, LATENCY_NUMBERS)
+    latencies = read_table(run / "latency.csv", LATENCY_TEXTS, LATENCY_NUMBERS, frozenset(LATENCY_RATIOS))
     screen = layout.console()
     _print_headline(screen, figures)
     _print_result(screen, figures)
@@ -128,7 +133,6 @@ def _print_latencies(screen: Console, rows: list[dict[str, Any]]) -> None:
         *map(layout.numbers, ("batch", "median ms", "p10 - p90 ms", "runs")),
         layout.words("against dense"),
     )
-    dense = {(row["device"], row["batch"]): row["median_ms"] for row in rows if row["runtime"] == "dense"}
     for row in sorted(rows, key=lambda row: (row["device"] != "cpu", row["device"], row["batch"])):
         content.add_row(
             row["device"],
@@ -137,23 +141,36 @@ def _print_latencies(screen: Console, rows: list[dict[str, Any]]) -> None:
             layout.milliseconds(row["median_ms"]),
             f"{layout.milliseconds(row['p10_ms'])} - {layout.milliseconds(row['p90_ms'])}",
             layout.count(row["repetitions"]),
-            against(dense.get((row["device"], row["batch"])), row["median_ms"]) if row["runtime"] != "dense" else "",
+            against(*(row[key] for key in LATENCY_RATIOS)) if row["runtime"] != "dense" else "",
         )
     threads = sorted({row["threads"] for row in rows})
     plural = "" if threads == [1] else "s"
     used = " and ".join(map(layout.count, threads))
     layout.show(screen, content, f"Latency of the student, {used} CPU thread{plural}")
+    screen.print(COMPARED)
+    screen.print()
 
 
-def against(dense: float | None, median: float) -> Text:
-    """How much faster than `dense` a median is, both in the same unit; slower is shown so that it is seen."""
-    if not dense or not median:
+def against(ratio: float | None, low: float | None, high: float | None) -> Text:
+    """How many times as fast, with the interval below; slower is shown so that it is seen.
+
+    What has an interval but no ratio is too noisy, and what has no interval was not compared.
+    """
+    if not low or not high:
         return Text(layout.ABSENT)
-    if f"{max(median / dense, dense / median):.2f}" == "1.00":
-        return Text("equal")
-    if median > dense:
-        return Text(f"{median / dense:,.2f}x SLOWER", style=SLOWER)
-    return Text(f"{dense / median:,.2f}x faster")
+    if not ratio:
+        return Text(f"too noisy:\n{_times(low)} - {_times(high)}x", style=NOISY)
+    if ratio < 1:
+        text, style, ends = f"{1 / ratio:,.2f}x SLOWER", SLOWER, (1 / high, 1 / low)
+    else:
+        text, style, ends = f"{ratio:,.2f}x faster", "", (low, high)
+    if f"{max(ratio, 1 / ratio):.2f}" == "1.00":
+        text, style = "equal", ""
+    return Text(f"{text}\n[{ends[0]:,.2f}, {ends[1]:,.2f}]", style=style)
+
+
+def _times(value: float) -> str:
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _difference(student: float | None, teacher: float | None) -> str:

@@ -1,11 +1,12 @@
 """What the runs say: every cell beside the published number, every claim with its test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isclose
 from typing import Literal
 
+from kdx.report import numerals
 from kdx.reproduce.jobs import Done
 from kdx.reproduce.published import exponent_of
 from kdx.reproduce.tables import Claim, Column, PaperTable
@@ -18,9 +19,9 @@ Verdict = Literal["better", "equal", "worse", "differs", "one seed", ""]
 class Cell:
     """A figure of a row over its seeds, and the published number as text.
 
-    `ours` is None where no run has it, or a finished one has not: the others alone would be a selection. `complete`
-    says that every run of the row finished, so that a figure which is absent does not exist; `without` are the seeds of
-    the finished runs that lack what others have.
+    `ours` is None where no run has it. `lacking` are the seeds without it where others have it: those alone are a
+    selection, and are not judged. `complete` says that every run of the row finished, so that a figure which is absent
+    does not exist.
     """
 
     row: str
@@ -30,23 +31,30 @@ class Cell:
     verdict: Verdict
     runs: tuple[str, ...]
     complete: bool
-    without: tuple[int, ...] = ()
+    lacking: tuple[int, ...] = ()
 
     @property
     def difference(self) -> float | None:
-        """Ours less the published one."""
-        return difference_of(self.ours, self.published)
+        """Ours less the published one, where no seed lacks it."""
+        return None if self.lacking else difference_of(self.ours, self.published)
+
+    @property
+    def counted(self) -> str:
+        """Such as ` (2 of 3)`, to stand behind our number; empty where no seed lacks it."""
+        n = self.ours.n if self.ours else 0
+        return numerals.counted(n, n + len(self.lacking))
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A claim, what the runs answer, and the numbers behind it."""
+    """A claim, what the runs answer, and the numbers behind it; `reason` says why it could not be tested."""
 
     claim: Claim
     answer: Answer
     ours: Estimate | None
     than: Estimate | float | None
     test: TTest
+    reason: str = ""
 
 
 def cells_of(table: PaperTable, done: Sequence[Done]) -> list[Cell]:
@@ -57,10 +65,10 @@ def cells_of(table: PaperTable, done: Sequence[Done]) -> list[Cell]:
 def check_claims(table: PaperTable, cells: Sequence[Cell]) -> list[Checked]:
     """Every claim of the table: holds or fails where a t test says so (p < 0.05) or none is needed, else undecided.
 
-    It is untested where runs are missing.
+    It is untested where no run tells of it, and undecided, without a test, where some seeds of a row do not.
     """
-    ours = {(cell.row, cell.column): cell.ours for cell in cells}
-    return [_checked(claim, table.columns[claim.column], ours) for claim in table.claims]
+    by_place = {(cell.row, cell.column): cell for cell in cells}
+    return [_checked(claim, table.columns[claim.column], by_place) for claim in table.claims]
 
 
 def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cell:
@@ -73,12 +81,12 @@ def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cel
         return Cell(row, column, recomputed, printed, verdict_of(recomputed, printed, declared), (), True)
     behind = [each for each in done if each.job.row == row]
     found = [each for each in behind if each.figures.get(column) is not None]
-    lacking = [each for each in behind if each.figures.get(column) is None and each.status == "finished"]
-    without = tuple(each.job.seed for each in lacking) if found else ()
-    ours = Estimate(tuple(float(each.figures[column]) for each in found)) if found and not without else None
+    lacking = tuple(each.job.seed for each in behind if each.figures.get(column) is None) if found else ()
+    ours = Estimate(tuple(float(each.figures[column]) for each in found)) if found else None
+    verdict = "" if lacking else verdict_of(ours, printed, declared)
     runs = tuple(each.job.run for each in found if each.job.run)
     complete = all(each.status == "finished" for each in behind)
-    return Cell(row, column, ours, printed, verdict_of(ours, printed, declared), runs, complete, without)
+    return Cell(row, column, ours, printed, verdict, runs, complete, lacking)
 
 
 def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Verdict:
@@ -112,11 +120,13 @@ def _rounding(printed: str) -> float:
     return 0.5 * 10.0 ** exponent_of(Decimal(printed))
 
 
-def _checked(claim: Claim, column: Column, ours: dict[tuple[str, str], Estimate | None]) -> Checked:
-    first = ours[claim.row, claim.column]
-    than = ours[claim.than, claim.column] if isinstance(claim.than, str) else claim.than
+def _checked(claim: Claim, column: Column, by_place: Mapping[tuple[str, str], Cell]) -> Checked:
+    cells = [by_place[row, claim.column] for row in (claim.row, claim.than) if isinstance(row, str)]
+    first, than = cells[0].ours, cells[1].ours if isinstance(claim.than, str) else claim.than
     if first is None or than is None:
         return Checked(claim, "untested", first, than, TTest(None, None, None))
+    if reason := "; ".join(_lack(cell) for cell in cells if cell.lacking):
+        return Checked(claim, "undecided", first, than, TTest(None, None, None), reason)
     if isinstance(than, Estimate):
         limit = Estimate(tuple(value + claim.margin for value in than.values))
         number = limit.mean
@@ -128,3 +138,7 @@ def _checked(claim: Claim, column: Column, ours: dict[tuple[str, str], Estimate 
     # A teacher is one network: the runs are compared with its number.
     test = welch(first, limit) if limit and limit.n > 1 else against(first, number)
     return Checked(claim, answer(difference, claim.relation, test), first, than, test)
+
+
+def _lack(cell: Cell) -> str:
+    return f"{cell.row} lacks seed{'s' if len(cell.lacking) > 1 else ''} {', '.join(map(str, cell.lacking))}"

@@ -8,9 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kdx.commands import outputs_folder
-from kdx.compose import single
-from kdx.crowd import check_threads, share_cores
+from kdx.compose import launcher_settings, single
+from kdx.crowd import share_cores
 from kdx.errors import UserError, unknown
+from kdx.hydra_keys import is_hydras_word
+from kdx.placement import check_here, check_launcher
 from kdx.report.summary import Content
 from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import BUDGETS, Budget, Done, Job, Order, jobs_of, run_all
@@ -34,6 +36,7 @@ are not repeated, interrupted ones go on; the same command again continues.
   budget=paper     as long as the paper's; short: 10 epochs; smoke: a test on scikit-learn's digits
   train=false      run nothing: write the table from what is finished, the rest is shown as missing
   recorded=true    runs that the table lists as finished already, here or elsewhere, need not be repeated
+  hydra/launcher=joblib   several runs at once, also ray, submitit_slurm, ...; hydra.launcher.KEY=VALUE sets it
   KEY=VALUE        for every run, as in kdx train; what changes the runs has a folder of its own, and is marked
 
   kdx reproduce --list    the tables and figures"""
@@ -53,20 +56,22 @@ def reproduce(words: Sequence[str]) -> int:
     """Reproduce the tables that `words` name; 0 when every run finished, else 1; UserError for wrong words."""
     names, order = parsed(words)
     share_cores()
+    if order.launcher:
+        check_launcher(order.launcher)
+        launcher_settings(order.launcher)
     tables = [load_table(name) for paper in names for name in named(paper)]
     if all(not fnmatchcase(row, order.rows) for table in tables for row in table.rows):
         labels = [row for table in tables for row in table.rows]
         raise unknown("rows", order.rows, [f"'{label}'" if "," in label else label for label in labels])
     # Every job of every table is checked before the first is run.
     planned = [(table, jobs_of(table, order)) for table in tables]
-    for job in (job for _, jobs in planned for job in jobs if order.trains(job.row)):
-        check_threads(job.config.device.threads)
+    check_here(order.launcher, [job.config for _, jobs in planned for job in jobs if order.trains(job.row)])
     # The other tables are read once, and only where they are believed.
     elsewhere = told_runs(folder_of(tables[0].name, order).parents[2]) if order.recorded else {}
     known = [_recorded(table, jobs, order, elsewhere) for table, jobs in planned]
     complete = True
     for (table, jobs), recorded in zip(planned, known, strict=True):
-        done = run_all(jobs, order, recorded)
+        done = run_all(table.name, jobs, order, recorded)
         cells = cells_of(table, done)
         folder = folder_of(table.name, order)
         unseal(folder)
@@ -122,7 +127,7 @@ def folder_of(name: str, order: Order) -> Path:
 def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
     """The names of tables, and the options beside them; other KEY=VALUE words are overrides."""
     options = {"rows": "*", "seeds": "3", "budget": "paper", "train": "true", "recorded": "false"}
-    names, overrides, given = [], [], dict[str, str]()
+    names, overrides, launcher, given = [], [], [], dict[str, str]()
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key in given:
@@ -136,6 +141,8 @@ def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
             raise UserError(f"{word}: the seeds are those of every row; allowed: seeds=N for seed=0 to N-1")
         elif key == "force":
             raise UserError(f"{word}: finished runs are never repeated here; allowed: kdx train ... force=true for one")
+        elif is_hydras_word(word):
+            launcher.append(word)
         else:
             overrides.append(word)
     if not names:
@@ -147,6 +154,7 @@ def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
         overrides=tuple(overrides),
         train=flag("train", options["train"]),
         recorded=flag("recorded", options["recorded"]),
+        launcher=tuple(launcher),
     )
 
 

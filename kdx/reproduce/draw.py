@@ -68,6 +68,9 @@ def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
             fill = colour if number < len(COLOURS) else "white"
             axes.plot(places, means, color=colour, marker=marker, markerfacecolor=fill, label=name)
             axes.errorbar(places, means, errors, fmt="none", color=colour, capsize=1.5, elinewidth=0.6)
+            for x, cell in rows:
+                if cell.ours is not None and cell.lacking:
+                    axes.annotate(cell.counted, (x, cell.ours.mean), color=colour, fontsize=6, va="bottom")
         printed = [(x, float(cell.published)) for x, cell in rows if cell.published is not None]
         if printed:
             axes.plot(
@@ -95,7 +98,7 @@ def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
 
 def _level(axes: Axes, cell: Cell, label: str, colour: str) -> None:
     if cell.ours is not None:
-        axes.axhline(cell.ours.mean, color=colour, linewidth=0.8, label=label)
+        axes.axhline(cell.ours.mean, color=colour, linewidth=0.8, label=label + cell.counted)
         if cell.ours.low is not None and cell.ours.high is not None:
             axes.axhspan(cell.ours.low, cell.ours.high, color=colour, alpha=0.12, linewidth=0)
     if cell.published is not None:
@@ -174,7 +177,7 @@ def _row_of_bars(axes: Axes, cells: Sequence[Cell], number: int, table: PaperTab
         label=table.columns[cells[0].column].title,
     )
     for place, cell, mean, error in zip(places, cells, means, errors, strict=True):
-        text = f" {mean:.3g}x " if cell.ours else " missing "
+        text = f" {mean:.3g}x{cell.counted} " if cell.ours else " missing "
         end, side = (mean - error, "right") if mean < begin else (mean + error, "left")
         axes.annotate(text, (end, place), va="center", ha=side, fontsize=6)
         if cell.published is not None:

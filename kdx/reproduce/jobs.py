@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdx.compose import check_method, single
-from kdx.config import Config, changes_result, words_id
+from kdx.config import Config
 from kdx.failure import describe, recorded
+from kdx.identity import changes, words_id
+from kdx.report.differences import setting_text
+from kdx.report.finished import read_settings
 from kdx.report.records import read_lines
 from kdx.reproduce.budget import BUDGETS, Budget
 from kdx.reproduce.tables import Of, PaperTable, Row
@@ -26,7 +29,7 @@ class Order:
     """What is asked of a table: seeds, budget, words for every run.
 
     `train` says whether what is missing is trained, `rows` (a pattern with * and ?) of which rows; `recorded`, whether
-    the table as it was written before is believed.
+    the table as it was written before is believed. `launcher` chooses and sets one of Hydra's, if the words are given.
     """
 
     rows: str
@@ -35,11 +38,12 @@ class Order:
     overrides: tuple[str, ...]
     train: bool
     recorded: bool = False
+    launcher: tuple[str, ...] = ()
 
     @property
     def changes(self) -> tuple[str, ...]:
         """The words by which the runs are others than the table's own."""
-        return tuple(word for word in self.overrides if changes_result(word.partition("=")[0]))
+        return changes(self.overrides)
 
     @property
     def suffix(self) -> str:
@@ -92,14 +96,26 @@ class Job:
 class Done:
     """How a job ended; its figures are all measured ones where it finished, else those that need no run.
 
-    `recorded` is the machine of a run whose figures are those that an earlier table tells, not of its folder.
+    `device` are the settings of that group as the run was executed, which another order may not have had. `recorded` is
+    the machine that wrote an earlier table, where the figures are those that it tells, not those of the run's folder.
     """
 
     job: Job
     status: Literal["finished", "failed", "missing"]
     reason: str
     figures: dict[str, Any]
+    device: Mapping[str, Any] | None = None
     recorded: Mapping[str, Any] | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that makes the run, or made it: then with the settings of the device that it had."""
+        if self.device is None:
+            return f"kdx train {shlex.join(self.job.words)}"
+        words = [word for word in self.job.words if word.partition("=")[0].partition(".")[0] != "device"]
+        usual = single(()).device.model_dump(mode="json")
+        own = [f"device.{key}={setting_text(value)}" for key, value in self.device.items() if value != usual.get(key)]
+        return f"kdx train {shlex.join([*words, *own])}"
 
 
 def jobs_of(table: PaperTable, order: Order) -> list[Job]:
@@ -115,18 +131,26 @@ def jobs_of(table: PaperTable, order: Order) -> list[Job]:
     ]
 
 
-def run_all(jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> list[Done]:
-    """Run what is not finished, one after another, on a GPU also together; one that fails stops no other.
+def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> list[Done]:
+    """Run what is not finished of the table `name`, one after another, on a GPU also together, or by a launcher.
+
+    One that fails stops no other.
 
     `recorded` are the jobs, by their number, that are not trained because a table tells of them.
     """
     # Here, because they import torch.
+    from kdx.device import choose_device
     from kdx.reproduce.fused import train_together
+    from kdx.reproduce.launched import train_launched
     from kdx.reproduce.network import network_figures
 
     chosen = {number: job for number, job in enumerate(jobs) if order.trains(job.row) and number not in recorded}
+    # Where a launcher runs them, the device is another machine's.
+    for job in chosen.values() if not order.launcher else ():
+        choose_device(job.config.device)
     _check_data(list(chosen.values()))
-    failures = train_together(list(chosen.values()))
+    due = list(chosen.values())
+    failures = train_launched(due, order.launcher, name) if order.launcher else train_together(due)
     # The seeds of a row share their network.
     networks = {job.row: network_figures(job.config, job.of, job.generation) for job in jobs if job.seed == 0}
     results: dict[int, Done] = {}
@@ -217,26 +241,28 @@ def _done(job: Job, network: Mapping[str, Any]) -> Done:
     if job.of == "network":
         return Done(job, "finished", "", with_derived(network))
     if job.generation is not None:
-        return Done(job, "finished", "", _of_generation(job, job.generation))
+        return Done(job, "finished", "", _of_generation(job, job.generation), _device_of(job.folder.path))
     # A teacher stays the network that it was; of a student only these are told by no measurement.
     known = network if job.of == "teacher" else {key: network[key] for key in network if key == "moving_statistics"}
     measured = job.folder.metrics() | _by_layer(job.folder.path) | _at_the_end(job.folder.path)
     told = {key: value for key, value in measured.items() if value is not None}
-    return Done(job, "finished", "", with_derived({**known, **told}))
+    return Done(job, "finished", "", with_derived({**known, **told}), _device_of(job.folder.path))
 
 
 def _train(job: Job) -> None:
-    # Here, because they import torch.
-    from kdx.data import load_data
-    from kdx.device import prepare_device
-    from kdx.experiment import run
-    from kdx.teacher import get_teacher
+    # Here, because it imports torch.
+    from kdx.experiment import run, train_teachers
 
     if job.of == "teacher":
-        engine = prepare_device(job.config.device)
-        get_teacher(job.config, load_data(job.config.dataset).to(engine.device), engine)
+        train_teachers(job.config)
     else:
         run(job.config)
+
+
+def _device_of(folder: Path) -> dict[str, Any]:
+    """The settings of `device` with which a run was executed."""
+    settings = read_settings(folder)
+    return {key.removeprefix("device."): value for key, value in settings.items() if key.startswith("device.")}
 
 
 def _by_layer(folder: Path) -> dict[str, float]:

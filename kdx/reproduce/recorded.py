@@ -37,7 +37,8 @@ def read_recorded(
         more = source.configured[job.row, job.seed]
         _, others = elsewhere.get(job.run, ({}, {})) if job.of == "student" else ({}, {})
         figures = {**others, **_figures(one, more)}
-        found[number] = Done(job, "finished", "", figures, more.recorded or source.provenance.machine)
+        machine = more.recorded or source.provenance.machine
+        found[number] = Done(job, "finished", "", figures, more.configuration.get("device"), machine)
     if found:
         _check_columns(folder, table, source.columns, found.values())
         if isinstance(table.figure, Weights):

@@ -1,18 +1,23 @@
 """The files of a reproduced table: runs.csv, table.csv, table.md, table.tex and provenance.json."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kdx.files import write_csv, write_json, write_text
 from kdx.machine import describe_machine
+from kdx.report.finished import NOT_RECORDED
 from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.tables import PaperTable
 from kdx.reproduce.text import latex, markdown
 from kdx.statistics import Estimate
 
+EXECUTION = (
+    *("device", "threads", "precision", "gemm", "execution", "processor", "torch_version", "kdx_version", "kdx_source"),
+    *("commit", "finished_at"),
+)
+"""What is told of how every run was executed."""
 NAMES = ("row", "seed", "run", "status", "reason")
 FIGURES = ("epochs", "test_error_percent", "val_error_percent", "R_s", "R_c", "memory_compression")
 """What is told of every run besides the table's columns, because run folders are not kept for ever."""
@@ -29,8 +34,7 @@ def write_table(
     """Write all files of the table into `folder`; every run is in runs.csv, none is left out."""
     runs = [_run_row(table, each) for each in done]
     write_csv(folder / "runs.csv", list(runs[0]) if runs else NAMES, runs)
-    rows = [_cell_row(cell) for cell in cells]
-    write_csv(folder / "table.csv", list(rows[0]), rows)
+    write_csv(folder / "table.csv", *_cell_rows(cells))
     write_text(folder / "table.md", markdown(table, order, done, cells, claims))
     write_text(folder / "table.tex", latex(table, order, cells))
     write_json(folder / "provenance.json", _provenance(table, order, done, claims))
@@ -45,8 +49,16 @@ def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
         "status": done.status,
         "reason": done.reason,
         **{key: figures.get(key) for key in (*FIGURES, *table.columns, "train_seconds")},
-        "command": f"kdx train {shlex.join(done.job.words)}",
+        "command": done.command,
     }
+
+
+def _cell_rows(cells: Sequence[Cell]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The columns and lines of table.csv; `lacking` are the seeds beside the n, where any cell lacks one."""
+    rows = [_cell_row(cell) for cell in cells]
+    # A complete table has nothing to say there.
+    columns = [key for key in rows[0] if key != "lacking" or any(cell.lacking for cell in cells)]
+    return columns, [{key: row[key] for key in columns} for row in rows]
 
 
 def _cell_row(cell: Cell) -> dict[str, Any]:
@@ -55,6 +67,7 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
         "row": cell.row,
         "column": cell.column,
         "n": ours.n if ours else 0,
+        "lacking": " ".join(map(str, cell.lacking)),
         "mean": ours and ours.mean,
         "sd": ours and ours.sd,
         "interval95": ours and ours.half_width,
@@ -84,17 +97,20 @@ def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: S
 
 
 def _run(done: Done) -> dict[str, Any]:
-    own = ("device", "threads", "precision", "gemm", "kdx_version", "torch_version", "seconds_per_epoch")
     config = done.job.config.model_dump(mode="json", exclude={"outputs", "force"})
+    if done.device is not None:
+        config["device"] = dict(done.device)
+    executed = EXECUTION if done.device is not None else ()
     return {
         "row": done.job.row,
         "seed": done.job.seed,
         "of": done.job.of,
         "run": done.job.run,
         "status": done.status,
-        # Of a run that an earlier table tells of: the machine that wrote that table.
+        # Of a run that an earlier table tells of: the machine that wrote that table. The run's own is its processor.
         "recorded": done.recorded,
-        **{key: done.figures.get(key) for key in own},
+        **{key: done.figures.get(key, NOT_RECORDED) for key in executed},
+        "seconds_per_epoch": done.figures.get("seconds_per_epoch"),
         "configuration": config,
     }
 
@@ -104,6 +120,7 @@ def _claim(checked: Checked) -> dict[str, Any]:
     return {
         **checked.claim.model_dump(),
         "answer": checked.answer,
+        "reason": checked.reason,
         "ours": checked.ours and checked.ours.mean,
         "against": than.mean if isinstance(than, Estimate) else than,
         "t": checked.test.t,

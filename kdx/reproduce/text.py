@@ -1,15 +1,18 @@
 """A reproduced table as Markdown and LaTeX."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 from kdx.report import numerals
+from kdx.report.finished import execution_text
 from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
 from kdx.reproduce.tables import PaperTable
 from kdx.statistics import Estimate
 
 ABSENT = "–"
+INCOMPLETE = "(2 of 3) and the like: only so many seeds have it; it is not judged, and no claim is decided on it."
 TEX = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"})
 
 
@@ -21,14 +24,22 @@ def markdown(
     titles = [column.title for column in table.columns.values()]
     lines = [f"# {table.title}", "", *_warning(order)]
     lines += [f"{_counted(order.seeds)} [published, difference]. One network, or one run, has no interval."]
+    if any(cell.lacking for cell in cells):
+        lines += ["", INCOMPLETE]
     lines += ["", _line(["", *titles]), _line(["---", *["---:"] * len(titles)])]
     lines += [_line([label, *map(cell_text, row)]) for label, row in rows.items()]
     if claims:
         lines += ["", "| claim | | ours | against | t test |", "|---|---|---:|---:|---|"]
         lines += [_claim_line(each) for each in claims]
+    finished = {(each.job.row, each.job.seed) for each in done if each.status == "finished"}
     missing = _missing(done)
-    missing += [f"{cell.row}, seed {seed}: it has no {cell.column}" for cell in cells for seed in cell.without]
-    lines += _listed("Missing", missing) + _listed("Notes", [*table.notes, *_recorded(done)])
+    missing += [
+        f"{cell.row}, seed {seed}: it has no {cell.column}"
+        for cell in cells
+        for seed in cell.lacking
+        if (cell.row, seed) in finished
+    ]
+    lines += _listed("Missing", missing) + _listed("Notes", [*table.notes, *_executed(done), *_recorded(done)])
     return "\n".join(lines) + "\n"
 
 
@@ -51,11 +62,12 @@ def by_row(table: PaperTable, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 def cell_text(cell: Cell) -> str:
     """Such as `1.58 ± 0.05 [1.88, -0.30 better]`; `missing` where a run is still to come."""
+    printed = f" [{cell.published}]" if cell.published else ""
     if cell.ours is None:
-        return (ABSENT if cell.complete else "missing") + (f" [{cell.published}]" if cell.published else "")
-    ours = estimate_text(cell.ours)
-    if cell.published is None or cell.difference is None:
-        return ours
+        return (ABSENT if cell.complete else "missing") + printed
+    ours = estimate_text(cell.ours) + cell.counted
+    if cell.difference is None:
+        return ours + printed
     difference = numerals.signed(cell.difference, numerals.decimals(cell.ours.mean))
     return f"{ours} [{cell.published}, {difference} {cell.verdict}]".replace(" ]", "]")
 
@@ -79,6 +91,14 @@ def _missing(done: Sequence[Done]) -> list[str]:
         f"{row}, seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}: {reason}"
         for (row, reason), found in seeds.items()
     ]
+
+
+def _executed(done: Sequence[Done]) -> list[str]:
+    """How the runs were executed, since what only rounds may differ between those of one row."""
+    ways = Counter(execution_text(each.figures) for each in done if each.device is not None)
+    if not ways:
+        return []
+    return [f"Runs as they were executed: {'; '.join(f'{number} on {way}' for way, number in ways.most_common())}."]
 
 
 def _recorded(done: Sequence[Done]) -> list[str]:
@@ -114,7 +134,7 @@ def _claim_line(checked: Checked) -> str:
             than = f"{number:g}"
     if checked.claim.margin and checked.than is not None:
         than += f" + {checked.claim.margin:g}"
-    test = numerals.t_test(checked.answer, checked.test.t, checked.test.df, checked.test.p)
+    test = checked.reason or numerals.t_test(checked.answer, checked.test.t, checked.test.df, checked.test.p)
     return _line([checked.claim.text, f"**{checked.answer}**", ours, than, test])
 
 
@@ -129,4 +149,4 @@ def _tex(text: str) -> str:
 def _tex_ours(cell: Cell) -> str:
     if cell.ours is None:
         return _tex(ABSENT if cell.complete else "missing")
-    return _tex(estimate_text(cell.ours))
+    return _tex(estimate_text(cell.ours) + cell.counted)

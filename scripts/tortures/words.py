@@ -31,6 +31,7 @@ CONTRADICTIONS = (
     ("dataset.validation=100000",),
     ("dataset.train_size=100000",),
     ("dataset=mnist", "dataset.mirror=random"),
+    ("dataset=cifar10", "dataset.shift=32"),
     ("dataset=digits", "dataset.preprocessing=local-contrast"),
     ("method=ikd", "student=lenet-300-100"),
     ("method=ikd", "method.generations=20"),

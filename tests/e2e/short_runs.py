@@ -30,10 +30,10 @@ CONTRACT = [
     *("test_error_percent", "val_error_percent", "teacher_test_error_percent"),
     *("parameters", "weights", "nonzero_weights", "sparsity_percent", "R_s", "R_c"),
     *("dense_bytes", "csr_bytes", "teacher_dense_bytes", "memory_compression", "latency_ms"),
-    *("train_seconds", "seconds_per_epoch", "device", "peak_rss_bytes", "kdx_version", "torch_version"),
+    *("train_seconds", "seconds_per_epoch", "device", "peak_rss_bytes", "finished_at", "kdx_version", "torch_version"),
 ]
 # Of a repeated run everything is equal but the clock and the memory.
-CLOCK = ("seconds", "latency", "csr_runtime", "peak_rss")
+CLOCK = ("seconds", "latency", "csr_runtime", "peak_rss", "finished_at")
 
 
 def metrics(folder: Path) -> dict:

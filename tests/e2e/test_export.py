@@ -103,6 +103,7 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     monkeypatch.setattr("kdx.deploy.choice.SECONDS", 0.0)
     monkeypatch.setattr("kdx.bench._cores", lambda: 1)
     monkeypatch.setattr("kdx.bench.BATCHES", (1, 3))
+    monkeypatch.setattr("kdx.bench.taken_elsewhere", lambda: lambda: None)
     measured = bench(run, seconds=0.001)
     print_bench(measured)
     names = {(timing.kind.name, timing.kind.runtime, timing.latency.batch) for timing in measured.timings}
@@ -119,6 +120,11 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert max(map(len, out.splitlines())) <= 80
 
     write_bench(measured)
+    # A machine whose only core others take leaves what is there.
+    monkeypatch.setattr("kdx.bench.taken_elsewhere", lambda: lambda: 0.75)
+    crowded = bench(run, seconds=0.001)
+    assert (crowded.crowded, crowded.results) == ({(1, 1): 0.75, (1, 3): 0.75}, [])
+    write_bench(crowded)
     written = read_inference(run)
     assert written is not None
     assert {"cpu", "cores", "torch", "date", "load_average", "seconds"} <= written.machine.keys()
@@ -126,6 +132,10 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     first, row = measured.timings[0], written.timings[0]
     assert (row.name, row.runtime, row.threads) == (first.kind.name, first.kind.runtime, 1)
     assert row.median_us == pytest.approx(1000 * first.latency.median_ms)
+    for each, timed in zip(written.timings, measured.timings, strict=True):
+        # A ratio is told where its interval does.
+        assert (each.against_teacher is None) == (timed.teacher is None or timed.teacher.is_noise)
+        assert each.against_teacher_low == (timed.teacher and pytest.approx(timed.teacher.low))
     sizes = {(row.name, row.runtime): row.file_bytes for row in written.timings}
     # The file of the run holds what the timed one holds.
     assert sizes["dense", "torch"] == (run / "student.safetensors").stat().st_size

@@ -48,7 +48,8 @@ def test_one_that_diverges_is_recorded_and_the_others_finish(kdx, tmp_path: Path
     result = kdx(*words, "hydra/launcher=fused")
     assert result.returncode == 1
     folder = tmp_path / "outputs/sweeps/diverging"
-    (row,) = table(folder / "summary.csv")
+    lost, row = table(folder / "summary.csv")
+    assert (lost["n"], lost["lacking"]) == ("0", "0 1")
     assert (row["n"], row["seeds"]) == ("2", "0 1")
     failed = table(folder / "failed.csv")
     assert [row["job"] for row in failed] == ["0", "1"]

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_every_table_at_smoke_budget(kdx, outputs: Path, name: str) -> None:
     # Only the runs that a paper printed have numbers without a run.
     assert {cell["row"] for cell in cells if "printed runs" not in cell["row"]} == {run["row"] for run in runs}
     first = next(iter(load_table(name).columns))
-    assert all(float(cell["mean"]) >= 0 for cell in cells if cell["column"] == first and cell["row"] in asked)
+    means = [cell["mean"] for cell in cells if cell["column"] == first and cell["row"] in asked]
+    # What was timed for a fraction of a millisecond may be too noisy to be told.
+    assert all(float(mean) >= 0 for mean in means if mean or not first.startswith("speedup."))
     # What the paper prints of a run, we have too.
     assert all(cell["mean"] for cell in cells if cell["published"] and cell["row"] in asked)
 
@@ -87,6 +90,47 @@ def test_a_table_is_continued_and_can_be_written_without_training(kdx, tmp_path:
     assert kdx(*words).returncode == 0
     assert (path / "metrics.json").stat().st_mtime_ns == before
     assert {run["status"] for run in table(folder / "runs.csv")} == {"finished"}
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "joblib",
+        "submitit_local",
+        pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="the extra 'ray' is missing")),
+    ],
+)
+def test_a_table_is_trained_by_a_launcher(started_kdx, tmp_path: Path, launcher: str) -> None:
+    """The teacher first, then all students; a run that diverges stops no other, and one line tells how far it is."""
+    words = ("reproduce", "noisy/table1", "seeds=1", "rows=*0.[12]", *SMOKE, f"hydra/launcher={launcher}")
+    # Ray leaves a token in the home folder.
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)}
+    result = started_kdx(*words, **environment)
+    assert result.returncode == 0, result.stderr
+    runs = table(tmp_path / "outputs/paper/noisy/table1-smoke/runs.csv")
+    finished = {run["row"]: run for run in runs if run["status"] == "finished"}
+    assert set(finished) == {"teacher", "sigma 0.1", "sigma 0.2"}
+    assert "noisy/table1, teachers: 1/1" in result.stderr
+    assert "noisy/table1: 2/2" in result.stderr
+    # Of the runs themselves nothing is shown.
+    assert "job 0" not in result.stderr
+    assert "noisy lenet" not in result.stderr
+    again = started_kdx(*words, **environment)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert table(tmp_path / "outputs/paper/noisy/table1-smoke/runs.csv") == runs
+
+
+def test_a_run_that_a_launcher_cannot_finish_stops_no_other(kdx, tmp_path: Path) -> None:
+    words = ("reproduce", "noisy/table1", "seeds=1", "rows=*0.[12]", *SMOKE, "trainer.lr=1e30")
+    result = kdx(*words, "hydra/launcher=joblib")
+    assert result.returncode == 1
+    (folder,) = (tmp_path / "outputs" / "paper" / "noisy").iterdir()
+    status = {run["row"]: (run["status"], run["reason"]) for run in table(folder / "runs.csv")}
+    assert status["teacher"][0] == "finished"
+    assert all(status[row][0] == "failed" and "finite" in status[row][1] for row in ("sigma 0.1", "sigma 0.2"))
+    unknown = kdx(*words, "hydra/launcher=joblibb")
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+    assert unknown.stderr.startswith("kdx: hydra/launcher: 'joblibb' is not known; did you mean 'joblib'?")
 
 
 def test_a_table_serves_where_its_runs_are_gone(kdx, tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ def test_the_same_command_resumes_and_a_failed_job_stops_nobody(kdx, tmp_path: P
     folder = tmp_path / first.stdout.splitlines()[-1]
     assert folder.parent == tmp_path / "outputs" / "sweeps"
     summary = (folder / "summary.csv").read_bytes()
-    (row,) = table(folder / "summary.csv")
-    assert (row["n"], row["seeds"]) == ("2", "0 1")
+    lost, row = table(folder / "summary.csv")
+    assert (row["n"], row["seeds"], row["lacking"]) == ("2", "0 1", "")
+    assert (lost["n"], lost["lacking"], lost["method"], lost["test_error_percent_mean"]) == ("0", "0 1", "vanilla", "")
     assert float(row["test_error_percent_ci95_low"]) < float(row["test_error_percent_mean"])
     failed = table(folder / "failed.csv")
     assert [row["job"] for row in failed] == ["0", "1"]

@@ -22,6 +22,7 @@ from kdx.device import Engine, prepare_device
 from kdx.errors import Interrupted
 from kdx.execution import Execution
 from kdx.fit import Fit, Fitted, Lesson, Plan, fit, fit_together
+from kdx.measure.accuracy import logits_of
 from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.runs import RunFolder
 from kdx.stacked import Way
@@ -227,6 +228,16 @@ def test_fp32_is_not_tf32_in_convolutions_either():
     assert errors["fp32"] < 5e-5 < errors["tf32"]
 
 
+def test_a_run_in_tf32_is_evaluated_in_whole_float32():
+    images, filters = normal(32, 256, 16, 16, seed=1).cuda(), normal(256, 256, 3, 3, seed=2).cuda()
+    convolution = nn.Conv2d(256, 256, 3, bias=False).cuda()
+    convolution.weight = nn.Parameter(filters)
+    engine(precision="tf32")
+    answers = logits_of(convolution, Split(images, torch.zeros(32, dtype=torch.int64).cuda()))[:, 0]
+    exact = torch.conv2d(images.double(), filters.double())
+    assert ((answers - exact).norm() / exact.norm()).item() < 5e-5
+
+
 @contextmanager
 def without_graphs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
@@ -309,12 +320,12 @@ def test_convolutions_lie_channels_last_in_memory_and_not_in_files(tmp_path: Pat
 
 
 def test_the_order_of_the_examples_is_that_of_the_cpu(tmp_path: Path):
-    examples = replace(split(100), mirror="random")
-    orders = [
-        each.order(torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)).cpu()
-        for each in (examples, examples.to("cuda"))
-    ]
-    assert torch.equal(*orders)
+    examples = replace(split(100), mirror="random", shift=2)
+    both = (examples, examples.to("cuda"))
+    orders = [each.order(*(torch.Generator().manual_seed(seed) for seed in range(3))) for each in both]
+    assert torch.equal(*(order.cpu() for order in orders))
+    seen = [each.take(order)[0] for each, order in zip(both, orders, strict=True)]
+    assert torch.equal(*(images.cpu() for images in seen))
 
 
 def test_memory_is_given_back(tmp_path: Path):

@@ -9,6 +9,7 @@ from excerpt import only
 
 from kdx.cli import main
 from kdx.files import write_text
+from kdx.report.finished import flat
 from kdx.report.summary import groups_of, write_failures, write_summary
 from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import Done, Order, jobs_of
@@ -87,7 +88,7 @@ def outputs_in(tmp_path: Path) -> Path:
     write_table(outputs / "paper" / "kddp" / "table5", printed, order(), [], cells, check_claims(printed, cells))
 
     sweep = outputs / "sweeps" / "my sweep"
-    write_summary(sweep / "summary.csv", groups_of(runs))
+    write_summary(sweep / "summary.csv", groups_of([*runs, flat(done[2].job.config.model_dump(mode="json"))]))
     write_failures(sweep / "failed.csv", [{"job": 2, "overrides": "seed=2", "reason": "it broke"}])
     return outputs
 

@@ -38,7 +38,11 @@ def convolution() -> tuple[GroupLayer, Tensor]:
     return grouped(nn.Conv2d(4, 6, (2, 3), stride=2, padding=1, groups=2)), normal(1, 4, 5, 5, seed=5)
 
 
-LAYERS = pytest.mark.parametrize("example", [linear, convolution])
+def circular() -> tuple[GroupLayer, Tensor]:
+    return grouped(nn.Conv2d(2, 3, (2, 3), padding=(1, 2), padding_mode="circular")), normal(1, 2, 3, 4, seed=5)
+
+
+LAYERS = pytest.mark.parametrize("example", [linear, convolution, circular])
 
 
 def by_weights(layer: GroupLayer, inputs: Tensor) -> Tensor:
@@ -48,9 +52,11 @@ def by_weights(layer: GroupLayer, inputs: Tensor) -> Tensor:
     def draw(mean: Tensor, log_sigma2: Tensor) -> Tensor:
         return mean + torch.randn((1000, *mean.shape), generator=numbers) * torch.exp(log_sigma2 / 2)
 
+    plain = layer.plain(20.0)
+
     def output(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # z on the weights, where the layer has it on its inputs.
-        return layer.linear(inputs, weight * layer.per_weight(z), bias)
+        return functional_call(plain, {"weight": weight * layer.per_weight(z), "bias": bias}, (inputs,))
 
     outputs = []
     with torch.no_grad():

@@ -6,13 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, SIDE, dataset, engine, method, named, no_figures, normal, perceptron, randomise, split
+from miniature import (
+    CLASSES,
+    SIDE,
+    dataset,
+    engine,
+    generator,
+    method,
+    named,
+    no_figures,
+    normal,
+    perceptron,
+    randomise,
+    split,
+)
 from networks import IMAGE, small
 from torch import nn
 
 from kdx import stacked
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Split
+from kdx.data.preprocessing import PER_BATCH
 from kdx.device import Engine, has_compiler
 from kdx.fit import Fit, Fitted, Lesson, Plan, fit_together
 from kdx.runs import RunFolder
@@ -33,15 +47,16 @@ def normalised() -> nn.Sequential:
     )
 
 
-def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: bool):
-    how, examples = method(name), split(12)
+def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: bool, examples: Split | None = None):
+    how, examples = method(name), examples or split(12)
+    logits = normal(12 * examples.views, CLASSES, seed=4)
     student = how.prepare(build())
     objective = how.objective(student, perceptron(hidden=9, seed=1), len(examples))
     training = Training(
         title="miniature",
         identity="miniature",
         examples=examples,
-        teacher_logits=normal(12, CLASSES, seed=4),
+        teacher_logits=logits.half() if examples.shift else logits,
         trainer=TrainerSettings(epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9),
         seed=0,
         checkpoint=folder / "checkpoint",
@@ -65,8 +80,24 @@ def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: b
     ],
 )
 def test_compiled_training_is_eager_training(tmp_path: Path, name: str, build: Callable[[], nn.Module]):
-    eager, history = trained(tmp_path, name, build, compiled=False)
-    compiled, compiled_history = trained(tmp_path, name, build, compiled=True)
+    assert_compiled_is_eager(tmp_path, name, build)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler (g++ or clang++)")
+def test_views_are_taken_within_the_compiled_step(tmp_path: Path):
+    """From bytes, mirrored and shifted, with logits of their own in half precision."""
+    pixels = torch.randint(256, (12, 1, SIDE, SIDE), generator=generator(0), dtype=torch.uint8)
+    fitted = PER_BATCH["per-pixel-mean"].fitted(pixels)
+    examples = Split(pixels, split(12).labels, fitted, "random", 2)
+    assert_compiled_is_eager(tmp_path, "kd", perceptron, examples)
+
+
+def assert_compiled_is_eager(
+    folder: Path, name: str, build: Callable[[], nn.Module], examples: Split | None = None
+) -> None:
+    eager, history = trained(folder, name, build, compiled=False, examples=examples)
+    compiled, compiled_history = trained(folder, name, build, compiled=True, examples=examples)
     for (name, one), two in zip(eager.state_dict().items(), compiled.state_dict().values(), strict=True):
         # Nine steps move a weight by up to 0.02; sums are rounded in another order.
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_of_one_core_one_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("_two_cores")
 def test_a_launcher_whose_jobs_run_elsewhere_may_have_more(launcher: str) -> None:
     words = ["dataset=digits", "device.threads=3", f"hydra/launcher={launcher}"]
-    check_here(words, expand(words))
+    check_here(words, [job.config for job in expand(words)])
 
 
 def test_torch_is_not_imported_to_say_so() -> None:
@@ -127,3 +128,29 @@ def test_torch_is_not_imported_to_say_so() -> None:
             [sys.executable, "-c", program, *typed], env=environment, capture_output=True, text=True, timeout=120
         )
         assert ended.stdout == "2 False\n", ended.stderr
+
+
+def test_how_many_cores_others_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In four seconds cores 0 and 1 were busy for seven, three of them with this process."""
+    clock = SimpleNamespace(now=10.0, own=5.0)
+    fake = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: clock.own)
+    monkeypatch.setattr(crowd, "time", fake)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda _: 100)
+    monkeypatch.setattr(crowd, "STAT", tmp_path / "stat")
+
+    def busy(first: str, second: str) -> None:
+        # Idle and waiting are no work, and cpu2 is another program's alone.
+        (tmp_path / "stat").write_text(
+            f"cpu 9 9 9 9\ncpu0 {first} 0 0\ncpu1 {second} 0 0\ncpu2 900 0 0 0 0 0 0 0\nintr 5\n"
+        )
+
+    busy("100 0 50 7000 900 0 0 0", "200 0 0 7000 900 0 0 0")
+    elsewhere = crowd.taken_elsewhere()
+    clock.now += 0.4
+    assert elsewhere() is None
+    clock.now, clock.own = 14.0, 8.0
+    busy("300 50 50 7100 999 25 25 50", "450 0 50 7200 999 0 0 0")
+    assert elsewhere() == pytest.approx((3.5 + 3.0 - 3.0) / 4)
+    (tmp_path / "stat").unlink()
+    assert elsewhere() is None

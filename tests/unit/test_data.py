@@ -144,6 +144,8 @@ def test_a_split_that_leaves_no_training_sample_is_refused(validation):
         {"name": "cifar"},
         {"mirror": "random"},
         {"train_size": 0},
+        {"shift": 28},
+        {"shift": -1},
     ],
 )
 def test_impossible_settings_are_refused(change):
@@ -194,6 +196,19 @@ def test_digits_have_their_shapes_and_a_stratified_test_set():
         assert split.images.min() == 0
         assert split.images.max() == 1
     assert torch.bincount(data.test.labels).tolist() == class_counts(torch.from_numpy(load_digits()["target"]), 360)
+
+
+def test_training_images_alone_are_shifted_and_are_the_same_ones():
+    data, still = load_data(settings(shift=2)), load_data(settings())
+    assert data.validation is not None
+    assert (data.train.shift, data.validation.shift, data.test.shift) == (2, 0, 0)
+    assert (data.train.views, data.validation.views, data.test.views) == (25, 1, 1)
+    assert data.fingerprint == still.fingerprint
+    images, labels = data.train.take(torch.arange(25) + 25 * 7)
+    assert torch.equal(images[0], still.train.images[7])
+    assert torch.equal(images[1, :, :, :-1], still.train.images[7][:, :, 1:])
+    assert len({image.numpy().tobytes() for image in images}) == 25
+    assert labels.tolist() == 25 * [int(still.train.labels[7])]
 
 
 def test_digits_test_set_depends_on_no_setting():

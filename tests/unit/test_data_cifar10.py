@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from tortures.official import batch, python2
 
 from kdx.data import cifar10, load_data
@@ -22,6 +23,8 @@ from kdx.data.settings import Cifar10Settings
 from kdx.data.sources import SourceFile
 from kdx.errors import UserError
 from kdx.folders import user_cache
+from kdx.logits import teacher_logits
+from kdx.measure.accuracy import logits_of
 
 REAL = os.environ.get("KDX_DATA", "")  # read before a test clears it
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
@@ -124,6 +127,27 @@ def test_a_missing_batch_is_told_with_what_to_do(root):
     for part in (absent, f"not found below '{root}'", "dataset.download is false", "dataset=digits"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_fifty_views_less_the_mean_image_are_what_the_teacher_answered_for(root, tmp_path):
+    """The mean is taken away where the pixel was: what is moved is what a network sees."""
+    data = load_data(settings(root, preprocessing="per-pixel-mean", mirror="random", shift=2, validation=80))
+    assert data.validation is not None
+    assert (data.train.views, data.validation.views, data.test.views) == (50, 1, 1)
+    pixels = data.train.images.numpy()
+    mean = pixels.astype(np.float64).mean(axis=0) / 255
+    # Mirrored, then from 2 pixels further down and 1 to the left: number 25 + 5 * 2 + 4.
+    expected = np.pad((pixels / 255 - mean)[..., ::-1], ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
+    images, labels = data.train.take(50 * torch.arange(20) + 39)
+    np.testing.assert_allclose(images.numpy(), expected[:, :, 4:36, 1:33], rtol=0, atol=1e-6)
+    assert torch.equal(labels, data.train.labels)
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 10))
+    stored = teacher_logits(teacher, data, tmp_path)
+    answered = logits_of(teacher, data.train).flatten(0, 1)
+    assert (stored.shape, stored.dtype) == ((1000, 10), torch.float16)
+    assert ((stored.float() - answered).abs() <= 2.0**-11 * answered.abs() + 2.0**-25).all()
+    np.testing.assert_allclose(teacher(images).detach().half(), stored.view(20, 50, 10)[:, 39], rtol=2e-3, atol=1e-3)
 
 
 def test_the_mean_image_is_that_of_the_training_split_alone(root):

@@ -66,10 +66,10 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def load(root: Path | None, download: bool = False, validation: int = 0):
+def load(root: Path | None, download: bool = False, validation: int = 0, **more):
     text = None if root is None else str(root)
     settings = {"root": text, "validation": validation, "split_seed": 0, "train_size": None, "download": download}
-    return load_data(MnistSettings(name="mnist", **({"preprocessing": "scale", "mirror": "none"} | settings)))
+    return load_data(MnistSettings(name="mnist", **({"preprocessing": "scale", "mirror": "none"} | settings | more)))
 
 
 def shown(split) -> np.ndarray:
@@ -196,3 +196,15 @@ def test_real_mnist(monkeypatch, small_mnist):
         # The published mean of the 60,000 training images.
         pixels = torch.cat([data.train.images, data.validation.images])
         assert pixels.double().mean().item() / 255 == pytest.approx(0.1306604762738429)
+
+
+@pytest.mark.parametrize(("preprocessing", "scale", "less"), [("scale", 255, 0), ("symmetric", 127.5, 1)])
+def test_a_shifted_digit_goes_on_at_its_edge(root, preprocessing: str, scale: float, less: float):
+    """Background beside background, also where it is -1."""
+    data = load(root, preprocessing=preprocessing, shift=1, validation=10)
+    assert data.validation is not None
+    assert (data.train.views, data.validation.views, data.test.views) == (9, 1, 1)
+    up_left = 9 * 3 + 8
+    images, _ = data.train.take(torch.tensor([up_left]))
+    bytes_ = np.pad(data.train.images[3, 0].numpy(), ((1, 0), (1, 0)), mode="edge")[:-1, :-1]
+    np.testing.assert_allclose(images[0, 0].numpy(), bytes_ / np.float32(scale) - less, rtol=0, atol=1e-6)

@@ -196,7 +196,8 @@ def test_the_faster_way_is_taken_for_each_matrix(tmp_path: Path, monkeypatch: py
     measured = kdx.deploy.choices(loaded, images)
     assert [choice.name for choice in measured] == ["conv1", "fc1", "fc2"]
     for choice, matrix in zip(measured, loaded.matrices(), strict=True):
-        assert choice.runtime == ("csr" if choice.csr_ms <= choice.dense_ms else "dense")
+        faster = choice.against_dense.median >= 1 and not choice.against_dense.is_noise
+        assert choice.runtime == ("csr" if faster else "dense")
         assert choice.sparsity == pytest.approx(float((matrix.csr.toarray() == 0).mean()))
         assert choice.crossover is None or 0 <= choice.crossover <= 1
     chosen = kdx.deploy.fastest(loaded, measured)
@@ -204,3 +205,25 @@ def test_the_faster_way_is_taken_for_each_matrix(tmp_path: Path, monkeypatch: py
         choice.runtime == "dense" for choice in measured
     ]
     np.testing.assert_allclose(chosen(images), loaded(images), atol=1e-5)
+
+
+def test_where_csr_begins_to_win_and_where_noise_leaves_it_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """CSR that takes 1.9 (1 - sparsity) times as long as dense, by random matrices, wins from 0.9 / 1.9 on."""
+    noise: dict[str | float, float] = {}
+
+    def time_in_rounds(calls: dict[str | float, object], _: float) -> dict[str | float, list[list[float]]]:
+        alone = {"csr": 0.8, "dense": 1.0} | {step: 1.9 * (1 - step) for step in calls if isinstance(step, float)}
+        return {name: [[alone[name]], [alone[name] * noise.get(name, 1.0)]] * 10 for name in calls}
+
+    monkeypatch.setattr("kdx.deploy.choice.time_in_rounds", time_in_rounds)
+    loaded = kdx.deploy.load(exported(tmp_path, sparse(small("lenet"))))
+    images = normal(3, *IMAGE, seed=3).numpy()
+    first, *_ = kdx.deploy.choices(loaded, images)
+    assert (first.runtime, first.against_dense.median) == ("csr", pytest.approx(1.25))
+    assert (first.crossover, first.crossover_is_noise) == (pytest.approx(0.9 / 1.9), False)
+    # The step beside which it lies, and what is not beside it.
+    for step, is_noise in ((0.25, True), (0.0, False), (0.9, False)):
+        noise = {step: 1.6}
+        assert kdx.deploy.choices(loaded, images)[0].crossover_is_noise == is_noise
+    noise = {"csr": 1.6}
+    assert [choice.runtime for choice in kdx.deploy.choices(loaded, images)] == ["dense"] * 3

@@ -55,22 +55,24 @@ def test_convolutions_are_not_compiled_unless_it_is_asked_for(caplog):
     assert replace(engine(), compile=True).compiles(convolutional(), FEW)
 
 
-@pytest.mark.parametrize(("kind", "inside"), [("cuda", ("highest", False)), ("cpu", ("high", True))])
-def test_the_teachers_logits_are_not_rounded_where_a_run_is(monkeypatch: pytest.MonkeyPatch, kind: str, inside: object):
-    """A CPU has no TF32, and its library of matrix products stays as it was chosen."""
+@pytest.mark.parametrize("told", [("highest", False), ("high", True), ("medium", True)])
+def test_full_float32_holds_whatever_the_process_was_told_and_gives_it_back(told: tuple[str, bool]):
+    """Also on a CPU, where `medium` can mean bfloat16."""
 
-    def state() -> tuple[str, bool]:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    def state() -> tuple[str, bool, str]:
+        products = torch.backends.mkldnn.matmul.fp32_precision
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, products
 
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        with full_float32(torch.device(kind)):
-            assert state() == inside
-        assert state() == ("high", True)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision(told[0])
+    torch.backends.cudnn.allow_tf32 = told[1]
+    before = state()
+    assert before[:2] == told
+    with full_float32():
+        assert state() == ("highest", False, "ieee")
+    assert state() == before
+    with pytest.raises(KeyError), full_float32():
+        raise KeyError
+    assert state() == before
 
 
 @pytest.mark.usefixtures("no_compiler")

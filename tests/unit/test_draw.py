@@ -110,6 +110,21 @@ def test_bars_side_by_side():
     assert all(above[1] <= below[0] + 1e-9 for above, below in pairwise(edges))
 
 
+def test_a_number_that_lacks_a_seed_says_so():
+    table = only(load_table("vs/fig6"), "S1, *-VBD")
+    cells = cells_from(table, {"S1, KD-VBD": (0.5, 0.5), "S1, ST-VBD": (2.0,)})
+    (axes,) = picture(table, ORDER, [], [replace(cells[0], lacking=(1,)), *cells[1:]], {}).axes
+    assert [text.get_text().strip() for text in axes.texts[:2]] == ["0.5x (2 of 3)", "2x"]
+    table = load_table("noisy/fig2")
+    cells = [
+        replace(cell, lacking=(2,)) if cell.ours else cell
+        for cell in cells_from(table, {"noisy teacher, 0.1": (20.0, 21.0), "logit regression": (22.0, 24.0)})
+    ]
+    (axes,) = picture(table, ORDER, [], cells, {}).axes
+    assert [(text.get_text(), text.get_position()) for text in axes.texts] == [(" (2 of 3)", (0.1, 20.5))]
+    assert "logit regression (2 of 3)" in [line.get_label() for line in axes.get_lines()]
+
+
 def test_panels_share_a_legend_outside_and_one_without_values_is_a_line():
     table = only(load_table("vs/fig6"), "*-VBD")
     canvas = picture(table, ORDER, [], cells_from(table, {"S1, KD-VBD": (0.5,), "S1, ST-VBD": (2.0,)}), {})

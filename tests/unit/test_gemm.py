@@ -1,72 +1,96 @@
-"""The choice between the CPU's two routes for float32 matrix products."""
-
-import json
-from pathlib import Path
+"""The choice between the CPU's two libraries of float32 matrix products, for processors that this one need not be."""
 
 import pytest
 import torch
 
 from kdx import gemm
+from kdx.errors import UserError
+
+AMX = {"architecture": "x86_64", "amx_tile": True, "avx512_bf16": True}
+AVX512 = {"architecture": "x86_64", "amx_tile": False, "avx512_bf16": True}
+ARM = {"architecture": "arm64", "bf16": True}
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", *gemm.ROUNDING_MODES):
+        monkeypatch.delenv(name, raising=False)
+
+
+def on(processor: dict[str, str | bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+
+
+@pytest.mark.parametrize(
+    ("processor", "route", "precision"),
+    [(AMX, "default", "highest"), (AVX512, "onednn", "medium"), (ARM, "default", "highest")],
+)
+def test_auto_is_onednn_unless_that_would_round(
+    processor: dict[str, str | bool], route: str, precision: str, monkeypatch: pytest.MonkeyPatch
+):
+    on(processor, monkeypatch)
+    assert gemm.set_gemm("auto") == route
+    assert torch.get_float32_matmul_precision() == precision
+
+
+@pytest.mark.parametrize(("processor", "why"), [(AMX, "a processor with AMX"), (ARM, r"a processor \(arm64\)")])
+def test_onednn_is_refused_where_it_would_round(
+    processor: dict[str, str | bool], why: str, monkeypatch: pytest.MonkeyPatch
+):
+    on(processor, monkeypatch)
     before = torch.get_float32_matmul_precision()
-    yield tmp_path / "kdx" / "gemm.json"
-    torch.set_float32_matmul_precision(before)
+    with pytest.raises(UserError, match=rf"^device\.gemm: 'onednn' .* {why}.*; allowed: auto, default; .*$"):
+        gemm.set_gemm("onednn")
+    assert torch.get_float32_matmul_precision() == before
 
 
-def test_a_named_route_is_taken_without_measuring(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(gemm, "faster_gemm")
-    for route, precision in (("default", "highest"), ("onednn", "medium")):
+def test_a_named_library_is_taken(monkeypatch: pytest.MonkeyPatch):
+    on(AVX512, monkeypatch)
+    for route, precision in (("onednn", "medium"), ("default", "highest")):
         assert gemm.set_gemm(route) == route
         assert torch.get_float32_matmul_precision() == precision
-    assert not cache.exists()
+    on(AMX, monkeypatch)
+    assert gemm.set_gemm("default") == "default"
 
 
-def test_auto_measures_once_per_machine_and_remembers(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter(["onednn"])
-    monkeypatch.setattr(gemm, "faster_gemm", lambda: next(answers))
-    assert [gemm.set_gemm("auto") for _ in range(3)] == ["onednn"] * 3
-    (machine,) = json.loads(cache.read_text())
-    assert torch.__version__ in machine
-    assert f"{torch.get_num_threads()} threads" in machine
+@pytest.mark.parametrize(
+    ("limit", "route"),
+    [
+        ("AVX512_CORE_FP16", "onednn"),
+        ("avx2", "onednn"),
+        ("AVX512_CORE_AMX", "default"),
+        ("AVX512_CORE_AMX_FP16", "default"),
+        ("AVX10_2_512", "default"),
+        ("DEFAULT", "default"),
+        # oneDNN passes over what it does not know.
+        ("AVX512", "default"),
+    ],
+)
+def test_amx_can_be_hidden_from_onednn(limit: str, route: str, monkeypatch: pytest.MonkeyPatch):
+    on(AMX, monkeypatch)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert gemm.set_gemm("auto") == route
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"other machine": "onednn"}', b"\xff"])
-def test_a_memory_that_says_nothing_about_this_machine_is_not_believed(
-    cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache.parent.mkdir()
-    cache.write_bytes(content)
-    monkeypatch.setattr(gemm, "faster_gemm", lambda: "default")
-    assert gemm.set_gemm("auto") == "default"
-    assert "default" in json.loads(cache.read_text()).values()
+def test_torch_tells_of_this_processor_too():
+    """Whichever it is, what it is asked has an answer."""
+    assert gemm.set_gemm("auto") == ("onednn" if gemm.onednn_rounds() is None else "default")
 
 
-@pytest.mark.parametrize("route", ["default", "onednn"])
-def test_the_route_that_takes_less_time_wins(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = gemm.PRECISION[route]
-
-    def timed(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, float]:
-        return left @ right, 1.0 if torch.get_float32_matmul_precision() == fast else 2.0
-
-    monkeypatch.setattr(gemm, "_timed_products", timed)
-    assert gemm.faster_gemm() == route
+def test_convolutions_stay_float32_when_products_are_onednns(monkeypatch: pytest.MonkeyPatch):
+    on(AVX512, monkeypatch)
+    before = torch.backends.mkldnn.conv.fp32_precision
+    gemm.set_gemm("onednn")
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert torch.backends.mkldnn.conv.fp32_precision == before
+    assert before in ("none", "ieee")
 
 
-def test_a_fast_route_that_is_not_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def timed(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, float]:
-        if torch.get_float32_matmul_precision() == "medium":
-            return (left.bfloat16() @ right.bfloat16()).float(), 1.0
-        return left @ right, 2.0
-
-    monkeypatch.setattr(gemm, "_timed_products", timed)
-    assert gemm.faster_gemm() == "default"
-
-
-def test_measuring_leaves_the_setting_alone() -> None:
-    torch.set_float32_matmul_precision("high")
-    gemm.faster_gemm()
-    assert torch.get_float32_matmul_precision() == "high"
+@pytest.mark.parametrize("route", ["auto", "default"])
+@pytest.mark.parametrize("name", gemm.ROUNDING_MODES)
+def test_an_environment_that_rounds_convolutions_is_refused(name: str, route: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, "bf16")
+    with pytest.raises(UserError, match=rf"^{name}: 'bf16' would round .*; allowed: STRICT, or not set; .*$"):
+        gemm.set_gemm(route)
+    monkeypatch.setenv(name, "strict")
+    assert gemm.set_gemm("default") == "default"

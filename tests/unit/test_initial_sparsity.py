@@ -10,6 +10,7 @@ import pytest
 import torch
 from miniature import CLASSES, dataset, engine, method, normal, perceptron, split
 from torch import nn
+from typed import typed
 
 from kdx.compose import expand, single
 from kdx.config import Config
@@ -92,7 +93,7 @@ def test_alone_and_together_it_is_the_same(tmp_path: Path):
 
 
 def config(folder: Path, *words: str) -> Config:
-    (job,) = expand([*TINY, f"outputs={folder}", *words])
+    (job,) = expand(typed([*TINY, f"outputs={folder}", *words]))
     return job.config
 
 

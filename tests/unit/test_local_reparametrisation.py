@@ -1,6 +1,6 @@
 """The variational layers: noise on outputs against the sampling of weights that it stands for."""
 
-from math import sqrt
+from math import inf, sqrt
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from miniature import normal, randomise
 from torch import Tensor, nn
 
+from kdx.methods.bayesian_compression import GroupConv2d
 from kdx.methods.variational import VARIANCE_FLOOR, VariationalConv2d, VariationalLinear
 
 SAMPLES = 20_000
@@ -37,18 +38,37 @@ def grouped():
     return variational(nn.Conv2d(4, 4, (2, 3), padding=(0, 2), dilation=(1, 2), groups=2)), normal(1, 4, 4, 5, seed=5)
 
 
-LAYERS = pytest.mark.parametrize("example", [linear, strided, grouped])
+def reflecting():
+    # Uneven padding, so that height and width cannot be mixed up.
+    plain = nn.Conv2d(2, 3, (2, 3), stride=(1, 2), padding=(1, 2), padding_mode="reflect")
+    return variational(plain), normal(2, 2, 4, 5, seed=5)
+
+
+def replicating():
+    return variational(nn.Conv2d(2, 2, 4, padding="same", padding_mode="replicate")), normal(1, 2, 4, 5, seed=5)
+
+
+def circular():
+    plain = nn.Conv2d(4, 2, 3, padding=2, dilation=2, groups=2, padding_mode="circular")
+    return variational(plain), normal(1, 4, 4, 5, seed=5)
+
+
+LAYERS = pytest.mark.parametrize("example", [linear, strided, grouped, reflecting, replicating, circular])
 
 
 def by_weights(layer, inputs: Tensor) -> Tensor:
-    """Outputs (samples, batch, ...) of the layer with `SAMPLES` draws of all its weights, one after another."""
-    numbers = torch.Generator().manual_seed(7)
+    """Outputs (samples, batch, ...) of the plain layer with `SAMPLES` draws of all its weights, one after another."""
+    plain, numbers = layer.plain(8.0), torch.Generator().manual_seed(7)
+
+    def output(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(plain, {"weight": weight}, (inputs,))
+
     outputs = []
     with torch.no_grad():
         for _ in range(SAMPLES // 1000):
             noise = torch.randn((1000, *layer.weight.shape), generator=numbers)
             weights = layer.weight + noise * torch.exp(layer.log_sigma2 / 2)
-            outputs.append(torch.func.vmap(lambda weight: layer.linear(inputs, weight, layer.bias))(weights))
+            outputs.append(torch.func.vmap(output)(weights))
     return torch.cat(outputs)
 
 
@@ -84,8 +104,11 @@ def test_the_variance_is_exact(example):
     layer, inputs = layer.double(), inputs.double()
     mean = layer(inputs)
     shifted = torch.func.functional_call(layer, {"noise": torch.ones_like(mean)}, (inputs,))
+    plain = layer.plain(8.0)
     # A linear map is its Jacobian, so its entries are the inputs that meet each weight.
-    jacobian = torch.autograd.functional.jacobian(lambda weight: layer.linear(inputs, weight, None), layer.weight)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda weight: torch.func.functional_call(plain, {"weight": weight}, (inputs,)), layer.weight.detach()
+    )
     dims = tuple(range(mean.dim(), mean.dim() + layer.weight.dim()))
     variance = (jacobian.square() * layer.log_sigma2.exp()).sum(dim=dims)
     torch.testing.assert_close(shifted - mean, torch.sqrt(variance + VARIANCE_FLOOR), rtol=1e-10, atol=0)
@@ -142,6 +165,36 @@ def test_a_1x1_convolution_is_a_linear_layer():
 def test_noise_is_drawn_for_every_example_and_position():
     layer, inputs = strided()
     assert layer.new_noise(inputs, layer(inputs)).shape == (2, 3, 3, 3)
+
+
+@pytest.mark.parametrize("padding", [(1, 2), "same", "valid"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    "substitute",
+    [lambda plain: VariationalConv2d(plain, -30.0), lambda plain: GroupConv2d(plain, -30.0, None)],
+    ids=["variational", "grouped"],
+)
+def test_without_variance_the_layer_is_the_plain_one(substitute, mode, padding):
+    """Whatever it pads with, at a variance of zero, without noise, and made plain again: bit for bit."""
+    plain = nn.Conv2d(4, 2, 3, padding=padding, dilation=(1, 2), groups=2, padding_mode=mode)
+    randomise(plain, 1)
+    images = normal(2, 4, 5, 7, seed=5)
+    expected = plain(images)
+    layer = substitute(plain)
+    assert torch.equal(layer(images), expected)
+    finished = layer.plain(8.0)
+    assert finished.padding_mode == mode
+    assert torch.equal(finished(images), expected)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name.endswith("log_sigma2"):
+                parameter.fill_(-inf)
+    noise = layer.new_noise(images, expected)
+    layer.draw(noise, torch.Generator().manual_seed(1))
+    noisy = torch.func.functional_call(layer, {"noise": noise}, (images,))
+    # What is left is the floor under the square root.
+    left = noise.flatten(1)[:, -expected[0].numel() :].reshape(expected.shape) * sqrt(VARIANCE_FLOOR)
+    torch.testing.assert_close(noisy - expected, left, rtol=0, atol=2e-6)
 
 
 def test_without_noise_the_layer_is_the_plain_one():

@@ -23,8 +23,8 @@ def test_results_do_not_make_a_commit_dirty(tmp_path: Path, monkeypatch: pytest.
     git("add", "--all")
     git("commit", "--quiet", "--message=all")
     commit = git("rev-parse", "--short", "HEAD").strip()
-    assert machine._commit() == commit
+    assert machine.commit() == commit
     (tmp_path / "outputs/paper/table.csv").write_text("after")
-    assert machine._commit() == commit
+    assert machine.commit() == commit
     (tmp_path / "kdx/machine.py").write_text("after")
-    assert machine._commit() == f"{commit}-dirty"
+    assert machine.commit() == f"{commit}-dirty"

@@ -11,7 +11,7 @@ from torch import nn
 from kdx.data.dataset import Data, Split
 from kdx.files import write_json
 from kdx.measure import footprint, measure, sparsity
-from kdx.measure.accuracy import error_percent, logits_of
+from kdx.measure.accuracy import error_percent, logits_of, wrong_count
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -57,6 +57,21 @@ def test_logits_come_from_eval_mode_which_is_undone_module_by_module():
     assert not logits.requires_grad
     assert [module.training for module in model] == [True, True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("evaluate", [error_percent, wrong_count, logits_of])
+def test_evaluation_is_in_whole_float32_whatever_the_run_trains_in(evaluate):
+    class Spy(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().forward(input)
+
+    seen = set()
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    evaluate(nn.Sequential(nn.Flatten(), Spy(4, 3)), split())
+    assert seen == {("highest", False)}
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("medium", True)
 
 
 def test_mode_is_restored_after_a_failure():

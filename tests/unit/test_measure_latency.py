@@ -98,7 +98,7 @@ def test_any_module_tree_is_substituted(product):
 
 
 def test_latencies_of_a_small_network_and_the_settings_afterwards(tmp_path):
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads = torch.get_num_threads()
     model = pruned(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))).train()
     try:
         torch.set_num_threads(2)
@@ -108,7 +108,6 @@ def test_latencies_of_a_small_network_and_the_settings_afterwards(tmp_path):
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
     runtimes = ["dense", "csr scipy", "csr torch"]
     assert [(row.runtime, row.batch) for row in rows] == [(name, batch) for name in runtimes for batch in (1, 1024)]
     assert all(0 < row.p10_ms <= row.median_ms <= row.p90_ms and row.repetitions >= 3 for row in rows)
@@ -117,8 +116,58 @@ def test_latencies_of_a_small_network_and_the_settings_afterwards(tmp_path):
     latency.write_latency(tmp_path / "latency.csv", rows)
     with (tmp_path / "latency.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
-    assert list(written[0]) == ["device", "threads", "runtime", "batch", "median_ms", "p10_ms", "p90_ms", "repetitions"]
+    ratio = ["against_dense", "against_dense_low", "against_dense_high"]
+    assert list(written[0]) == [
+        *("device", "threads", "runtime", "batch", "median_ms", "p10_ms", "p90_ms", "repetitions"), *ratio,
+    ]  # fmt: skip
     assert [float(row["median_ms"]) for row in written] == [row.median_ms for row in rows]
+    for row in written:
+        # What is noise has an interval and no ratio, and dense has nothing to be compared with.
+        low, high = (float(row[key] or 0) for key in ratio[1:])
+        told = float(row["against_dense"] or 0)
+        assert (low, told, high) == (0, 0, 0) if row["runtime"] == "dense" else 0 < low <= (told or low) <= high
+        assert bool(told) == (0 < high <= 1.5 * low)
+
+
+def test_runtimes_are_compared_round_by_round(monkeypatch):
+    """By a clock that moves only in networks: CSR of scipy takes twice, of torch three times what dense takes.
+
+    After a while everything takes ten times as long, and every other round with 1024 images CSR of torch fifty times.
+    """
+    clock, calls = [0.0], {"csr torch": 0}
+    pace = {"dense": 0.001, "csr scipy": 0.002, "csr torch": 0.003}
+
+    class Paced(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, images: Tensor) -> Tensor:
+            slower = 10 if clock[0] > 0.3 else 1
+            if self.name == "csr torch" and len(images) == 1024:
+                calls[self.name] += 1
+                slower *= 50 if calls[self.name] % 2 else 1
+            clock[0] += pace[self.name] * slower
+            return images
+
+    def csr_network(_: nn.Module, product: type) -> nn.Module:
+        return Paced("csr scipy" if product is ScipyProduct else "csr torch")
+
+    monkeypatch.setattr(latency, "csr_network", csr_network)
+    monkeypatch.setattr("kdx.rounds.perf_counter", lambda: clock[0])
+    rows = latency.latencies(Paced("dense"), images(2, 1, 2, 2), CPU, seconds=1.2)
+    # By then a call takes longer than its share of a round.
+    assert calls == {"csr torch": 6}
+    by_place = {(row.runtime, row.batch): row for row in rows}
+    assert by_place["dense", 1].against_dense is None
+    scipy = by_place["csr scipy", 1]
+    assert scipy.p90_ms > 5 * scipy.p10_ms
+    assert scipy.against_dense == pytest.approx(1 / 2)
+    assert by_place["csr torch", 1].against_dense == pytest.approx(1 / 3)
+    assert by_place["csr scipy", 1024].against_dense == pytest.approx(1 / 2)
+    noise = by_place["csr torch", 1024]
+    assert noise.against_dense is None
+    assert (noise.against_dense_low, noise.against_dense_high) == pytest.approx((1 / 150, 1 / 3))
 
 
 def test_networks_run_on_one_thread_in_full_precision():

@@ -35,6 +35,16 @@ def test_by_hand():
     assert not network[0]._forward_hooks
 
 
+def test_a_matrix_is_used_at_every_place_of_a_sequence():
+    """Tokens (batch, L, C), as transformers and mixers have them: 6 places of 4 numbers each."""
+    network = nn.Sequential(nn.Unflatten(2, (2, 2)), nn.Flatten(2, 4), nn.Linear(4, 3), nn.Flatten(), nn.Linear(18, 5))
+    assert network[1](network[0](torch.empty(1, 6, 4, 1))).shape == (1, 6, 4)
+    with torch.no_grad():
+        network[2].weight[0] = 0.0
+    assert multiplications(network, (6, 4, 1)) == 6 * 4 * 3 + 18 * 5
+    assert nonzero_multiplications(network, (6, 4, 1)) == 6 * 4 * 2 + 18 * 5
+
+
 def test_a_layer_that_is_used_twice_counts_twice():
     layer = nn.Linear(3, 3)
     assert multiplications(nn.Sequential(nn.Flatten(), layer, layer), (3, 1, 1)) == 18

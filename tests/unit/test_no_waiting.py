@@ -83,8 +83,8 @@ def step_on_fakes(name: str, build: Callable[[], nn.Module], *, models: int = 1,
     with torch.device("meta"):
         student = how.prepare(build()).to(memory_format=torch.channels_last)
         objective = how.objective(student, perceptron(hidden=9), 32)
-        examples = Split(torch.empty(32, *shape), torch.empty(32, dtype=torch.int64), mirror="random")
-        logits = torch.empty(64, CLASSES)
+        examples = Split(torch.empty(32, *shape), torch.empty(32, dtype=torch.int64), mirror="random", shift=1)
+        logits = torch.empty(32 * examples.views, CLASSES, dtype=torch.float16)
         chosen, row = torch.empty(BATCH, dtype=torch.int64), torch.ones(len(number_names(objective)))
         noise = NoiseSource(student, torch.empty(BATCH, *shape), torch.Generator(), objective.draws).buffers
         state = State.of(student, len(objective.terms), objective.langevin)
@@ -94,7 +94,7 @@ def step_on_fakes(name: str, build: Callable[[], nn.Module], *, models: int = 1,
             stacking = Stacking(False, False)
     step = make_step(student, objective, eager=eager, autocast=None, stacking=stacking)
     with Crossing():
-        step(state, Batch(*examples.take(chosen), logits.index_select(0, chosen)), noise, row)
+        step(state, Batch(*examples.take(chosen), logits.index_select(0, chosen).float()), noise, row)
 
 
 @pytest.mark.parametrize(("name", "build"), CASES)

@@ -12,12 +12,12 @@ from packages import install, lay_out, one_entry, sample_files
 from torch import nn
 
 from kdx.compose import check_method, expand, single
-from kdx.config import packages_record, run_id, teacher_id
 from kdx.data import load_data
 from kdx.data.settings import DatasetSettings
 from kdx.errors import UserError
 from kdx.groups import load_groups
 from kdx.help import train_help
+from kdx.identity import packages_record, run_id, teacher_id
 from kdx.models import build_model
 from kdx.models.refine import refined
 from kdx.models.settings import Count, NetworkSettings, Student, network_of
@@ -133,7 +133,8 @@ def test_its_version_is_part_of_the_ids_of_what_uses_it(tmp_path: Path, monkeypa
         with monkeypatch.context() as patch:
             install(files, tmp_path / version, patch)
             configs = {name: single(words) for name, words in lines.items()}
-            assert packages_record(configs["all"]) == {"packages": f"kdx-stripes {version}"}
+            told = packages_record(configs["all"])["packages"]
+            assert re.fullmatch(rf"kdx-stripes {version} \([0-9a-f]{{12}}\)", told)
             assert packages_record(configs["student"], "dataset", "teacher") == {}
             ids.append({name: (run_id(config), teacher_id(config)) for name, config in configs.items()})
     first, second = ids

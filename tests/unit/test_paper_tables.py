@@ -6,9 +6,9 @@ import pytest
 import yaml
 from excerpt import only
 
-from kdx.config import run_id
 from kdx.errors import UserError
 from kdx.groups import conf_folder
+from kdx.identity import run_id
 from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import BUDGETS, Done, Order, jobs_of, run_all
 from kdx.reproduce.network import with_derived

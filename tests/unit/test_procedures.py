@@ -1,5 +1,6 @@
 """What methods with several fits stand on: stages that are not repeated, watched layers, drawn numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,20 @@ VANILLA = Method("vanilla", (Labels(),))
 def plan(folder: Path, epochs: int = 2) -> Plan:
     settings = single(["trainer.batch_size=4", f"trainer.epochs={epochs}"]).trainer
     return Plan("miniature", settings, 0, RunFolder(folder))
+
+
+def test_a_fit_trains_as_it_is_told_and_is_evaluated_in_whole_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    original, seen = nn.Linear.forward, set()
+
+    def forward(self: nn.Linear, input: Tensor) -> Tensor:
+        seen.add((torch.is_grad_enabled(), torch.get_float32_matmul_precision()))
+        return original(self, input)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    chosen = engine()
+    torch.set_float32_matmul_precision("medium")
+    fit(perceptron(), VANILLA, Lesson(replace(dataset(split(12)), validation=split(5))), plan(tmp_path), chosen)
+    assert seen == {(True, "medium"), (False, "highest")}
 
 
 class Twice(Procedure):

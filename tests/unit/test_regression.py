@@ -24,6 +24,7 @@ from kdx.models import build_model
 from kdx.noise import NoiseSource
 from kdx.objective import Step, Term
 from kdx.runs import RunFolder
+from kdx.streams import stream
 
 ROWS = 16
 
@@ -129,6 +130,29 @@ def test_fixed_noise_has_the_moments_of_the_resampled():
     assert not torch.equal(fixed.targets(stored, seed=3), fixed.targets(stored, seed=4))
     assert method("noisy").targets(stored, seed=3) is stored
     assert method("kd").targets(stored, seed=3) is stored
+
+
+def test_fixed_noise_is_that_of_the_image_however_it_is_shifted():
+    """Of an image and of its mirror image it is another; without shifts it is what it always was."""
+    stored, fixed = normal(18 * 50, CLASSES, seed=1), method("noisy", resample=False, sigma=0.7, alpha=0.5)
+    ratios = (fixed.targets(stored, 3, 25) / stored).view(36, 25, CLASSES)
+    torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios))
+    images = fixed.targets(stored[:36], seed=3) / stored[:36]
+    torch.testing.assert_close(ratios[:, 0], images)
+    hit = (images - 1).abs().amax(dim=1) > 1e-3
+    assert len(images[hit].unique(dim=0)) == hit.sum() > 10
+    rounded = fixed.targets(stored.half(), 3, 25)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, fixed.targets(stored.half().float(), 3, 25))
+
+
+def test_fixed_noise_without_shifts_is_what_it_always_was():
+    stored = normal(20, CLASSES, seed=1)
+    drawn = stream(3, "targets")
+    xi = torch.randn(stored.shape, generator=drawn)
+    selected = torch.rand((20, 1), generator=drawn) < 0.4
+    found = method("noisy", resample=False, sigma=0.7, alpha=0.4).targets(stored, seed=3)
+    assert torch.equal(found, stored * (1 + 0.7 * xi * selected))
 
 
 class Recorded(Regression):

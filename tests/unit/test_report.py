@@ -25,11 +25,14 @@ LAYERS = """layer,shape,weights,nonzero,sparsity_percent,dense_bytes,csr_bytes
 fc1,300x784,235200,6563,97.21,940800,53708
 fc3,10x100,1000,1000,0.0,4000,8044
 """
-LATENCY = """device,threads,runtime,batch,median_ms,p10_ms,p90_ms,repetitions
-cpu,1,dense,1,0.0400,0.0390,0.0500,1000
-cpu,1,dense,1024,4.0,3.9,5.0,40
-cpu,1,csr scipy,1,0.0600,0.0590,0.0700,1000
-cpu,1,csr scipy,1024,1.0,0.9,1.5,99
+LATENCY = """\
+device,threads,runtime,batch,median_ms,p10_ms,p90_ms,repetitions,against_dense,against_dense_low,against_dense_high
+cpu,1,dense,1,0.0400,0.0390,0.0500,1000,,,
+cpu,1,dense,1024,4.0,3.9,5.0,40,,,
+cpu,1,csr scipy,1,0.0600,0.0590,0.0700,1000,0.64,0.625,0.8
+cpu,1,csr scipy,1024,1.0,0.9,1.5,99,4.0,3.9,4.25
+cpu,1,csr torch,1,0.0500,0.0490,0.0700,1000,,0.5,522.25
+cpu,1,csr torch,1024,1.0,0.9,1.5,99,0.9999,0.98,1.02
 """
 CONFIG = {
     "dataset": {"name": "mnist", "root": None}, "teacher": {"name": "mlp-1200-1200", "trainer": {"lr": 0.001}},
@@ -83,9 +86,32 @@ def test_a_run_is_told_in_80_plain_columns(tmp_path, capsys):
 
 def test_csr_that_is_slower_is_said_to_be(tmp_path, capsys):
     print_run(make_run(tmp_path))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("cpu")]
-    assert lines[1] == ["cpu", "csr", "scipy", "1", "0.0600", "0.0590", "-", "0.0700", "1,000", "1.50x", "SLOWER"]
-    assert lines[3] == ["cpu", "csr", "scipy", "1,024", "1.00", "0.9000", "-", "1.50", "99", "4.00x", "faster"]
+    lines = [line.split() for line in capsys.readouterr().out.split("Latency")[1].splitlines()]
+    times = ["0.0600", "0.0590", "-", "0.0700", "1,000"]
+    slower, faster = (
+        lines.index(["cpu", "csr", "scipy", "1", *times, "1.56x", "SLOWER"]),
+        lines.index(["cpu", "csr", "scipy", "1,024", "1.00", "0.9000", "-", "1.50", "99", "4.00x", "faster"]),
+    )
+    assert (lines[slower + 1], lines[faster + 1]) == (["[1.25,", "1.60]"], ["[3.90,", "4.25]"])
+    equal = lines.index(["cpu", "csr", "torch", "1,024", "1.00", "0.9000", "-", "1.50", "99", "equal"])
+    assert lines[equal + 1] == ["[0.98,", "1.02]"]
+
+
+def test_a_ratio_that_is_noise_is_said_to_be(tmp_path, capsys):
+    run = make_run(tmp_path)
+    print_run(run)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    noise = lines.index(["cpu", "csr", "torch", "1", "0.0500", "0.0490", "-", "0.0700", "1,000", "too", "noisy:"])
+    assert lines[noise + 1] == ["0.50", "-", "522.25x"]
+    # Earlier versions compared medians: their files have no rounds.
+    early = [",".join(line.split(",")[:8]) for line in LATENCY.splitlines()]
+    (run / "latency.csv").write_text("\n".join(early) + "\n")
+    print_run(run)
+    output = capsys.readouterr().out
+    assert not any(text in output for text in ("faster", "SLOWER", "noisy"))
+    assert ["cpu", "csr", "scipy", "1", "0.0600", "0.0590", "-", "0.0700", "1,000", "-"] in [
+        line.split() for line in output.splitlines()
+    ]
 
 
 def test_worthless_results_are_warned_about(tmp_path, capsys):

@@ -12,7 +12,7 @@ from report_tree import Seen, outputs_in, page
 
 from kdx.cli import main
 from kdx.compose import single
-from kdx.config import run_id
+from kdx.identity import run_id
 from kdx.report.page.typed import command_of
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kdx.compose import single
 from kdx.errors import UserError
 from kdx.reproduce.cells import Cell, cells_of, check_claims, verdict_of
 from kdx.reproduce.histograms import Histogram, write_histograms
@@ -50,16 +51,41 @@ def test_verdicts(values: tuple[float, ...] | None, printed: str | None, better:
     assert verdict_of(values and Estimate(values), printed, column(better)) == expected
 
 
+def test_a_command_tells_of_the_run_and_not_of_the_order(done: list[Done]):
+    words = ("method=kd", "device.precision=bf16", "device=cpu")
+    asked = replace(done[0], job=replace(done[0].job, words=words))
+    assert asked.command == "kdx train method=kd device.precision=bf16 device=cpu"
+    usual = single(()).device.model_dump(mode="json")
+    assert replace(asked, device=usual).command == "kdx train method=kd"
+    executed = {**usual, "threads": 1, "compile": True}
+    assert replace(asked, device=executed).command == "kdx train method=kd device.threads=1 device.compile=true"
+
+
+def test_how_runs_were_executed_is_told_with_the_table(table: PaperTable, done: list[Done]):
+    device = single(()).device.model_dump(mode="json")
+    facts = {"device": "cpu", "precision": "fp32", "execution": "eager"}
+    finished = [each for each in done if each.status == "finished"]
+    told = [
+        replace(each, device=device, figures=each.figures | facts | {"threads": 1 + (number == 0)})
+        for number, each in enumerate(finished)
+    ]
+    text = markdown(table, ORDER, told, cells_of(table, told), [])
+    many = len(told) - 1
+    line = f"{many} on cpu, 1 thread, fp32, eager; 1 on cpu, 2 threads, fp32, eager."
+    assert f"Runs as they were executed: {line}" in text
+
+
 def test_what_follows_from_the_network_needs_no_seeds(table: PaperTable, done: list[Done]):
     exact = column("higher").model_copy(update={"exact": True})
     assert verdict_of(Estimate((3.9,)), "2", exact) == "better"
     assert verdict_of(Estimate((1.9,)), "2.2", exact) == "worse"
     table = table.model_copy(update={"columns": {**table.columns, "R_s": exact}})
-    cells = cells_of(table, done)
+    complete = done[:4]
+    cells = cells_of(table, complete)
     sparser, *_ = check_claims(table, cells)
     # 27 against 30.
     assert (sparser.answer, sparser.test.p) == ("fails", None)
-    assert "| **fails** | 27.00 | 30.00 ± 0.00 | exact |" in markdown(table, ORDER, done, cells, [sparser])
+    assert "| **fails** | 27.00 | 30.00 ± 0.00 | exact |" in markdown(table, ORDER, complete, cells, [sparser])
 
 
 @pytest.fixture
@@ -105,13 +131,48 @@ def test_cells_gather_the_seeds(table: PaperTable, done: list[Done]):
     assert replace(first, ours=Estimate((0.99, 0.95, 0.97)), published="0.97").difference == 0
     assert first.verdict == "equal"
     assert len(set(first.runs)) == 3
-    assert cells[2].verdict == "one seed"
+
+
+def test_seeds_that_are_missing_are_counted_and_the_rest_is_not_judged(table: PaperTable, done: list[Done]):
+    """Of ST-VBD one of three seeds is left, which would be better than what is printed."""
+    third, fourth = cells_of(table, done)[2:]
+    assert (third.ours, third.lacking, third.verdict, third.difference) == (Estimate((1.5,)), (1, 2), "", None)
+    assert (third.counted, fourth.counted) == (" (1 of 3)", " (1 of 3)")
+    # Where one seed was asked for, it is all of them.
+    alone = [each for each in done if each.job.seed == 0]
+    assert [(cell.lacking, cell.verdict) for cell in cells_of(table, alone)[2:]] == [((), "one seed")] * 2
+
+
+def test_claims_that_need_a_missing_seed_are_undecided(table: PaperTable, done: list[Done]):
+    """Two seeds of three would decide each of these claims."""
+    good = {"test_error_percent": 1.2, "R_s": 40.0}
+    two = [
+        replace(done[3], figures=good),
+        replace(done[4], status="finished", figures={"test_error_percent": 1.21, "R_s": 41.0}),
+    ]
+    checked = check_claims(table, cells_of(table, [*done[:3], *two, done[5]]))
+    assert [each.answer for each in checked] == ["undecided"] * 3
+    assert {each.reason for each in checked} == {"Le-L-ST-VBD lacks seed 2"}
+    assert all(each.test.p is None for each in checked)
+    # On both sides.
+    (sparser, *_) = check_claims(table, cells_of(table, [*done[1:3], replace(done[0], figures={}), *two, done[5]]))
+    assert (sparser.answer, sparser.reason) == ("undecided", "Le-L-ST-VBD lacks seed 2; Le-L-ST-SVD lacks seed 0")
+    # The same seeds decide where no more were asked for.
+    asked = check_claims(table, cells_of(table, [*done[:3], *two]))
+    assert [(each.answer, each.reason) for each in asked] == [("holds", "")] * 3
+    # And nothing is said where a row has no run at all.
+    none = [replace(each, figures={}, status="missing") for each in done[:3]]
+    assert [each.answer for each in check_claims(table, cells_of(table, [*none, *two, done[5]]))] == [
+        "untested",
+        "untested",
+        "undecided",
+    ]
 
 
 def test_claims_are_tested(table: PaperTable, done: list[Done]):
-    answers = [checked.answer for checked in check_claims(table, cells_of(table, done))]
     # A single run of ST-VBD is compared as a number; R_s of ST-SVD has no spread.
-    assert answers == ["undecided", "undecided", "undecided"]
+    single = check_claims(table, cells_of(table, done[:4]))
+    assert [(each.answer, each.reason) for each in single] == [("undecided", "")] * 3
     better = [
         replace(each, figures={"test_error_percent": 1.2 + 0.01 * each.job.seed, "R_s": 40.0 + each.job.seed})
         for each in done[3:]
@@ -153,16 +214,18 @@ GOLDEN = """\
 
 Mean ± half the 95 % interval over 3 seeds [published, difference]. One network, or one run, has no interval.
 
+(2 of 3) and the like: only so many seeds have it; it is not judged, and no claim is decided on it.
+
 |  | test error % | R_s |
 | --- | ---: | ---: |
 | Le-L-ST-SVD | 1.70 ± 0.25 [1.94, -0.24 equal] | 30.00 ± 0.00 [7.77, +22.23 better] |
-| Le-L-ST-VBD | 1.50 [1.88, -0.38 one seed] | 27.00 [12.43, +14.57 one seed] |
+| Le-L-ST-VBD | 1.50 (1 of 3) [1.88] | 27.00 (1 of 3) [12.43] |
 
 | claim | | ours | against | t test |
 |---|---|---:|---:|---|
-| ST-VBD is sparser than ST-SVD | **undecided** | 27.00 | 30.00 ± 0.00 | not possible |
-| ST-VBD has a lower error than ST-SVD | **undecided** | 1.50 | 1.70 ± 0.25 | not possible |
-| under 2 % | **undecided** | 1.50 | 2 | not possible |
+| ST-VBD is sparser than ST-SVD | **undecided** | 27.00 | 30.00 ± 0.00 | Le-L-ST-VBD lacks seeds 1, 2 |
+| ST-VBD has a lower error than ST-SVD | **undecided** | 1.50 | 1.70 ± 0.25 | Le-L-ST-VBD lacks seeds 1, 2 |
+| under 2 % | **undecided** | 1.50 | 2 | Le-L-ST-VBD lacks seeds 1, 2 |
 
 Missing:
 
@@ -181,7 +244,15 @@ def test_markdown(table: PaperTable, done: list[Done]):
     assert markdown(table, ORDER, done, cells, claims) == GOLDEN
     smoke = markdown(table, replace(ORDER, budget="smoke"), done, cells, claims)
     assert "**budget=smoke: tiny runs on other data" in smoke
-    assert "Le-L-ST-SVD & 1.70 $\\pm$ 0.25 & 1.94 & 30.00 $\\pm$ 0.00 & 7.77 \\\\" in latex(table, ORDER, cells)
+    tex = latex(table, ORDER, cells)
+    assert "Le-L-ST-SVD & 1.70 $\\pm$ 0.25 & 1.94 & 30.00 $\\pm$ 0.00 & 7.77 \\\\" in tex
+    assert "Le-L-ST-VBD & 1.50 (1 of 3) & 1.88 & 27.00 (1 of 3) & 12.43 \\\\" in tex
+    # A complete table says nothing of it.
+    complete = cells_of(table, done[:4])
+    text = markdown(table, ORDER, done[:4], complete, check_claims(table, complete))
+    assert "of 3)" not in text + latex(table, ORDER, complete)
+    assert "| Le-L-ST-VBD | 1.50 [1.88, -0.38 one seed] |" in text
+    assert "| under 2 % | **undecided** | 1.50 | 2 | not possible |" in text
 
 
 def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
@@ -198,11 +269,17 @@ def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
     with (tmp_path / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert (rows[0]["n"], rows[0]["published"], rows[0]["verdict"]) == ("3", "1.94", "equal")
+    assert [row["lacking"] for row in rows] == ["", "", "1 2", "1 2"]
+    assert (rows[2]["n"], rows[2]["mean"], rows[2]["difference"], rows[2]["verdict"]) == ("1", "1.5", "", "")
     assert float(rows[0]["interval95"]) == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-6)
     provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert len(provenance["runs"]) == 6
     assert provenance["runs"][0]["configuration"]["method"]["name"] == "st-svd"
     assert {"cpu", "torch", "kdx"} <= provenance["machine"].keys()
+    assert {claim["reason"] for claim in provenance["claims"]} == {"Le-L-ST-VBD lacks seeds 1, 2"}
+    # A complete table has no column for what is lacking.
+    write_table(tmp_path, table, ORDER, done[:3], cells[:2], [])
+    assert (tmp_path / "table.csv").read_text().startswith("row,column,n,mean,sd,interval95,published,difference,")
 
 
 @pytest.fixture
@@ -296,16 +373,17 @@ def test_other_settings_are_marked(table: PaperTable, done: list[Done]):
     assert "not the settings" not in markdown(table, ORDER, done, cells, [])
 
 
-def test_the_seeds_that_have_a_figure_are_not_shown_for_all(table: PaperTable, done: list[Done]):
-    """Nothing is left of the third network, so that it has no R_s; the mean of the others would be a selection."""
+def test_a_figure_that_one_finished_run_lacks_is_a_missing_seed(table: PaperTable, done: list[Done]):
+    """Nothing is left of the third network, so that it has no R_s; the mean of the others is a selection."""
     partial = [*done[:2], replace(done[2], figures={**done[2].figures, "R_s": None}), *done[3:]]
     cells = cells_of(table, partial)
     error, sparsity, *_ = cells
-    assert error.ours == Estimate((1.6, 1.7, 1.8))
-    assert (sparsity.ours, sparsity.verdict, sparsity.without) == (None, "", (2,))
+    assert (error.ours, error.lacking) == (Estimate((1.6, 1.7, 1.8)), ())
+    assert (sparsity.ours, sparsity.verdict, sparsity.lacking) == (Estimate((30.0, 30.0)), "", (2,))
     text = markdown(table, ORDER, partial, cells, check_claims(table, cells))
-    assert "| Le-L-ST-SVD | 1.70 ± 0.25 [1.94, -0.24 equal] | – [7.77] |" in text
+    assert "| Le-L-ST-SVD | 1.70 ± 0.25 [1.94, -0.24 equal] | 30.00 ± 0.00 (2 of 3) [7.77] |" in text
+    assert "Le-L-ST-VBD lacks seeds 1, 2; Le-L-ST-SVD lacks seed 2 |" in text
     assert "- Le-L-ST-SVD, seed 2: it has no R_s\n" in text
-    # What no run has is no selection, and a run that is still to come is told already.
-    assert not any(cell.without for cell in cells_of(table, [replace(each, figures={}) for each in done]))
-    assert cells_of(table, done)[2].ours == Estimate((1.5,))
+    # A run that is still to come is told already, and what no run has is no selection.
+    assert text.count("it has no") == 1
+    assert not any(cell.lacking for cell in cells_of(table, [replace(each, figures={}) for each in done]))

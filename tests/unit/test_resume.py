@@ -292,3 +292,26 @@ def test_tensors_that_do_not_fit_are_refused_untouched(tmp_path: Path, wanted: d
 def test_without_a_checkpoint_nothing_is_said(tmp_path: Path, caplog):
     assert load_checkpoint(tmp_path / "absent", "mine", tensors()) is None
     assert not caplog.records
+
+
+def test_it_is_recorded_that_a_training_was_executed_in_two_ways():
+    progress = Progress()
+    for threads in (2, 2, 1, 1):
+        progress.note({"device": "cpu", "threads": threads})
+    assert progress.execution() == {"device": "cpu", "threads": "2, then 1"}
+    assert Progress(executed=[{"threads": 2}]).execution() == {"threads": 2}
+    assert Progress().execution() == {}
+
+
+def test_the_way_of_execution_goes_through_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(Interrupted):
+        run(training(tmp_path), stop_at(5))
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        _, progress = run(training(tmp_path))
+    finally:
+        torch.set_num_threads(before)
+    told = progress.execution()
+    assert told["threads"] == f"{before}, then {before + 1}"
+    assert (told["execution"], told["precision"], told["device"]) == ("eager", "fp32", "cpu")

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from kdx.compose import single
-from kdx.config import run_id
 from kdx.errors import UserError
+from kdx.identity import run_id
 from kdx.runs import RunFolder, run_folder, teacher_folder
 from kdx.seal import METRICS, WrittenLater
 
@@ -204,3 +204,41 @@ def hold(folder: RunFolder, seconds: float, before: str = "") -> subprocess.Pope
     assert owner.stdout is not None
     assert owner.stdout.readline() == "held\n"
     return owner
+
+
+def finished(path: Path, latency_seconds: float, **metrics: object) -> RunFolder:
+    folder = RunFolder(path)
+    folder.clear()
+    folder.write_config(single(["dataset=digits", f"device.latency_seconds={latency_seconds}"]))
+    folder.write_metrics({"format": 2, **metrics})
+    return folder
+
+
+def test_a_finished_run_says_that_it_lacks_the_latency_that_is_asked_for(tmp_path: Path):
+    told = finished(tmp_path / "untimed", 0, latency_ms=None)
+    assert told.reservations(latency_seconds=0) == []
+    (line,) = told.reservations(latency_seconds=2)
+    assert line.startswith("it was made with device.latency_seconds=0")
+    assert finished(tmp_path / "timed", 2, latency_ms=0.1).reservations(latency_seconds=2) == []
+    # Asked for, and left out because a batch took too long.
+    assert finished(tmp_path / "slow", 2, latency_ms=None).reservations(latency_seconds=2) == []
+
+
+@pytest.mark.parametrize(
+    ("by", "now", "told"),
+    [
+        (("abc", "v1"), ("abc", "v1-dirty"), False),
+        (("abc", "v1"), ("def", "v1-dirty"), True),
+        (("abc", "v1-dirty"), ("def", "v2"), True),
+        (("abc", "v1"), ("def", "v2"), False),
+        ((None, None), ("def", "v2-dirty"), False),
+    ],
+)
+def test_results_of_a_changed_checkout_are_not_taken_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: tuple, now: tuple, told: bool
+):
+    """What is committed says by FORMAT when it makes another experiment; uncommitted changes say nothing."""
+    folder = finished(tmp_path / "run", 0, kdx_source=by[0], commit=by[1])
+    monkeypatch.setattr("kdx.runs.kdx_source", lambda: now[0])
+    monkeypatch.setattr("kdx.runs.commit", lambda: now[1])
+    assert bool(folder.reservations()) is told

@@ -1,6 +1,7 @@
 """Several teachers: what chooses them, what they are called, and what they answer together."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from torch import nn
 
 from kdx.cli import main
 from kdx.compose import check_method, expand, hydra_words, single, typed_words
-from kdx.config import run_id, teacher_id
 from kdx.errors import UserError
 from kdx.groups import load_groups
 from kdx.help import train_help
+from kdx.identity import run_id, teacher_id
 from kdx.logits import teacher_logits
 from kdx.measure import measure
-from kdx.measure.accuracy import MeanLogits, error_percent, mean_logits
+from kdx.measure.accuracy import MeanLogits, error_percent, logits_of, mean_logits
 
 BASE = ("method=noisy", "dataset=digits")
 
@@ -42,6 +43,17 @@ def test_each_teacher_has_a_store_and_their_mean_is_what_both_networks_answer(tm
     stored = mean_logits([teacher_logits(teacher, given, tmp_path) for teacher in teachers])
     assert len(list(tmp_path.glob("logits/*/manifest.json"))) == 2
     torch.testing.assert_close(stored, MeanLogits(teachers)(given.train.images).detach())
+
+
+def test_the_mean_of_many_views_is_computed_in_float32(tmp_path: Path):
+    teachers = [perceptron(seed=1), perceptron(seed=2), perceptron(seed=3)]
+    given = dataset(replace(split(9), shift=1))
+    rounded = [teacher_logits(teacher, given, tmp_path) for teacher in teachers]
+    found = mean_logits(rounded)
+    assert (found.dtype, found.shape) == (torch.float32, (81, CLASSES))
+    assert torch.equal(found, mean_logits([each.float() for each in rounded]))
+    exact = logits_of(MeanLogits(teachers), given.train).flatten(0, 1)
+    assert (found - exact).abs().max() < 2.0**-10 * max(each.abs().max().item() for each in rounded)
 
 
 def test_the_error_is_of_all_teachers_the_sizes_of_the_first():
@@ -91,7 +103,10 @@ def test_the_words_of_the_user_and_hydras():
         (["teacher2=nni"], r"^teacher2: 'nni' is not known; did you mean 'nin'\? allowed: .*none"),
         (["teacher=none"], r"^teacher: 'none' is not known; "),
         (["teacher2.seed=3"], r"^teacher2\.seed=3: unknown key here; teacher2=alexnet-cifar or .* has it"),
-        (["teacher2=nin", "teacher2.seed=-3"], r"^teacher2\.seed: -3 is not allowed; allowed: a whole number >= 0$"),
+        (
+            ["teacher2=nin", "teacher2.seed=-3"],
+            rf"^teacher2\.seed: -3 is not allowed; allowed: a whole number >= 0 and <= {2**63 - 1}$",
+        ),
         (["teacher2=nin", "teacher2.trainer.lr=0"], r"^teacher2\.trainer\.lr: 0 is not allowed; allowed: a finite nu"),
         (["teacher2=nin", "teacher2.family=x"], r"^teacher2\.family: 'x' is not known; allowed: convnet"),
         (["teacher3=mlp-1200-1200"], r"^teacher3: 'mlp-1200-1200' is not allowed, since it is the very same as teache"),

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdx.commands.train import runs_of
+from kdx.compose import single
+from kdx.report.finished import read_settings
 from kdx.report.summary import groups_of, print_summary, write_failures, write_summary
+from kdx.runs import run_folder
+from kdx.sweep import JobRecord
 
 
 def run(
@@ -24,7 +29,7 @@ def run(
     path.mkdir()
     checkpoint = taught_by and str(taught_by / "student.safetensors")
     config = {
-        "dataset": {"name": "digits"}, "student": {"name": "lenet-300-100"}, "trainer": {"lr": 0.1},
+        "dataset": {"name": "digits"}, "student": {"name": "lenet-300-100"}, "trainer": {"lr": 0.1, "epochs": 3},
         "method": {"name": "kd", "T": T}, "seed": seed,
         "teacher": {"name": "nin", "seed": teacher_seed, "checkpoint": checkpoint},
         "device": {"threads": seed}, "sweep": {"name": str(seed), "fail_fast": False},
@@ -40,8 +45,7 @@ def run(
 
 def test_seeds_are_pooled_and_settings_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     runs = [run(tmp_path, T + seed, T=T, seed=seed) for T in (2, 8) for seed in (0, 1, 2)]
-    # A job that says the same as another one is no further measurement.
-    groups = groups_of([*runs, runs[0]])
+    groups = groups_of(runs)
     assert [(group.settings["method.T"], len(group.figures)) for group in groups] == [(2, 3), (8, 3)]
     write_summary(tmp_path / "summary.csv", groups)
     with (tmp_path / "summary.csv").open(newline="") as file:
@@ -76,6 +80,40 @@ def test_a_figure_that_one_run_lacks_is_not_told_of_the_others(tmp_path: Path):
     (group,) = groups_of([run(tmp_path, 1), run(tmp_path, 2, seed=1, R_s=None)])
     assert group.estimate("R_s") is None
     assert group.estimate("test_error_percent") is not None
+
+
+def test_a_job_that_says_the_same_as_another_is_no_further_run():
+    def job(number: int, seed: int, run: Path | None) -> JobRecord:
+        words = ["dataset=digits", "method=kd", f"seed={seed}", "sweep.name=twice"]
+        return JobRecord(number, words, run and str(run), None if run else "it broke")
+
+    folder = run_folder(single(["dataset=digits", "method=kd", "seed=1"])).path
+    first, second, *others = runs_of([job(0, 0, None), job(1, 1, None), job(2, 0, None), job(3, 1, folder)])
+    assert (second, others) == (folder, [])
+    assert isinstance(first, dict)
+    assert (first["seed"], first["method.name"]) == (0, "kd")
+
+
+def test_seeds_that_failed_are_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = [run(tmp_path, T + seed, T=T, seed=seed) for T in (2, 8) for seed in (0, 1, 2)]
+    groups = groups_of([path if path in (runs[0], runs[2]) else read_settings(path) for path in runs])
+    assert [(len(group.figures), group.asked, group.lacking) for group in groups] == [(2, 3, (1,)), (0, 3, (0, 1, 2))]
+    print_summary(groups)
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in lines[3:7]] == [
+        "kd 2 2 of 3 3.00 ± 1.41 6.00 ± 2.83 5.00 ± 0.00",
+        "lost 1 [-9.71, 15.71] [-19.41, 31.41] [5.00, 5.00]",
+        "kd 8 0 of 3 - - -",
+        "lost 0, 1, 2",
+    ]
+    write_summary(tmp_path / "summary.csv", groups)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert [first[key] for key in ("n", "seeds", "lacking", "test_error_percent_mean")] == ["2", "0 2", "1", "3.0"]
+    assert [second[key] for key in ("method", "n", "seeds", "lacking")] == ["kd", "0", "", "0 1 2"]
+    # One of two is a group of two, although it is alone.
+    print_summary(groups_of([runs[0], read_settings(runs[1])]))
+    assert "1 of 2" in capsys.readouterr().out
 
 
 def test_a_seed_that_comes_twice_is_no_further_measurement(tmp_path: Path):

@@ -52,8 +52,9 @@ def models(name: str, *settings: Mapping[str, Any]) -> list[Model]:
 
 
 def lesson(examples: Split) -> Lesson:
-    data = replace(dataset(examples), validation=replace(examples, mirror="none"))
-    return Lesson(data, perceptron(hidden=9, seed=3), normal(examples.views * 13, CLASSES, seed=4))
+    data = replace(dataset(examples), validation=replace(examples, mirror="none", shift=0))
+    logits = normal(examples.views * 13, CLASSES, seed=4)
+    return Lesson(data, perceptron(hidden=9, seed=3), logits.half() if examples.shift else logits)
 
 
 def hidden_five(seed: int) -> nn.Module:
@@ -147,6 +148,16 @@ def test_seeds_have_their_own_batches(tmp_path: Path, way: Way, name: str):
     settings = {"resample": False} if fixed else {}
     each = [Model(word, settings, seed=seed, trainer={"lr": lr}) for seed, lr in ((3, 1e-2), (0, 1e-2), (3, 2e-2))]
     check(tmp_path, way, each, given=lesson(replace(split(13), mirror="random")))
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("name", ["kd", "noisy, once and for all"])
+@pytest.mark.parametrize("seeds", [(0, 0), (3, 0)])
+def test_shifted_views_have_their_own_logits(tmp_path: Path, way: Way, name: str, seeds: tuple[int, int]):
+    word, _, fixed = name.partition(", ")
+    settings = [{"resample": False, "sigma": sigma} if fixed else {"T": 9 * sigma} for sigma in (0.3, 0.6)]
+    each = [Model(word, own, seed=seed) for own, seed in zip(settings, seeds, strict=True)]
+    check(tmp_path, way, each, given=lesson(replace(split(13), mirror="random", shift=1)))
 
 
 # Batch norm, grouped, strided and 1x1 convolutions, pooling of every kind, dropout that belongs to the network.

@@ -71,9 +71,17 @@ def test_a_swap_that_matches_nothing_is_an_error():
         method("svd").prepare(nn.Sequential(nn.Flatten(), nn.ReLU()))
 
 
-def test_padding_other_than_zeros_is_an_error():
-    with pytest.raises(ValueError, match="reflect"):
-        method("svd").prepare(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")))
+@pytest.mark.parametrize("name", ["svd", "vbd", "bc"])
+def test_a_network_that_pads_otherwise_is_swapped_and_finished(name: str):
+    plain = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)
+    )
+    images, how = normal(3, 2, 5, 5, seed=1), method(name, threshold=8.0, log_sigma2_init=-20.0)
+    student = how.prepare(deepcopy(plain))
+    assert torch.equal(student(images), plain(images))
+    final = how.finalize(student)
+    assert [layer.padding_mode for layer in final if isinstance(layer, nn.Conv2d)] == ["reflect", "zeros"]
+    assert torch.equal(final(images), plain(images))
 
 
 def test_variances_begin_where_the_method_says():
@@ -124,7 +132,16 @@ def test_finalize_keeps_the_geometry_of_convolutions():
     final = how.finalize(how.prepare(deepcopy(plain)))
     for name in ("conv1", "conv2"):
         one, other = plain.get_submodule(name), final.get_submodule(name)
-        for key in ("stride", "padding", "dilation", "groups", "in_channels", "out_channels", "kernel_size"):
+        for key in (
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "padding_mode",
+        ):
             assert getattr(one, key) == getattr(other, key), key
     assert final.get_submodule("conv1").bias is None
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from kdx.config import changes_result
+from kdx.identity import changes
 from kdx.report.records import Damaged, Record, read_record, read_rows, reading
 from kdx.reproduce.tables import Of
 from kdx.statistics import Answer
@@ -49,11 +49,12 @@ class Configured(Record):
 
 
 class Claim(Record):
-    """A claim of the paper with the answer of the runs and the test behind it."""
+    """A claim of the paper with the answer of the runs and the test behind it, or the reason why there is none."""
 
     text: str
     row: str = ""
     answer: Answer
+    reason: str = ""
     ours: float | None = None
     against: float | None = None
     margin: float = 0.0
@@ -83,7 +84,7 @@ class Cell(Record):
     """A line of table.csv: a figure of a row over its seeds beside the published number.
 
     The runs tell the rest: `complete`, whether all of the row finished, so that a figure which is absent does not
-    exist, and `without`, the seeds of finished ones that lack what others have.
+    exist, `asked`, how many seeds the row has, and `without`, the finished ones that lack what others have.
     """
 
     row: str
@@ -97,6 +98,7 @@ class Cell(Record):
     verdict: Literal["better", "equal", "worse", "differs", "one seed", ""] = ""
     runs: str = ""
     complete: bool = True
+    asked: int = 0
     without: list[int | None] = Field(default_factory=list)
 
 
@@ -119,7 +121,7 @@ class Table:
     @property
     def changes(self) -> list[str]:
         """The words by which its runs are others than the table's own."""
-        return [word for word in self.provenance.overrides if changes_result(word.partition("=")[0])]
+        return [*changes(self.provenance.overrides)]
 
     @property
     def mark(self) -> str:
@@ -193,9 +195,10 @@ def read_table(name: str, folder: Path) -> Table:
 
 def _with_runs(cell: Cell, jobs: Sequence[Job]) -> Cell:
     finished = [job for job in jobs if job.status == "finished"]
-    lacking = [job.seed for job in finished if not (job.model_extra or {}).get(cell.column)]
-    without = lacking if cell.mean is None and len(lacking) < len(finished) else []
-    return cell.model_copy(update={"complete": len(finished) == len(jobs), "without": without})
+    absent = [job for job in jobs if not (job.model_extra or {}).get(cell.column)]
+    without = [job.seed for job in absent if job.status == "finished"] if len(absent) < len(jobs) else []
+    told = {"complete": len(finished) == len(jobs), "asked": len(jobs), "without": without}
+    return cell.model_copy(update=told)
 
 
 def _picture(path: Path) -> bytes | None:

@@ -9,6 +9,8 @@ from kdx.report.summary import FIGURES, PARTS
 SUMMARY, FAILED = "summary.csv", "failed.csv"
 # The columns beside those that say which experiment it is.
 OTHERS = ("n", "seeds", "runs", *(f"{key}_{part}" for key in FIGURES for part in PARTS))
+# Earlier versions did not tell it.
+LACKING = "lacking"
 
 
 class Failure(Record):
@@ -29,11 +31,15 @@ class Estimated:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A line of summary.csv: what it is, the ids of its runs, and the figures that it has."""
+    """A line of summary.csv: what it is, the ids of its runs, and the figures that it has.
+
+    `lacking` are the seeds whose runs failed.
+    """
 
     names: dict[str, str]
     n: int
     seeds: list[str]
+    lacking: list[str]
     runs: list[str]
     figures: dict[str, Estimated | None]
 
@@ -62,9 +68,10 @@ def read_sweep(folder: Path) -> Sweep:
 
 def _experiment(line: dict[str, str]) -> Experiment:
     return Experiment(
-        {key: text for key, text in line.items() if key not in OTHERS},
+        {key: text for key, text in line.items() if key not in (*OTHERS, LACKING)},
         int(line["n"]),
         line["seeds"].split(),
+        line.get(LACKING, "").split(),
         line["runs"].split(),
         {key: _estimate(line, key) for key in FIGURES},
     )

@@ -33,7 +33,8 @@ def pictures(runs: Iterable[Run]) -> list[Picture]:
     """One picture for each data set and machine with timed runs."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        if run.inference and run.number(ERROR) is not None:
+        # Without such rows where other programs took the cores.
+        if run.inference and _rows(run) and run.number(ERROR) is not None:
             key = (str(run.figures["dataset"]), machine_text(run.inference.machine))
             groups.setdefault(key, []).append(run)
     found = []

@@ -7,10 +7,11 @@ from functools import cache
 from typing import Any
 
 from kdx.compose import quoted, single
-from kdx.config import Config, run_id
+from kdx.config import Config
 from kdx.errors import UserError
 from kdx.explain import settings_from
 from kdx.groups import load_groups
+from kdx.identity import run_id
 from kdx.report.differences import is_hidden
 from kdx.report.finished import flat
 
@@ -34,6 +35,8 @@ def command_of(settings: Settings, run: str) -> str:
     try:
         base = _composed(tuple(words))
         given = {key: value for key, value in flat(settings).items() if not _is_free(key)}
+        # How it was executed is told as well, by the settings that there are today.
+        given |= {key: value for key, value in flat(settings).items() if key.startswith("device.") and key in base}
         differing = {key: value for key, value in given.items() if key not in base or base[key] != value}
         known = {key: value for key, value in differing.items() if key in base}
         changed = settings_from(Config, _nested({**base, **known}))

@@ -1,0 +1,126 @@
+"""The ids that name runs, teachers and sweeps: hashes of everything that can change a figure."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdx.config import Config
+from kdx.errors import UserError
+from kdx.files import sha256_of
+from kdx.models.settings import NetworkSettings
+from kdx.registry import DATASETS, MODELS, PARTS, PROCEDURES, Package
+
+# Part of every id: raise it when a change of the program makes old runs another experiment.
+FORMAT = 2
+WITHOUT_EFFECT = ("device", "outputs", "force", "sweep")
+PLACE_OF_DATA = ("root", "download")
+"""The groups, and the settings of a data set, that cannot change a result."""
+PRECISION = "device.precision"
+"""The setting of `device` that can; all others change the rounding of float32 at most, and are recorded."""
+FLOAT32 = "fp32"
+
+
+def packages_record(config: Config, *groups: str) -> dict[str, str]:
+    """`packages` as in metrics.json, if any: name, version and source of those whose code these groups (or all) use.
+
+    kdx says with FORMAT when its code makes another experiment of the same settings; of a package its source must.
+    """
+    code = {"dataset": [DATASETS.package(config.dataset.name)], "method": list(_method_packages(config.method))}
+    networks: dict[str, NetworkSettings] = {**config.teachers, "student": config.student}
+    code |= {key: [MODELS.package(network.family)] for key, network in networks.items()}
+    used = {f"{package} ({package.source[:12]})" for key in groups or code for package in code[key] if package}
+    return {"packages": ", ".join(sorted(used))} if used else {}
+
+
+def _method_packages(method: Mapping[str, Any]) -> Iterator[Package | None]:
+    """Also of a method within the method, such as that which prunes a chain."""
+    yield PROCEDURES.package(method.get("procedure", "once"))
+    for name in method["parts"]:
+        yield PARTS.package(name)
+    for value in method.values():
+        if isinstance(value, Mapping) and "parts" in value:
+            yield from _method_packages(value)
+
+
+def run_id(config: Config) -> str:
+    """Twelve hexadecimal digits that name the experiment: equal for equal experiments, wherever and however run."""
+    return _digest({**_identity(config), "format": FORMAT})
+
+
+def teacher_id(config: Config) -> str:
+    """The same for the first teacher, which depends on its own settings, the data set and the precision only."""
+    identity = _identity(config)
+    own = {"teacher": identity["teacher"], "dataset": identity["dataset"]}
+    precision = {key: identity[key] for key in ("precision",) if key in identity}
+    return _digest({**own, **precision, **packages_record(config, *own), "format": FORMAT})
+
+
+def sweep_id(configs: Iterable[Config]) -> str:
+    """The same for a sweep: equal where the runs are, however they are written, ordered or launched."""
+    return _digest({"runs": sorted({run_id(config) for config in configs})})
+
+
+def changes_result(key: str) -> bool:
+    """Whether a setting, or a group, of this dotted key can change a run's result, and so its id."""
+    group, _, rest = key.partition(".")
+    without = group in WITHOUT_EFFECT or (group == "dataset" and rest in PLACE_OF_DATA) or _is_pace(rest)
+    return key == PRECISION or not without
+
+
+def changes(words: Iterable[str]) -> tuple[str, ...]:
+    """Of overrides that are typed for many runs, those by which they are others than without them."""
+    return tuple(word for word in words if changes_result(word.partition("=")[0]) and word != f"{PRECISION}={FLOAT32}")
+
+
+def words_id(words: Iterable[str]) -> str:
+    """The same for settings that several runs have in common, as they are typed, in whatever order."""
+    return _digest({"words": sorted(words)})
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """The configuration without what cannot change a result, and with files of weights replaced by their content.
+
+    A field that has a default is left out at it, because it came later than runs without it (see `Settings`).
+    """
+    exclude: dict[str, Any] = dict.fromkeys(WITHOUT_EFFECT, True)
+    exclude["dataset"] = dict.fromkeys(PLACE_OF_DATA, True)
+    content = config.model_dump(mode="json", exclude=exclude, exclude_defaults=True)
+    for key, network in {**config.teachers, "student": config.student}.items():
+        if network.checkpoint is not None:
+            content[key]["checkpoint"] = _checkpoint_sha256(key, Path(network.checkpoint))
+    if not config.dataset.has_official_checksum:
+        content["dataset"]["content"] = config.dataset.content_sha256()
+    if config.device.precision != FLOAT32:
+        content["precision"] = config.device.precision
+    return _canonical({**content, **packages_record(config)})
+
+
+def _checkpoint_sha256(key: str, checkpoint: Path) -> str:
+    if not checkpoint.is_file():
+        raise UserError(f"{key}.checkpoint: '{checkpoint}' is not a file; allowed: a .safetensors file or null")
+    return sha256_of(checkpoint)
+
+
+def _canonical(content: Any) -> Any:
+    """One spelling for one value: 2.0 becomes 2; how often a checkpoint is written is left out."""
+    match content:
+        case dict():
+            return {key: _canonical(value) for key, value in content.items() if not _is_pace(key)}
+        case list():
+            return [_canonical(value) for value in content]
+        case float() if content.is_integer():
+            return int(content)
+        case _:
+            return content
+
+
+def _is_pace(key: str) -> bool:
+    """Whether the key, without its group or groups, says how often a checkpoint is written."""
+    return key.rpartition(".")[2] == "checkpoint_seconds"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

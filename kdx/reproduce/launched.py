@@ -1,0 +1,90 @@
+"""The runs of a table through one of Hydra's launchers (processes, Ray, Slurm), as the jobs of a sweep are."""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdx import display
+from kdx.compose import Job as SweepJob
+from kdx.failure import RunFailed
+from kdx.identity import teacher_id
+from kdx.launchers.listed import Task
+from kdx.reproduce.jobs import Job
+from kdx.runs import RunFolder, teacher_folder
+from kdx.sweep import RECORD, launch
+
+LOOK_SECONDS = 1.0
+
+
+def train_launched(jobs: Sequence[Job], launcher: Sequence[str], name: str) -> dict[str, Exception]:
+    """Train the runs of the table `name` that are not finished; by run id why those failed that did.
+
+    Their teachers are trained first, each in one job, so that no job waits for another one's. The words `launcher`
+    choose and set the launcher. One line on stderr says how many jobs are done and how long the others will take.
+    """
+    due = list({job.run: job for job in jobs if job.of != "network" and not job.finished}.values())
+    students = [job for job in due if job.of != "teacher"]
+    failures = _launched(_of_teachers(due), launcher, f"{name}, teachers", "teachers")
+    return failures | _launched(students, launcher, name, "student")
+
+
+def _of_teachers(jobs: Sequence[Job]) -> list[Job]:
+    """As few of the jobs as have all teachers that are still to be trained."""
+    chosen, known = [], set[str]()
+    for job in jobs:
+        each = [config for config in job.config.for_each_teacher() if config.teacher.checkpoint is None]
+        missing = {teacher_id(config) for config in each if not teacher_folder(config).finished}
+        if missing - known:
+            known |= missing
+            chosen.append(job)
+    return chosen
+
+
+def _launched(jobs: Sequence[Job], launcher: Sequence[str], title: str, task: Task) -> dict[str, Exception]:
+    if not jobs:
+        return {}
+    # Hidden, and gone at the end, because the table is what is left of it.
+    folder = RunFolder(Path(jobs[0].config.outputs, "sweeps", f".{title.replace('/', '-').replace(', ', '-')}"))
+    with _watched(folder.path, title, len(jobs)):
+        records = launch([SweepJob(list(job.words), job.config) for job in jobs], launcher, folder, task)
+        shutil.rmtree(folder.path)
+    # Of a teacher that failed, the students say so themselves.
+    return {
+        job.run: RunFailed(record.error)
+        for job, record in zip(jobs, records, strict=True)
+        if record.error and (job.of == "teacher") == (task == "teachers")
+    }
+
+
+@contextmanager
+def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
+    """Show how many jobs have left a record, wherever they run; what they would show themselves is left out."""
+    ended, before = threading.Event(), os.environ.get(display.QUIET)
+
+    def watch(progress: display.Stage) -> None:
+        progress.advance(0)
+        while not ended.wait(LOOK_SECONDS):
+            progress.advance(len(list(folder.glob(f"*/{RECORD}"))))
+
+    for record in folder.glob(f"*/{RECORD}"):
+        # Of an earlier time: it would be counted.
+        record.unlink()
+    try:
+        # Opened first, since it is the one that is shown.
+        with display.stage(title, total) as progress:
+            os.environ[display.QUIET] = "none"
+            watcher = threading.Thread(target=watch, args=(progress,))
+            watcher.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                watcher.join()
+            progress.advance(total)
+    finally:
+        os.environ.pop(display.QUIET, None)
+        if before is not None:
+            os.environ[display.QUIET] = before
