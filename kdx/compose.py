@@ -93,7 +93,7 @@ def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
     method, procedure = build(config.method)
     check_teachers(config, method)
     procedure.check(config)
-    idle = method.idle() | procedure.idle()
+    idle = config.idle() | method.idle() | procedure.idle()
     return [
         f"{override} has no effect on the training with {reason}"
         for override in overrides
