@@ -9,6 +9,7 @@ import torch
 from miniature import CLASSES, SIDE, dataset, engine, method, named, no_figures, normal, perceptron, randomise, split
 from networks import IMAGE, small
 from torch import nn
+from trainings import SGD_OPTIONS
 
 from kdx import stacked
 from kdx.config import TrainerSettings
@@ -33,8 +34,9 @@ def normalised() -> nn.Sequential:
     )
 
 
-def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: bool):
-    how, examples = method(name), split(12)
+def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: bool, **trainer):
+    hint = {"standardize": True, "decoupled": True} if trainer else {}
+    how, examples = method(name, **hint), split(12)
     student = how.prepare(build())
     objective = how.objective(student, perceptron(hidden=9, seed=1), len(examples))
     training = Training(
@@ -42,7 +44,9 @@ def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: b
         identity="miniature",
         examples=examples,
         teacher_logits=normal(12, CLASSES, seed=4),
-        trainer=TrainerSettings(epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9),
+        trainer=TrainerSettings(
+            epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9, **trainer
+        ),
         seed=0,
         checkpoint=folder / "checkpoint",
     )
@@ -53,20 +57,21 @@ def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: b
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler (g++ or clang++)")
 @pytest.mark.parametrize(
-    ("name", "build"),
+    ("name", "build", "options"),
     [
-        ("st-vbd", perceptron),
-        ("st-vbd", normalised),
+        ("st-vbd", perceptron, {}),
+        ("st-vbd", normalised, {}),
+        ("st-vbd", normalised, SGD_OPTIONS),
         # Drawn numbers, watched layers, noise of two kinds.
-        ("noisy", perceptron),
-        ("noisy-student", perceptron),
-        ("kddp", perceptron),
-        ("bc", perceptron),
+        ("noisy", perceptron, {}),
+        ("noisy-student", perceptron, {}),
+        ("kddp", perceptron, {}),
+        ("bc", perceptron, {}),
     ],
 )
-def test_compiled_training_is_eager_training(tmp_path: Path, name: str, build: Callable[[], nn.Module]):
-    eager, history = trained(tmp_path, name, build, compiled=False)
-    compiled, compiled_history = trained(tmp_path, name, build, compiled=True)
+def test_compiled_training_is_eager_training(tmp_path: Path, name: str, build: Callable[[], nn.Module], options: dict):
+    eager, history = trained(tmp_path, name, build, compiled=False, **options)
+    compiled, compiled_history = trained(tmp_path, name, build, compiled=True, **options)
     for (name, one), two in zip(eager.state_dict().items(), compiled.state_dict().values(), strict=True):
         # Nine steps move a weight by up to 0.02; sums are rounded in another order.
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
