@@ -123,6 +123,7 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
         assert data.validation is not None, "Chain.check asks for a validation split"
         student, taught_by = network(generation, member.weights), network(teacher.generation, teacher.weights)
         objective = build(settings.method)[0].objective(student, taught_by, len(data.train))
+        objective = objective.smoothed(settings.trainer.label_smoothing)
         return replace(member, val_loss=mean_loss(objective, student, taught_by, data.validation))
 
     accepted, trained = grown(chain, _origin(config, origin, data), train)

@@ -106,7 +106,7 @@ def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
     method, procedure = build(config.method)
     check_teachers(config, method)
     procedure.check(config)
-    idle = method.idle() | procedure.idle()
+    idle = config.idle() | method.idle() | procedure.idle()
     epochs = config.trainer.epochs
     cut_short = [_told(name, short, config.method[name], epochs) for name, short in method.unreached(epochs).items()]
     return cut_short + [

@@ -26,18 +26,30 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainerSettings(Settings):
-    """One fit: its length, its batches and its learning rate, constant for the fraction `hold`, then falling to 0.
+    """One fit: its length, its batches, its learning rate over time and how the weights follow their gradients.
 
     With `patience` it ends after so many epochs without a lower validation error, and the best epoch's weights are
-    taken.
+    taken; with `average` the running average of the weights is evaluated and kept in their place.
     """
 
     epochs: Count
     batch_size: Count
     lr: Annotated[float, Field(gt=0)]
+    schedule: Literal["hold", "one-cycle"] = "hold"
     hold: Fraction
+    peak: Fraction = 0.3
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
     patience: Count | None
     checkpoint_seconds: Annotated[float, Field(ge=0)]
+
+    def idle(self) -> dict[str, str]:
+        """The fields that change nothing beside the value of another one, each with that setting as it is typed."""
+        of_schedule = {"one-cycle": {"hold": "schedule=one-cycle"}, "hold": {"peak": "schedule=hold"}}
+        return of_schedule[self.schedule] | ({"momentum": "optimizer=adam"} if self.optimizer == "adam" else {})
 
 
 class Recipe(Settings):
@@ -132,6 +144,16 @@ class Config(Settings):
         further = {"teacher2": self.teacher2, "teacher3": self.teacher3}
         return {"teacher": self.teacher} | {key: teacher for key, teacher in further.items() if teacher is not None}
 
+    @property
+    def trainers(self) -> dict[str, TrainerSettings]:
+        """The trainers of teachers and student by key, the student's last."""
+        return {f"{key}.trainer": teacher.trainer for key, teacher in self.teachers.items()} | {"trainer": self.trainer}
+
+    def idle(self) -> dict[str, str]:
+        """The keys of trainers that change nothing, each with what is the reason."""
+        of_each = {key: trainer.idle() for key, trainer in self.trainers.items()}
+        return {f"{key}.{name}": f"{key}.{why}" for key, idle in of_each.items() for name, why in idle.items()}
+
     def for_each_teacher(self) -> list["Config"]:
         """This configuration once for each teacher, with that one as its only one."""
         alone = {"teacher2": None, "teacher3": None}
@@ -150,9 +172,7 @@ class Config(Settings):
                 f"device.graph: true is not allowed with device.kind={self.device.kind}, only with cuda; allowed: auto,"
                 " false"
             )
-        trainers = {f"{key}.trainer": teacher.trainer for key, teacher in self.teachers.items()}
-        trainers["trainer"] = self.trainer
-        for key, trainer in trainers.items():
+        for key, trainer in self.trainers.items():
             if trainer.patience is not None and not self.dataset.validation:
                 raise ValueError(
                     f"{key}.patience: {trainer.patience} is not allowed with dataset.validation=0, which leaves no"

@@ -18,6 +18,8 @@ from kdx.procedures.procedure import Once
 
 T = TypeVar("T")
 
+NUMBERS_OF_TRAINER = ("lr", "schedule", "hold", "peak", "momentum")
+OPTIONS_OF_TRAINER = ("weight_decay", "label_smoothing", "average")
 # For each number in a parameter: itself, two moments, a gradient, what Adam makes of them on the way, and what a
 # variational layer makes of its weights and variances.
 COPIES_OF_PARAMETERS = 10
@@ -30,7 +32,7 @@ USABLE_FRACTION = 0.7
 def kind(config: Config) -> str | None:
     """What runs must have in common to be trained together; None for a method that needs more than one fit.
 
-    That is everything but the seed and numbers that a step reads: the learning rate and `Part.varying`.
+    That is everything but the seed and numbers that a step reads: those of the trainer and `Part.varying`.
     """
     method, procedure = build(config.method)
     if not isinstance(procedure, Once):
@@ -39,11 +41,13 @@ def kind(config: Config) -> str | None:
         mode="json",
         exclude={
             **dict.fromkeys(("seed", "force", "sweep", "method"), True),
-            "trainer": {"lr": True, "hold": True},
+            "trainer": dict.fromkeys((*NUMBERS_OF_TRAINER, *OPTIONS_OF_TRAINER), True),
         },
     )
+    # Without smoothing, decay or average there is nothing that reads their number.
+    options = {name: bool(getattr(config.trainer, name)) for name in OPTIONS_OF_TRAINER}
     parts = [(type(part).__name__, part.model_dump(mode="json", exclude=set(part.varying))) for part in method.parts]
-    return json.dumps([content, parts], sort_keys=True)
+    return json.dumps([content, options, parts], sort_keys=True)
 
 
 def groups(configs: Sequence[Config]) -> list[list[int]]:

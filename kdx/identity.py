@@ -20,6 +20,8 @@ PLACE_OF_DATA = ("root", "download")
 PRECISION = "device.precision"
 """The setting of `device` that can; all others change the rounding of float32 at most, and are recorded."""
 FLOAT32 = "fp32"
+LATER = {"hint": {"standardize": False, "decoupled": False, "beta": 8}}
+"""The keys of `method` that came later than results, by part, with the values at which a run is what it was before."""
 
 
 def packages_record(config: Config, *groups: str) -> dict[str, str]:
@@ -82,11 +84,16 @@ def words_id(words: Iterable[str]) -> str:
 def _identity(config: Config) -> dict[str, Any]:
     """The configuration without what cannot change a result, and with files of weights replaced by their content.
 
-    A field that has a default is left out at it, because it came later than runs without it (see `Settings`).
+    A field that has a default is left out at it, because it came later than runs without it (see `Settings`); a key of
+    `method` at its value in `LATER`.
     """
     exclude: dict[str, Any] = dict.fromkeys(WITHOUT_EFFECT, True)
     exclude["dataset"] = dict.fromkeys(PLACE_OF_DATA, True)
     content = config.model_dump(mode="json", exclude=exclude, exclude_defaults=True)
+    later = {key: value for part in config.method["parts"] for key, value in LATER.get(part, {}).items()}
+    content["method"] = {
+        key: value for key, value in content["method"].items() if key not in later or value != later[key]
+    }
     for key, network in {**config.teachers, "student": config.student}.items():
         if network.checkpoint is not None:
             content[key]["checkpoint"] = _checkpoint_sha256(key, Path(network.checkpoint))

@@ -1,8 +1,8 @@
 """One model under training: what a checkpoint holds of it, and what each of its epochs leaves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Diverged
+from kdx.methods.part import weight_parameters
 from kdx.noise import NoiseSource
 from kdx.objective import Objective, Schedule
+from kdx.optimizer import Optimizer, learning_rate, step_numbers
 from kdx.state import State
-from kdx.step import BETA1, BETA2, Batch, Noise, number_names
+from kdx.step import Batch, Noise, number_names
 from kdx.streams import stream
 
 NAMED = 3
@@ -76,21 +78,28 @@ class Member:
     """
 
     def __init__(self, trainee: Trainee) -> None:
-        self.student, self.objective, self.training = trainee.student, trainee.objective, trainee.training
-        self.evaluate = trainee.evaluate
+        self.student, self.training, self.evaluate = trainee.student, trainee.training, trainee.evaluate
         self.failure: Diverged | None = None
         trainer, examples = self.training.trainer, self.training.examples
+        self.objective = trainee.objective.smoothed(trainer.label_smoothing)
+        self.optimizer = _optimizer(trainer, self.student, self.objective)
         self.batch_size = min(trainer.batch_size, examples.per_epoch)
         # The last incomplete batch of an epoch is left out; every epoch has another order, so no example is.
         self.steps_per_epoch = examples.per_epoch // self.batch_size
-        self.state = State.of(self.student, len(self.objective.terms), self.objective.langevin)
+        self.state = State.of(
+            self.student,
+            len(self.objective.terms),
+            self.objective.langevin,
+            squares=self.optimizer.kind == "adam",
+            average=self.optimizer.averages,
+        )
         device = examples.images.device
         images, _ = examples.take(torch.arange(self.batch_size, device=device))
         generator = stream(self.training.seed, "noise", device=device)
         self.noise = NoiseSource(self.student, images, generator, self.objective.draws)
         self.progress = Progress()
         # The network of the best epoch so far, where the training may stop early.
-        self.best = {name: value.clone() for name, value in self.state.network().items()} if trainer.patience else {}
+        self.best = {name: value.clone() for name, value in self.state.result().items()} if trainer.patience else {}
 
     @property
     def epoch(self) -> int:
@@ -106,10 +115,7 @@ class Member:
 
     def move(self, state: State, noise: Noise) -> None:
         """Go on in other memory, in which the same values lie."""
-        for name, parameter in self.student.named_parameters():
-            parameter.data = state.parameters[name]
-        for name, buffer in self.student.named_buffers():
-            buffer.data = state.buffers[name]
+        self._point_at(state.network())
         self.state, self.noise.buffers = state, noise
 
     def resume(self) -> bool:
@@ -152,12 +158,15 @@ class Member:
 
     def look(self) -> Reading:
         """Ask for the figures of the student at the end of an epoch, in which everything was finite."""
-        return self.evaluate(self.epoch + 1)
+        with self._as_result():
+            return self.evaluate(self.epoch + 1)
 
     def close_epoch(self, means: list[float], seen: Reading) -> None:
         """Add the epoch to the history, with the means of its terms and what was seen of the student."""
         terms = dict(zip(["loss", *self.objective.terms], means, strict=True))
-        monitors = {name: monitor(self.state.parameters) for name, monitor in self.objective.monitors.items()}
+        result = self.state.result()
+        parameters = {name: result[f"parameter/{name}"] for name in self.state.parameters}
+        monitors = {name: monitor(parameters) for name, monitor in self.objective.monitors.items()}
         last_step = self.epoch + 1 - 1 / self.steps_per_epoch
         seconds = self.progress.epoch_seconds
         figures = {
@@ -174,10 +183,11 @@ class Member:
         self.progress.epoch_seconds = 0.0
         self.state.sums.zero_()
 
-    def take_best(self) -> None:
-        """Give the student the weights of the best epoch, where the training may stop early."""
-        for name, value in self.state.network().items() if self.best else ():
-            value.copy_(self.best[name])
+    def take_result(self) -> None:
+        """Give the student what it ends with: the best epoch's weights where it may stop early, or the average."""
+        result = self.best or self.state.average
+        for name, value in self.state.network().items() if result else ():
+            value.copy_(result[name])
 
     def headline(self) -> dict[str, float]:
         """The figures that are shown while it trains."""
@@ -190,16 +200,15 @@ class Member:
         count = self.steps_per_epoch
         times = [epoch + index / count for index in range(count)]
         columns = {name: [number(time) for time in times] for name, number in self.objective.numbers.items()}
-        columns |= {"lr": [self._lr(time) for time in times]} | _adam_numbers(epoch * count + 1, count)
-        return np.array([columns[name] for name in number_names(self.objective)]).T
+        columns |= {"lr": [self._lr(time) for time in times]}
+        columns |= step_numbers(self.training.trainer, epoch * count + 1, count)
+        return np.array([columns[name] for name in number_names(self.objective, self.optimizer)]).T
 
     def _lr(self, time_in_epochs: float) -> float:
-        trainer = self.training.trainer
-        decaying = trainer.epochs * (1 - trainer.hold)
-        return trainer.lr * (min(1.0, (trainer.epochs - time_in_epochs) / decaying) if decaying else 1.0)
+        return learning_rate(self.training.trainer, time_in_epochs, 1 / self.steps_per_epoch)
 
     def _step_sizes(self) -> dict[str, Schedule]:
-        """What the user set for how far a step goes, by its key: Adam's rate, where it updates anything, and others."""
+        """What the user set for how far a step goes, by its key: the rate, where anything has one, and others."""
         names = dict.fromkeys(how.eta for how in self.objective.langevin.values())
         sampled = {f"method.{name}": self.objective.numbers[name] for name in names}
         return ({"trainer.lr": self._lr} if self.state.first else {}) | sampled
@@ -209,21 +218,34 @@ class Member:
         assert error is not None, "the configuration admits patience with a validation split only"
         if all(before is not None and error < before for before in earlier):
             self.progress.best_epoch = self.epoch
-            for name, value in self.state.network().items():
+            for name, value in self.state.result().items():
                 self.best[name].copy_(value)
 
     def _tensors(self) -> dict[str, Tensor]:
         best = {f"best/{name}": value for name, value in self.best.items()}
         return self.state.tensors() | best | {"noise_position": self.noise.position()}
 
+    def _point_at(self, network: Mapping[str, Tensor]) -> None:
+        """Have the student's tensors be those of the network, in their memory."""
+        for name, parameter in self.student.named_parameters():
+            parameter.data = network[f"parameter/{name}"]
+        for name, buffer in self.student.named_buffers():
+            buffer.data = network[f"buffer/{name}"]
 
-# Of an epoch they are the same for all models that are trained together.
-@lru_cache(maxsize=2)
-def _adam_numbers(first: int, count: int) -> dict[str, list[float]]:
-    """What Adam divides its moments by in so many steps from number `first` (from 1) on, and these numbers."""
-    steps = range(first, first + count)
-    return {
-        "steps": list(steps),
-        "bias1": [1 - BETA1**step for step in steps],
-        "bias2": [1 - BETA2**step for step in steps],
-    }
+    @contextmanager
+    def _as_result(self) -> Iterator[None]:
+        """For a look, the student is what it would end with now: the running average, where there is one."""
+        if not self.state.average:
+            yield
+            return
+        self._point_at(self.state.average)
+        try:
+            yield
+        finally:
+            self._point_at(self.state.network())
+
+
+def _optimizer(trainer: TrainerSettings, student: nn.Module, objective: Objective) -> Optimizer:
+    """The optimizer that the trainer asks for; weights decay, but no bias, variance or scale of a batch norm."""
+    weights = [name for name in weight_parameters(student) if name not in objective.langevin]
+    return Optimizer(trainer.optimizer, tuple(weights) if trainer.weight_decay else (), trainer.average is not None)

@@ -1,13 +1,17 @@
 """What the trainer minimises: named loss terms, each a pure function of a step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Schedule = Callable[[float], float]
 """A number as a function of the time in epochs (0.0 at the first step)."""
+
+LABEL_SMOOTHING = "trainer.label_smoothing"
+"""The number by which labels are smoothed, where they are; of the trainer and no method, so it is named as typed."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,18 @@ class Step:
         """`teacher_logits`, for terms of methods that need a teacher."""
         assert self.teacher_logits is not None, "the trainer was given no teacher logits"
         return self.teacher_logits
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Cross entropy of (batch, classes) logits with the labels, a mean over the batch in nats.
+
+        Where labels are smoothed by s, theirs is 1 - s of it and s is that with all classes alike (Szegedy et al. 2016,
+        sec. 7).
+        """
+        smoothing = self.numbers.get(LABEL_SMOOTHING)
+        if smoothing is None:
+            return F.cross_entropy(logits, self.labels)
+        log_p = F.log_softmax(logits, dim=1)
+        return (1 - smoothing) * F.nll_loss(log_p, self.labels) - smoothing * log_p.mean()
 
 
 @dataclass(frozen=True)
@@ -90,3 +106,7 @@ class Objective:
             for name, term in self.terms.items()
         ]
         return torch.stack(weighted).sum(), torch.stack(list(values.values())).detach()
+
+    def smoothed(self, amount: float) -> "Objective":
+        """The objective whose labels are smoothed by this amount; zero leaves it as it is."""
+        return replace(self, numbers={**self.numbers, LABEL_SMOOTHING: lambda epoch: amount}) if amount else self

@@ -137,7 +137,14 @@ def _gathering(members: Sequence[Member]) -> tuple[Gather, Stacking]:
 
 def _at_once(first: Member, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
     def make(eager: bool) -> RunStep:
-        step = make_step(first.student, first.objective, eager=eager, autocast=execution.autocast, stacking=stacking)
+        step = make_step(
+            first.student,
+            first.objective,
+            eager=eager,
+            autocast=execution.autocast,
+            stacking=stacking,
+            optimizer=first.optimizer,
+        )
 
         def all_models(state: State, chosen: Tensor, noise: Noise, rows: Tensor) -> None:
             step(state, gather(chosen), noise, rows)
@@ -149,7 +156,9 @@ def _at_once(first: Member, execution: Execution, gather: Gather, stacking: Stac
 
 def _loop(first: Member, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
     def make(eager: bool) -> StepOnBatch:
-        return make_step(first.student, first.objective, eager=eager, autocast=execution.autocast)
+        return make_step(
+            first.student, first.objective, eager=eager, autocast=execution.autocast, optimizer=first.optimizer
+        )
 
     step: Step = execution.executed(make)
 

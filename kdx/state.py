@@ -1,7 +1,7 @@
 """What a training step changes, of one model or of several whose tensors are stacked."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class State:
-    """What a step changes, in place: parameters, Adam's two moments of those it updates, and the sums of the terms.
+    """What a step changes, in place: the network, the optimizer's moments of what it updates, the sums of the terms.
 
-    `sums` is (1 + terms,): the total and every term, added up since it was last set to zero. `broken` (1 + terms,)
-    counts the steps after which such a sum was not finite; from the first of them on the parameters stay as they are.
-    The state of several models has in every tensor a leading dimension for the model.
+    `first` are moments of the gradients, Adam's mean or SGD's momentum, `second` those of their squares, which Adam
+    has; `average` is the running average of `network()`, empty where there is none. `sums` is (1 + terms,): the total
+    and every term, added up since it was last set to zero. `broken` (1 + terms,) counts the steps after which such a
+    sum was not finite; from the first of them on parameters and average stay as they are. The state of several models
+    has in every tensor a leading dimension for the model.
     """
 
     parameters: dict[str, Tensor]
@@ -23,23 +25,29 @@ class State:
     second: dict[str, Tensor]
     sums: Tensor
     broken: Tensor
+    average: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(student: nn.Module, terms: int, sampled: Collection[str] = ()) -> "State":
+    def of(
+        student: nn.Module, terms: int, sampled: Collection[str] = (), *, squares: bool = True, average: bool = False
+    ) -> "State":
         """The state that shares its memory with the student's parameters and buffers; moments start at zero.
 
-        The parameters named in `sampled` have none.
+        The parameters named in `sampled` have none; without `squares` there are first moments only.
         """
         parameters = {name: parameter.detach() for name, parameter in student.named_parameters()}
         learnt = {name: value for name, value in parameters.items() if name not in sampled}
         sums = torch.zeros(1 + terms, device=next(iter(parameters.values())).device)
+        buffers = {name: buffer.detach() for name, buffer in student.named_buffers()}
+        network = _network(parameters, buffers)
         return State(
             parameters=parameters,
-            buffers=dict(student.named_buffers()),
+            buffers=buffers,
             first={name: torch.zeros_like(value) for name, value in learnt.items()},
-            second={name: torch.zeros_like(value) for name, value in learnt.items()},
+            second={name: torch.zeros_like(value) for name, value in learnt.items()} if squares else {},
             sums=sums,
             broken=torch.zeros_like(sums),
+            average={name: value.clone() for name, value in network.items()} if average else {},
         )
 
     @staticmethod
@@ -52,16 +60,17 @@ class State:
             second=stacked([state.second for state in states]),
             sums=torch.stack([state.sums for state in states]),
             broken=torch.stack([state.broken for state in states]),
+            average=stacked([state.average for state in states]),
         )
 
     @cached_property
     def models(self) -> list["State"]:
         """The states of the models that are stacked in this one; they share its memory."""
-        groups = (
-            unstacked(group, len(self.sums)) for group in (self.parameters, self.buffers, self.first, self.second)
-        )
-        own = zip(*groups, self.sums.unbind(), self.broken.unbind(), strict=True)
-        return [State(*tensors) for tensors in own]
+        groups = self.parameters, self.buffers, self.first, self.second
+        own = (unstacked(group, len(self.sums)) for group in groups)
+        average = unstacked(self.average, len(self.sums))
+        together = zip(*own, self.sums.unbind(), self.broken.unbind(), average, strict=True)
+        return [State(*tensors) for tensors in together]
 
     def broken_parts(self, *, buffers: bool) -> list[str]:
         """What is not finite: gradients, as the moments saw them, else parameters, else buffers where these count."""
@@ -78,14 +87,24 @@ class State:
 
     def network(self) -> dict[str, Tensor]:
         """The tensors of the network itself, under a name of its own each."""
-        groups = {"parameter": self.parameters, "buffer": self.buffers}
-        return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+        return _network(self.parameters, self.buffers)
+
+    def result(self) -> dict[str, Tensor]:
+        """The tensors of the network that is evaluated and kept: the running average, where there is one."""
+        return self.average or self.network()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state under a name of its own, for checkpoints, in which nothing is broken."""
-        moments = {"first": self.first, "second": self.second}
-        named = {f"{group}/{name}": value for group, values in moments.items() for name, value in values.items()}
-        return self.network() | named | {"sums": self.sums}
+        others = {"first": self.first, "second": self.second, "average": self.average}
+        return self.network() | _named(others) | {"sums": self.sums}
+
+
+def _network(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _named({"parameter": parameters, "buffer": buffers})
+
+
+def _named(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
 
 
 def stacked(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

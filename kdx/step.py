@@ -1,11 +1,11 @@
-"""One training step as a function of its arguments alone: forward, backward, and Adam or Langevin dynamics.
+"""One training step as a function of its arguments alone: forward, backward, and the optimizer's arithmetic.
 
 Eager, compiled and captured execution wrap this one function, for one model or for several whose tensors are stacked;
 it draws no random numbers, reads no clock and holds no state, so resuming a run is storing its arguments.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.objective import Langevin, Objective, Step
-from kdx.state import State, unstacked
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's constants (Kingma and Ba 2015), also those of the papers' frameworks, but for Keras' later epsilon of 1e-7."""
+from kdx.objective import Objective, Step
+from kdx.optimizer import ADAM, Optimizer, average, make_update, sample
+from kdx.state import State
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,19 @@ RunStep = Callable[[State, Tensor, Noise, Tensor], None]
 """The same with the numbers of the batch's examples (batch,) in its place."""
 
 
-def number_names(objective: Objective) -> list[str]:
-    """The order of the numbers in the row that a step is given: the objective's, then the optimiser's."""
-    return [*objective.numbers, "lr", "steps", "bias1", "bias2"]
+def number_names(objective: Objective, optimizer: Optimizer = ADAM) -> list[str]:
+    """The order of the numbers in the row that a step is given: the objective's, then the optimizer's."""
+    return [*objective.numbers, *optimizer.numbers]
 
 
 def make_step(
-    student: nn.Module, objective: Objective, *, eager: bool, autocast: str | None, stacking: Stacking | None = None
+    student: nn.Module,
+    objective: Objective,
+    *,
+    eager: bool,
+    autocast: str | None,
+    stacking: Stacking | None = None,
+    optimizer: Optimizer = ADAM,
 ) -> StepOnBatch:
     """The training step of `student` under `objective`.
 
@@ -73,12 +77,12 @@ def make_step(
     device type whose matrix products run in bfloat16; None means float32. With `stacking` the step trains several
     models of this structure under objectives that differ in nothing but their numbers.
     """
-    names = number_names(objective)
+    names = number_names(objective, optimizer)
     loss = _loss(student if stacking is None else _stackable(student), objective, autocast)
-    gradients_of, adam = (_autograd(loss), _fused_adam) if eager else (_transformed(loss), _adam)
+    gradients_of = _autograd(loss) if eager else _transformed(loss)
     if stacking is not None:
         gradients_of = _of_several(_transformed(loss), stacking)
-        adam = _fused_adams if eager else _adam
+    update = make_update(optimizer, objective.rates, eager=eager, several=stacking is not None)
 
     def step(state: State, batch: Batch, noise: Noise, row: Tensor) -> None:
         numbers = dict(zip(names, row.unbind(-1), strict=True))
@@ -90,8 +94,10 @@ def make_step(
             for name, value in buffers.items():
                 state.buffers[name].copy_(value)
             learnt = {name: gradient for name, gradient in gradients.items() if name not in objective.langevin}
-            adam(state, learnt, numbers, objective.rates, broken)
-            _langevin(state, gradients, numbers, noise, objective.langevin, broken)
+            update(state, learnt, numbers, broken)
+            sample(state, gradients, numbers, noise, objective.langevin, broken)
+            if optimizer.averages:
+                average(state, numbers, broken)
 
     return step
 
@@ -201,93 +207,3 @@ def _of_several(gradients_of: GradientsOf, stacking: Stacking) -> GradientsOf:
     # torch turns the linear maps of all models into one batched product, and their convolutions into a grouped one.
     examples, logits = (0 if differs else None for differs in (stacking.examples, stacking.teacher_logits))
     return torch.func.vmap(gradients_of, in_dims=(0, 0, examples, examples, logits, 0, 0))
-
-
-def _adam(
-    state: State,
-    gradients: Mapping[str, Tensor],
-    numbers: Mapping[str, Tensor],
-    rates: Mapping[str, str],
-    broken: Tensor,
-) -> None:
-    for name, gradient in gradients.items():
-        first, second = state.first[name], state.second[name]
-        gradient = gradient.masked_fill(_beside(broken.bool(), gradient), 0)
-        first.lerp_(gradient, 1 - BETA1)
-        second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        lr = _rate(name, numbers, rates)
-        scale = (second / _beside(numbers["bias2"], second)).sqrt_().add_(EPSILON)
-        state.parameters[name].sub_(_beside(lr / numbers["bias1"], first) * first / scale)
-
-
-def _fused_adam(
-    state: State,
-    gradients: Mapping[str, Tensor],
-    numbers: Mapping[str, Tensor],
-    rates: Mapping[str, str],
-    broken: Tensor,
-) -> None:
-    groups: dict[str, list[str]] = {}
-    for name in gradients:
-        groups.setdefault(rates.get(name, ""), []).append(name)
-    for members in groups.values():
-        torch._fused_adam_(  # type: ignore[attr-defined]
-            [state.parameters[name] for name in members],
-            [_laid_out_as(state.parameters[name], gradients[name]) for name in members],
-            [state.first[name] for name in members],
-            [state.second[name] for name in members],
-            [],
-            [numbers["steps"]] * len(members),
-            lr=_rate(members[0], numbers, rates),
-            beta1=BETA1,
-            beta2=BETA2,
-            weight_decay=0.0,
-            eps=EPSILON,
-            amsgrad=False,
-            maximize=False,
-            found_inf=broken,
-        )
-
-
-def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the same order in memory as the parameter, which the kernel takes for granted."""
-    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
-
-
-def _fused_adams(
-    state: State,
-    gradients: Mapping[str, Tensor],
-    numbers: Mapping[str, Tensor],
-    rates: Mapping[str, str],
-    broken: Tensor,
-) -> None:
-    # The kernel takes one rate for all that it updates; the gradients of all models are put in order at once.
-    models = len(state.sums)
-    own = unstacked({name: gradient.contiguous() for name, gradient in gradients.items()}, models)
-    for model, (own_gradients, own_numbers) in enumerate(zip(own, unstacked(numbers, models), strict=True)):
-        _fused_adam(state.models[model], own_gradients, own_numbers, rates, broken[model])
-
-
-def _langevin(
-    state: State,
-    gradients: Mapping[str, Tensor],
-    numbers: Mapping[str, Tensor],
-    noise: Mapping[str, Tensor],
-    sampled: Mapping[str, Langevin],
-    broken: Tensor,
-) -> None:
-    """theta - eta/2 * examples * gradient + sqrt(eta) * N(0, 1) (Welling and Teh 2011, eq. 4)."""
-    for name, how in sampled.items():
-        eta = _beside(numbers[how.eta], gradients[name])
-        move = eta / 2 * how.examples * gradients[name] - eta.sqrt() * noise[how.noise]
-        state.parameters[name].sub_(move.masked_fill(_beside(broken.bool(), move), 0))
-
-
-def _rate(name: str, numbers: Mapping[str, Tensor], rates: Mapping[str, str]) -> Tensor:
-    lr = numbers["lr"]
-    return lr * numbers[rates[name]] if name in rates else lr
-
-
-def _beside(number: Tensor, tensor: Tensor) -> Tensor:
-    """A number, or one of each model (models,), in a shape that multiplies the tensor."""
-    return number.reshape(-1, *(1,) * (tensor.dim() - 1)) if number.dim() else number

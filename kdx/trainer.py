@@ -151,7 +151,7 @@ class _Loop:
                 stage.advance(self.epoch, self.headline())
                 self.heed()
         for member in self.members:
-            member.take_best()
+            member.take_result()
 
     def run_epoch(self) -> None:
         epoch = self.epoch
@@ -260,7 +260,9 @@ def _alone(member: Member, execution: Execution) -> tuple[State, Noise, RunStep]
     student, training = member.student, member.training
 
     def make(eager: bool) -> RunStep:
-        step = make_step(student, member.objective, eager=eager, autocast=execution.autocast)
+        step = make_step(
+            student, member.objective, eager=eager, autocast=execution.autocast, optimizer=member.optimizer
+        )
 
         # The batch is put together here, so that a compiler makes one pass of reading and preprocessing it.
         def gathering(state: State, chosen: Tensor, noise: Noise, row: Tensor) -> None:

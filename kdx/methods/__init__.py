@@ -38,7 +38,10 @@ class Method:
 
     def idle(self) -> dict[str, str]:
         """The keys that change nothing, as they are typed, each with what is the reason."""
-        return {f"method.{key}": reason for part in self.parts for key, reason in part.idle().items()}
+        found = {f"method.{key}": reason for part in self.parts for key, reason in part.idle().items()}
+        if not any(part.learns_labels for part in self.parts):
+            found["trainer.label_smoothing"] = f"method={self.name}, which does not learn from the labels"
+        return found
 
     def unreached(self, epochs: int) -> dict[str, Unreached]:
         """The settings whose value is not reached in a training of so many epochs."""

@@ -1,6 +1,5 @@
 """Bayesian dark knowledge: a student learns from a teacher while it is sampled (Korattikara et al. 2015)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx.layers import NoisyLayer
@@ -58,6 +57,11 @@ class DarkKnowledge(LangevinDynamics):
 
     student_prior: Weight
 
+    @property
+    def learns_labels(self) -> bool:
+        """The sampler does."""
+        return True
+
     def swap(self, student: nn.Module) -> nn.Module:
         """Nothing is substituted; raises ValueError where there is no sampler beside the student."""
         if not isinstance(student, StudentAndSampler):
@@ -76,7 +80,7 @@ class DarkKnowledge(LangevinDynamics):
             return normal_prior((step.parameters[name] for name in learnt), context.examples)
 
         return {
-            "cross_entropy": Term(lambda step: F.cross_entropy(step.activations["sampler"], step.labels)),
+            "cross_entropy": Term(lambda step: step.cross_entropy(step.activations["sampler"])),
             **super().terms(context),
             "distillation": Term(lambda step: soft_cross_entropy(step.logits, step.activations["targets"])),
             "student_prior": Term(student_prior, weight="student_prior"),

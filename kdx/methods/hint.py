@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,21 +24,78 @@ def distillation_loss(
     """
     student_log = F.log_softmax(logits / T, dim=1)
     teacher_log = F.log_softmax(teacher_logits / T, dim=1)
-    if direction == "ts":
-        divergence = teacher_log.exp() * (teacher_log - student_log)
-    else:
-        divergence = student_log.exp() * (student_log - teacher_log)
+    divergence = _divergence(student_log, teacher_log, direction)
     mean = divergence.sum(dim=1).mean() if reduction == "batch" else divergence.mean()
     return 2 * T * T * mean
 
 
+def decoupled_loss(
+    logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    T: Tensor,
+    beta: Tensor,
+    direction: Direction,
+    reduction: Reduction,
+) -> Tensor:
+    """2 T^2 (TCKD + beta NCKD), in nats (Zhao et al. 2022, sec. 3.3, where alpha is 1); labels are (batch,).
+
+    TCKD is the KL of the label's probability against that of all other classes together, NCKD that of the predictions
+    among these others. With an example's beta at the teacher's probability of the others this is `distillation_loss`
+    (sec. 3.1), whose arguments all but labels and beta are.
+    """
+    (target, others), (teacher_target, teacher_others) = (
+        _decoupled(each / T, labels) for each in (logits, teacher_logits)
+    )
+    tckd = _divergence(target, teacher_target, direction).sum(dim=1)
+    nckd = _divergence(others, teacher_others, direction).sum(dim=1)
+    mean = (tckd + beta * nckd).mean()
+    return 2 * T * T * (mean if reduction == "batch" else mean / logits.shape[1])
+
+
+def _decoupled(scaled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities of the label and of the others together (batch, 2), and among these (batch, classes - 1)."""
+    places = torch.arange(scaled.shape[1] - 1, device=scaled.device)
+    # Every class but the label, without a shape that depends on numbers.
+    others = scaled.gather(1, places + (places >= labels.unsqueeze(1)))
+    both = torch.cat([scaled.gather(1, labels.unsqueeze(1)), others.logsumexp(dim=1, keepdim=True)], dim=1)
+    return F.log_softmax(both, dim=1), F.log_softmax(others, dim=1)
+
+
+def _divergence(student_log: Tensor, teacher_log: Tensor, direction: Direction) -> Tensor:
+    """The KL's summands, of log probabilities (batch, classes)."""
+    if direction == "ts":
+        return teacher_log.exp() * (teacher_log - student_log)
+    return student_log.exp() * (student_log - teacher_log)
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """The z-scores of each example's logits (batch, classes), of mean 0 and deviation 1 (Sun et al. 2024, algorithm 1).
+
+    The deviation is the algorithm's, over the number of classes; the published code divides by one less.
+    """
+    deviation = logits.std(dim=1, correction=0, keepdim=True)
+    # Logits that are all equal have none.
+    return (logits - logits.mean(dim=1, keepdim=True)) / (deviation + SMALLEST_DEVIATION)
+
+
+SMALLEST_DEVIATION = 1e-7
+
+
 class Hint(Part):
-    """The distillation term at temperature `T`, weighted by `lambda_T`."""
+    """The distillation term at temperature `T`, weighted by `lambda_T`.
+
+    With `standardize` it is of z-scores of the logits, `T` their base temperature (Sun et al. 2024); with `decoupled`
+    the KL's two sides are weighted apart, the classes beside the label by `beta` (Zhao et al. 2022).
+    """
 
     T: Temperature
     lambda_T: Weight
     kl_dir: Direction
     reduction: Reduction
+    standardize: bool = False
+    decoupled: bool = False
+    beta: Weight = 8
 
     @property
     def needs_teacher(self) -> bool:
@@ -46,21 +104,30 @@ class Hint(Part):
 
     @property
     def varying(self) -> frozenset[str]:
-        """Temperature and weight."""
-        return frozenset({"T", "lambda_T"})
+        """Temperature and weights."""
+        return frozenset({"T", "lambda_T", "beta"})
 
     def idle(self) -> dict[str, str]:
-        """All but the weight, where that is zero."""
-        return {} if self.lambda_T else dict.fromkeys(("T", "kl_dir", "reduction"), "method.lambda_T=0")
+        """All but the weight, where that is zero, and the weight of a side that is not weighted apart."""
+        if not self.lambda_T:
+            return dict.fromkeys({*type(self).model_fields} - {"lambda_T"}, "method.lambda_T=0")
+        return {} if self.decoupled else {"beta": "method.decoupled=false"}
 
     def terms(self, context: Context) -> dict[str, Term]:
         """`hint`, from the stored teacher logits."""
 
         def hint(step: Step) -> Tensor:
-            return distillation_loss(step.logits, step.taught, step.numbers["T"], self.kl_dir, self.reduction)
+            logits, taught, T = step.logits, step.taught, step.numbers["T"]
+            if self.standardize:
+                logits, taught = standardized(logits), standardized(taught)
+            if self.decoupled:
+                beta = step.numbers["beta"]
+                return decoupled_loss(logits, taught, step.labels, T, beta, self.kl_dir, self.reduction)
+            return distillation_loss(logits, taught, T, self.kl_dir, self.reduction)
 
         return {"hint": Term(hint, weight="lambda_T")}
 
     def numbers(self) -> dict[str, Schedule]:
-        """The temperature and the weight, constant over the run."""
-        return {"T": lambda epoch: self.T, "lambda_T": lambda epoch: self.lambda_T}
+        """The temperature and the weights, constant over the run."""
+        beta = {"beta": lambda epoch: self.beta} if self.decoupled else {}
+        return {"T": lambda epoch: self.T, "lambda_T": lambda epoch: self.lambda_T} | beta

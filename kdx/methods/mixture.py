@@ -2,7 +2,6 @@
 
 from typing import Annotated, ClassVar
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -26,6 +25,11 @@ class Mixed(Part):
         return True
 
     @property
+    def learns_labels(self) -> bool:
+        """Unless all weight is the teacher's."""
+        return self.alpha < 1
+
+    @property
     def varying(self) -> frozenset[str]:
         """The weights and the temperature."""
         return frozenset({"alpha", "T"})
@@ -41,7 +45,7 @@ class Mixed(Part):
     def terms(self, context: Context) -> dict[str, Term]:
         """`cross_entropy` and the softened term, in nats."""
         return {
-            "cross_entropy": Term(lambda step: F.cross_entropy(step.logits, step.labels), weight="one_minus_alpha"),
+            "cross_entropy": Term(lambda step: step.cross_entropy(step.logits), weight="one_minus_alpha"),
             self.softened_term: Term(self.softened, weight="alpha"),
         }
 

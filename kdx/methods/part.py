@@ -49,6 +49,11 @@ class Part(Settings):
         return False
 
     @property
+    def learns_labels(self) -> bool:
+        """Whether a term is a cross entropy with the labels, by `Step.cross_entropy`, which smooths them."""
+        return False
+
+    @property
     def one_teacher(self) -> str | None:
         """The setting, as the user types it, that makes this part look at one teacher's weights; None: no setting."""
         return None

@@ -4,7 +4,9 @@ from copy import deepcopy
 
 from torch import nn
 
+from kdx.config import Config
 from kdx.device import Engine
+from kdx.errors import UserError
 from kdx.fit import Lesson, Plan, fit
 from kdx.methods import Method
 from kdx.methods.dark_knowledge import StudentAndSampler
@@ -26,6 +28,14 @@ class DarkKnowledgeFit(Procedure):
         """How a teacher is trained, since this one is sampled."""
         keys = ("teacher.trainer", "teacher.dropout", "teacher.input_dropout")
         return dict.fromkeys(keys, "a teacher that is sampled and never trained")
+
+    def check(self, config: Config) -> None:
+        """Refuse an average, which would be that of the sampler too."""
+        if config.trainer.average is not None:
+            raise UserError(
+                f"trainer.average: {config.trainer.average} is not allowed with method={config.method['name']}, whose"
+                " teacher is the last sample and not their average; allowed: null"
+            )
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Fit both, and give the student, with the last sample as its teacher."""

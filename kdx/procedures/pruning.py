@@ -227,6 +227,7 @@ class GradualPruning(Pruning):
             masks = masks_by_layer(weight_matrices(network), targets)
             # The rate falls in the last fit only.
             last = step == self.steps
-            trainer = {"epochs": self.retrain_epochs} if last else {"epochs": self.epochs_per_step, "hold": 1.0}
+            constant = {"epochs": self.epochs_per_step, "schedule": "hold", "hold": 1.0}
+            trainer = {"epochs": self.retrain_epochs} if last else constant
             network = fits.pruned(network, masks, f"sparsity-{final}-step-{step}", self.retrain_lr, **trainer)
         return network

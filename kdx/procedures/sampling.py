@@ -22,16 +22,20 @@ class Sampling(Procedure):
     samples: PositiveInt
 
     def idle(self) -> dict[str, str]:
-        """The learning rate, since every parameter moves by `method.eta`."""
-        return dict.fromkeys(("trainer.lr", "trainer.hold"), "Langevin dynamics, whose step size is method.eta")
+        """The optimizer and its rate, since every parameter moves by `method.eta`."""
+        keys = ("lr", "schedule", "hold", "peak", "optimizer", "momentum", "weight_decay")
+        reason = "Langevin dynamics, whose step size is method.eta"
+        return {f"trainer.{key}": reason for key in keys}
 
     def check(self, config: Config) -> None:
-        """Refuse what would choose one sample among all, and a burn-in that leaves too few epochs."""
-        if config.trainer.patience is not None:
-            raise UserError(
-                f"trainer.patience: {config.trainer.patience} is not allowed with method={config.method['name']}, which"
-                " keeps samples and no best epoch; allowed: null"
-            )
+        """Refuse what would make one network of all samples, and a burn-in that leaves too few epochs."""
+        for key, other in (("patience", "no best epoch"), ("average", "not their average")):
+            value = getattr(config.trainer, key)
+            if value is not None:
+                raise UserError(
+                    f"trainer.{key}: {value} is not allowed with method={config.method['name']}, which keeps samples"
+                    f" and {other}; allowed: null"
+                )
         self.epochs_kept(config.trainer.epochs)
 
     def epochs_kept(self, epochs: int) -> list[int]:

@@ -13,7 +13,8 @@ from kdx.methods.dropout import NoisyDropout
 from kdx.models import build_model
 from kdx.noise import NoiseSource
 from kdx.objective import Objective, Step
-from kdx.step import BETA1, BETA2, Batch, State, make_step, number_names
+from kdx.optimizer import BETA1, BETA2
+from kdx.step import Batch, State, make_step, number_names
 
 BATCH, EXAMPLES, SHAPE, CLASSES = 16, 1000, (1, 28, 28), 10
 

@@ -11,6 +11,7 @@ from miniature import CLASSES, dataset, engine, method, method_and_procedure, no
 from networks import IMAGE, small
 from tape import Tape
 from torch import nn
+from trainings import ADAM_OPTIONS, SGD_OPTIONS
 
 from kdx import captured
 from kdx.captured import TRIAL_PLAYS, Chunks, Run
@@ -117,6 +118,18 @@ def test_recorded_steps_are_the_steps_one_by_one(
     # Two chunks and a single step in every epoch.
     assert (tape.plays, tape.closed) == (TRIAL_PLAYS + 3 * EPOCHS, 1)
     assert_same(one_by_one, in_chunks)
+
+
+@pytest.mark.parametrize("options", [ADAM_OPTIONS, SGD_OPTIONS], ids=["adam", "sgd"])
+@pytest.mark.parametrize(("name", "build"), [("st-vbd", perceptron), ("kd", network("keras-resnet"))])
+def test_with_every_option_of_the_trainer(
+    tmp_path: Path, name: str, build: Callable[[], nn.Module], options: dict, request: pytest.FixtureRequest
+):
+    one_by_one = trained(tmp_path / "eager", name, build, **options)
+    request.getfixturevalue("tapes")
+    in_chunks = trained(tmp_path / "captured", name, build, **options)
+    assert_same(one_by_one, in_chunks)
+    assert any(key.startswith("average/") for key in in_chunks[2])
 
 
 def stop_at(play: int) -> Callable[[int], None]:

@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from miniature import CLASSES, method, perceptron, split
 from rich.console import Console
 
 from kdx.chain import Member, grown, mean_loss, run_chain
 from kdx.compose import check_method, single
 from kdx.config import Config
+from kdx.data import load_data
 from kdx.errors import Interrupted, UserError
+from kdx.experiment import run
 from kdx.measure.accuracy import within_tolerance
 from kdx.procedures import build
 from kdx.procedures.chain import Chain
 from kdx.report.chain import print_chain
+from kdx.report.records import read_lines
 from kdx.runs import run_folder
+from kdx.tensors import load_tensors
 
 Pair = tuple[int, int | None]
 IKD = ("method=ikd", "dataset=digits", "teacher.hidden=[16]", "method.generations=2")
@@ -93,6 +98,28 @@ def test_the_loss_of_a_candidate_is_equation_1(count: int):
     assert found == pytest.approx(expected, rel=1e-4)
     assert mean_loss(objective, student, teacher, images) == found
     assert student.training
+
+
+def test_the_loss_of_a_candidate_is_the_one_that_it_was_trained_by(tmp_path: Path):
+    """With its labels smoothed."""
+    short = ("trainer.epochs=1", "teacher.trainer.epochs=1", "device.threads=1", "device.latency_seconds=0")
+    words = ("method.generations=1", "method.teacher=ancestral", "method.select=loss", "trainer.label_smoothing=0.2")
+    folder = run(single([*IKD[:3], *words, *short, "device.compile=false", f"outputs={tmp_path}"]))
+    (row,) = [row for row in read_lines(folder / "chain.csv") if row["generation"] == "1"]
+    (teacher,) = tmp_path.glob("teachers/*/teacher.safetensors")
+    validation = load_data(single(IKD).dataset).validation
+    assert validation is not None
+
+    def logits(weights: Path) -> torch.Tensor:
+        tensors, _ = load_tensors(weights)
+        names = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+        matrix, bias, last, last_bias = (tensors[name].double() for name in names)
+        return F.linear(F.linear(validation.images.double().flatten(1), matrix, bias).relu(), last, last_bias)
+
+    own, taught = logits(tmp_path / row["run"] / "student.safetensors"), logits(teacher)
+    hint = F.kl_div((own / 20).log_softmax(1), (taught / 20).softmax(1), reduction="batchmean")
+    expected = 0.3 * F.cross_entropy(own, validation.labels, label_smoothing=0.2) + 0.7 * 2 * 20**2 * hint
+    assert float(row["val_loss"]) == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_four_ancestral_generations_are_ten_trainings():

@@ -22,6 +22,7 @@ from miniature import (
 )
 from networks import IMAGE, small
 from torch import nn
+from trainings import SGD_OPTIONS
 
 from kdx import stacked
 from kdx.config import TrainerSettings
@@ -47,8 +48,11 @@ def normalised() -> nn.Sequential:
     )
 
 
-def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: bool, examples: Split | None = None):
-    how, examples = method(name), examples or split(12)
+def trained(
+    folder: Path, name: str, build: Callable[[], nn.Module], compiled: bool, examples: Split | None = None, **trainer
+):
+    hint = {"standardize": True, "decoupled": True} if trainer else {}
+    how, examples = method(name, **hint), examples or split(12)
     logits = normal(12 * examples.views, CLASSES, seed=4)
     student = how.prepare(build())
     objective = how.objective(student, perceptron(hidden=9, seed=1), len(examples))
@@ -57,7 +61,9 @@ def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: b
         identity="miniature",
         examples=examples,
         teacher_logits=logits.half() if examples.shift else logits,
-        trainer=TrainerSettings(epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9),
+        trainer=TrainerSettings(
+            epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9, **trainer
+        ),
         seed=0,
         checkpoint=folder / "checkpoint",
     )
@@ -68,19 +74,20 @@ def trained(folder: Path, name: str, build: Callable[[], nn.Module], compiled: b
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler (g++ or clang++)")
 @pytest.mark.parametrize(
-    ("name", "build"),
+    ("name", "build", "options"),
     [
-        ("st-vbd", perceptron),
-        ("st-vbd", normalised),
+        ("st-vbd", perceptron, {}),
+        ("st-vbd", normalised, {}),
+        ("st-vbd", normalised, SGD_OPTIONS),
         # Drawn numbers, watched layers, noise of two kinds.
-        ("noisy", perceptron),
-        ("noisy-student", perceptron),
-        ("kddp", perceptron),
-        ("bc", perceptron),
+        ("noisy", perceptron, {}),
+        ("noisy-student", perceptron, {}),
+        ("kddp", perceptron, {}),
+        ("bc", perceptron, {}),
     ],
 )
-def test_compiled_training_is_eager_training(tmp_path: Path, name: str, build: Callable[[], nn.Module]):
-    assert_compiled_is_eager(tmp_path, name, build)
+def test_compiled_training_is_eager_training(tmp_path: Path, name: str, build: Callable[[], nn.Module], options: dict):
+    assert_compiled_is_eager(tmp_path, name, build, **options)
 
 
 @pytest.mark.slow
@@ -94,10 +101,10 @@ def test_views_are_taken_within_the_compiled_step(tmp_path: Path):
 
 
 def assert_compiled_is_eager(
-    folder: Path, name: str, build: Callable[[], nn.Module], examples: Split | None = None
+    folder: Path, name: str, build: Callable[[], nn.Module], examples: Split | None = None, **options
 ) -> None:
-    eager, history = trained(folder, name, build, compiled=False, examples=examples)
-    compiled, compiled_history = trained(folder, name, build, compiled=True, examples=examples)
+    eager, history = trained(folder, name, build, compiled=False, examples=examples, **options)
+    compiled, compiled_history = trained(folder, name, build, compiled=True, examples=examples, **options)
     for (name, one), two in zip(eager.state_dict().items(), compiled.state_dict().values(), strict=True):
         # Nine steps move a weight by up to 0.02; sums are rounded in another order.
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

@@ -33,7 +33,9 @@ def test_every_choice_of_every_group_is_valid_and_described(name: str):
 
 def test_what_choices_share_is_no_choice():
     groups = load_groups()
-    assert list(groups) == ["teacher", "student", "dataset", "trainer", "method", "device", "teacher2", "teacher3"]
+    assert list(groups) == [
+        *("teacher", "student", "dataset", "trainer", "teacher.trainer", "method", "device", "teacher2", "teacher3")
+    ]
     assert not [choice for group in groups.values() for choice in group.choices if choice.startswith("_")]
 
 
@@ -69,6 +71,19 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ("trainer.lr=nan", "trainer.lr: nan is not allowed; allowed: a finite number > 0"),
         ("trainer.lr='1'", "trainer.lr: '1' is not allowed; allowed: a finite number > 0"),
         ("trainer.hold=2", "trainer.hold: 2 is not allowed; allowed: a finite number >= 0 and <= 1"),
+        ("trainer.schedule=cosine", "trainer.schedule: 'cosine' is not allowed; allowed: one of hold, one-cycle"),
+        (
+            "trainer.optimizer=adamw",
+            "trainer.optimizer: 'adamw' is not allowed; did you mean 'adam'? allowed: one of adam,",
+        ),
+        ("trainer.momentum=1", "trainer.momentum: 1 is not allowed; allowed: a finite number >= 0 and < 1"),
+        ("trainer.average=1", "trainer.average: 1 is not allowed; allowed: a finite number > 0 and < 1 or null"),
+        (
+            "trainer.label_smoothing=1",
+            "trainer.label_smoothing: 1 is not allowed; allowed: a finite number >= 0 and < 1",
+        ),
+        ("trainer=none", "trainer: 'none' is not known; allowed: default, paper, short, short-both"),
+        ("teacher.trainer=shrt", "teacher.trainer: 'shrt' is not known; did you mean 'short'? allowed: default, none,"),
         ("seed=true", "seed: true is not allowed; allowed: a whole number >= 0"),
         ("seed=null", "seed: null is not allowed; allowed: a whole number >= 0"),
         (
@@ -212,3 +227,37 @@ def test_every_job_of_a_sweep_is_validated():
         expand(["method=kd,vanilla", "method.T=2"])
     with pytest.raises(UserError, match=r"^method: 'kdx' is not known; did you mean 'kd'\?"):
         expand(["method=kd,kdx"])
+
+
+def test_a_trainer_is_chosen_for_student_teacher_or_both():
+    usual, short = (single([f"trainer={choice}"]).trainer for choice in ("default", "short"))
+    own = single([]).teacher.trainer
+    assert (short.schedule, short.epochs) == ("one-cycle", 30)
+    for words, expected in (
+        ((), (usual, own)),
+        (("trainer=short",), (short, own)),
+        (("teacher.trainer=short",), (usual, short)),
+        (("trainer=short", "teacher.trainer=short"), (short, short)),
+        (("trainer=short-both",), (short, short)),
+        (("trainer=short-both", "teacher.trainer=default"), (short, usual)),
+        # What is typed wins, and so does the data set's choice of a teacher, whose own recipe does not.
+        (("dataset=cifar10", "trainer=short-both"), (short, short)),
+    ):
+        config = single(words)
+        assert (config.trainer, config.teacher.trainer) == expected, words
+    typed = single(["trainer=short-both", "teacher=vgg19", "teacher.trainer.lr=1e-4", "trainer.epochs=20"])
+    assert typed.teacher.trainer == short.model_copy(update={"lr": 1e-4})
+    assert typed.trainer == short.model_copy(update={"epochs": 20})
+    assert [job.config.teacher.trainer for job in expand(["teacher.trainer=none,short", "seed=0"])] == [own, short]
+
+
+def test_every_trainer_of_before_has_no_option_of_now():
+    """So that what they trained is the same experiment as ever."""
+    teachers = [
+        single([f"teacher={name}"]).teacher.trainer for name in ("mlp-1200-1200", "nin", "resnet56-v2", "vgg19")
+    ]
+    for trainer in (*(single([f"trainer={name}"]).trainer for name in ("default", "paper")), *teachers):
+        fields = type(trainer).model_fields.items()
+        later = {name: field.default for name, field in fields if not field.is_required()}
+        assert len(later) == 7
+        assert {name: getattr(trainer, name) for name in later} == later

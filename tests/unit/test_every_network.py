@@ -17,7 +17,8 @@ from kdx.methods.variational import VariationalLayer
 from kdx.models.blocks import Dense, GlobalAverage, Residual
 from kdx.noise import NoiseSource
 from kdx.objective import Objective
-from kdx.step import BETA1, BETA2, Batch, State, make_step, number_names
+from kdx.optimizer import BETA1, BETA2
+from kdx.step import Batch, State, make_step, number_names
 from kdx.weights import load_weights, save_weights
 
 EVERY_FAMILY = pytest.mark.parametrize("family", SETTINGS)

@@ -20,6 +20,10 @@ def grouped(*words: str) -> list[list[int]]:
     [
         ["method=kd", "method.T=2,4", "method.lambda_T=0,1", "seed=0,1"],
         ["method=kd", "trainer.lr=1e-3,1e-2", "trainer.hold=0.2,1"],
+        ["method=kd", "trainer.schedule=hold,one-cycle", "trainer.peak=0.1,0.5"],
+        ["method=kd", "trainer.optimizer=sgd", "trainer.momentum=0,0.9", "trainer.weight_decay=1e-4,1e-2"],
+        ["method=kd", "trainer.label_smoothing=0.1,0.2", "trainer.average=0.9,0.99"],
+        ["method=kd", "method.standardize=true", "method.decoupled=true", "method.beta=1,8", "method.T=2,4"],
         ["method=dropout", "method.dropout=0.1,0.5"],
         ["method=noisy", "method.sigma=0,0.5", "method.alpha=0.1,0.9"],
         ["method=st-vbd", "method.lambda_V=0.1,1", "method.lambda_g=0,1", "method.warmup_end=3,4"],
@@ -47,6 +51,13 @@ def test_runs_that_differ_in_numbers_only_fit_together(words: list[str]):
         ["method=kd", "dataset.train_size=100,200"],
         ["method=kd", "device.precision=fp32,bf16"],
         ["method=kd", "trainer.patience=null,3"],
+        ["method=kd", "trainer.optimizer=adam,sgd"],
+        ["method=kd", "method.standardize=true,false"],
+        ["method=kd", "method.decoupled=true,false"],
+        # Nothing in the step that would read the number.
+        ["method=kd", "trainer.weight_decay=0,1e-4"],
+        ["method=kd", "trainer.label_smoothing=0,0.1"],
+        ["method=kd", "trainer.average=null,0.9"],
         # No dropout, no layer for it; no weight decay, no term.
         ["method=dropout", "method.dropout=0,0.5"],
         ["method=noisy", "method.l2=0,1e-3"],

@@ -72,10 +72,37 @@ def test_whole_numbers_and_floats_are_one_run():
         "method=vanilla",
         "method.T=7.5",
         "device.precision=bf16",
+        "trainer.schedule=one-cycle",
+        "trainer.optimizer=sgd",
+        "trainer.weight_decay=1e-4",
+        "trainer.label_smoothing=0.1",
+        "trainer.average=0.999",
+        "teacher.trainer.label_smoothing=0.1",
+        "method.standardize=true",
+        "method.decoupled=true",
+        "method.beta=2",
     ],
 )
 def test_the_run_id_sees(override: str):
     assert run_id(single(but(override))) != run_id(single(BASE))
+
+
+@pytest.mark.parametrize("method", ["kd", "st-vbd"])
+def test_a_run_keeps_its_id_at_the_values_that_later_keys_stand_for(method: str):
+    """As `LATER` and the defaults of fields have them: as if they had never been typed, nor been there."""
+    words = [f"method={method}", "dataset=digits"]
+    config = single(words)
+    hint = {"standardize": False, "decoupled": False, "beta": 8}
+    assert {key: config.method[key] for key in hint} == hint
+    without = {key: value for key, value in config.method.items() if key not in hint}
+    before = config.model_dump() | {"method": without}
+    for trainer in (before["trainer"], before["teacher"]["trainer"]):
+        for key in ("schedule", "peak", "optimizer", "momentum", "weight_decay", "label_smoothing", "average"):
+            del trainer[key]
+    old = Config.model_validate(before)
+    assert (run_id(old), teacher_id(old)) == (run_id(config), teacher_id(config))
+    typed = single([*words, "method.beta=8.0", "trainer.weight_decay=0", "trainer.momentum=0.9"])
+    assert run_id(typed) == run_id(config)
 
 
 def test_the_run_id_is_short_and_stable():

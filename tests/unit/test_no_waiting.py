@@ -5,6 +5,7 @@ Whatever reads a number or depends on one fails there; tensors that come from th
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Literal
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from kdx.measure.accuracy import wrong_count
 from kdx.measure.sparsity import nonzero_count
 from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.noise import NoiseSource
+from kdx.optimizer import ADAM, Optimizer
 from kdx.state import State, stacked
 from kdx.step import Batch, Stacking, make_step, number_names
 
@@ -77,22 +79,31 @@ CASES = [
 ]
 
 
-def step_on_fakes(name: str, build: Callable[[], nn.Module], *, models: int = 1, eager: bool = True) -> None:
-    how, _ = method_and_procedure(name)
+def step_on_fakes(
+    name: str,
+    build: Callable[[], nn.Module],
+    *,
+    models: int = 1,
+    eager: bool = True,
+    optimizer: Optimizer = ADAM,
+    smoothing: float = 0.0,
+    **settings: bool,
+) -> None:
+    how, _ = method_and_procedure(name, **settings)
     shape = IMAGE if build.__name__ == "<lambda>" else (1, 6, 6)
     with torch.device("meta"):
         student = how.prepare(build()).to(memory_format=torch.channels_last)
-        objective = how.objective(student, perceptron(hidden=9), 32)
+        objective = how.objective(student, perceptron(hidden=9), 32).smoothed(smoothing)
         examples = Split(torch.empty(32, *shape), torch.empty(32, dtype=torch.int64), mirror="random", shift=1)
         logits = torch.empty(32 * examples.views, CLASSES, dtype=torch.float16)
-        chosen, row = torch.empty(BATCH, dtype=torch.int64), torch.ones(len(number_names(objective)))
+        chosen, row = torch.empty(BATCH, dtype=torch.int64), torch.ones(len(number_names(objective, optimizer)))
         noise = NoiseSource(student, torch.empty(BATCH, *shape), torch.Generator(), objective.draws).buffers
-        state = State.of(student, len(objective.terms), objective.langevin)
+        state = State.of(student, len(objective.terms), objective.langevin, average=optimizer.averages)
         stacking = None
         if models > 1:
             state, noise, row = State.stack([state] * models), stacked([noise] * models), torch.stack([row] * models)
             stacking = Stacking(False, False)
-    step = make_step(student, objective, eager=eager, autocast=None, stacking=stacking)
+    step = make_step(student, objective, eager=eager, autocast=None, stacking=stacking, optimizer=optimizer)
     with Crossing():
         step(state, Batch(*examples.take(chosen), logits.index_select(0, chosen).float()), noise, row)
 
@@ -106,6 +117,21 @@ def test_no_step_waits_for_the_device(name: str, build: Callable[[], nn.Module])
 @pytest.mark.parametrize("name", ["kd", "st-vbd", "kd-dropout", "sgld"])
 def test_nor_does_a_step_of_several_models(name: str, eager: bool):
     step_on_fakes(name, perceptron, models=3, eager=eager)
+
+
+@pytest.mark.parametrize("models", [1, 3])
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_nor_does_any_option_of_the_trainer(kind: Literal["adam", "sgd"], models: int):
+    optimizer = Optimizer(kind, decays=("fc1.weight", "fc2.weight"), averages=True)
+    for name in ("kd", "kd-mixture", "kd-vbd"):
+        step_on_fakes(name, perceptron, models=models, optimizer=optimizer, smoothing=0.1)
+    step_on_fakes("kd", network("keras-resnet"), models=models, optimizer=Optimizer(kind, averages=True))
+
+
+@pytest.mark.parametrize("models", [1, 3])
+@pytest.mark.parametrize("settings", [{"standardize": True}, {"decoupled": True}])
+def test_nor_does_any_option_of_the_hint(settings: dict[str, bool], models: int):
+    step_on_fakes("kd", perceptron, models=models, **settings)
 
 
 @pytest.mark.parametrize(("name", "build"), [case for case in CASES if case[0] != "bdk"])

@@ -16,12 +16,13 @@ from kdx.methods import Method
 from kdx.methods.labels import Labels
 from kdx.noise import NoiseSource
 from kdx.objective import Draw, Objective, Term
+from kdx.optimizer import BETA1, BETA2
 from kdx.procedures import build
 from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Once, Outcome, Procedure, joined
 from kdx.registry import PROCEDURES
 from kdx.runs import RunFolder
-from kdx.step import BETA1, BETA2, Batch, State, make_step
+from kdx.step import Batch, State, make_step
 from kdx.weights import emptied
 
 BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])

@@ -113,6 +113,16 @@ def test_gradual_pruning_follows_the_schedule_in_every_layer(tmp_path: Path):
     assert not (tmp_path / "pruning.csv").exists()
 
 
+@pytest.mark.parametrize("schedule", ["hold", "one-cycle"])
+def test_the_rate_of_gradual_pruning_falls_in_the_last_fit_only(tmp_path: Path, schedule: str):
+    trainer = TRAINER.model_copy(update={"schedule": schedule, "peak": 0.5})
+    rates = [row["lr"] for row in run(tmp_path, "prune", changes={"trainer": trainer}, **GRADUAL).progress.history]
+    assert rates[2:4] == [1e-2, 1e-2]
+    # The last step of an epoch has a quarter of the way left: of half a cycle, which is an epoch.
+    assert rates[5] == pytest.approx(1e-2 / 4)
+    assert rates[4] == pytest.approx(1e-2)
+
+
 def assert_masks_shrink_and_the_result_is_theirs(found: list[dict[str, Tensor]], outcome: Outcome) -> None:
     for earlier, later in pairwise(found):
         assert all((later[name] <= earlier[name]).all() for name in later)

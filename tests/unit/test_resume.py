@@ -13,6 +13,7 @@ from miniature import CLASSES, engine, method, no_figures, normal, perceptron, s
 from networks import IMAGE, small
 from safetensors import safe_open
 from torch import Tensor, nn
+from trainings import ADAM_OPTIONS, SGD_OPTIONS
 
 from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdx.config import TrainerSettings
@@ -92,6 +93,37 @@ def test_stopped_and_continued_is_uninterrupted(tmp_path: Path, uninterrupted, l
     assert f"continued at step {last}" in caplog.text
     assert len(steps) == EPOCHS * STEPS_PER_EPOCH - last
     assert_same(continued, uninterrupted)
+
+
+# Of the running average, and of the momentum, which is all that SGD has.
+@pytest.mark.parametrize("options", [ADAM_OPTIONS, SGD_OPTIONS | {"patience": 4}], ids=["adam", "sgd"])
+@pytest.mark.parametrize("last", [5, 6, EPOCHS * STEPS_PER_EPOCH])
+def test_every_option_of_the_trainer_survives_a_stop(tmp_path: Path, options: dict, last: int):
+    def run_with(folder: str, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
+        given = training(tmp_path / folder)
+        given = replace(given, trainer=given.trainer.model_copy(update=options))
+        student, objective = student_and_objective()
+
+        def look(_: int) -> Reading:
+            # What is looked at is the average.
+            seen = sum(value.sum() for value in student.parameters()).item()
+            return lambda: {"val_error_percent": seen}
+
+        return student, train(student, counting(objective, act), given, engine(), look)
+
+    whole = run_with("whole")
+    with pytest.raises(Interrupted):
+        run_with("stopped", stop_at(last))
+    assert_same(run_with("stopped"), whole)
+    # What was finished gives the same again, without a step.
+    steps = []
+    assert_same(run_with("stopped", steps.append), whole)
+    assert steps == []
+    with safe_open(tmp_path / "stopped" / "checkpoint.safetensors", "pt") as file:
+        raw, mean = (file.get_tensor(f"{group}parameter/fc1.weight") for group in ("", "average/"))
+        assert any(name.startswith("second/") for name in file.keys()) == (options is ADAM_OPTIONS)  # noqa: SIM118
+    assert not torch.equal(raw, mean)
+    assert options.get("patience") or torch.equal(mean, whole[0].get_parameter("fc1.weight"))
 
 
 def test_convolutions_are_continued_in_their_layout(tmp_path: Path):

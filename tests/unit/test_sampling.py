@@ -92,6 +92,14 @@ def test_there_is_no_best_epoch_to_wait_for():
         check_method(single(["method=sgld", "trainer.patience=3"]))
 
 
+@pytest.mark.parametrize("name", ["sgld", "bdk"])
+def test_samples_are_not_averaged(name: str):
+    with pytest.raises(
+        UserError, match=rf"^trainer\.average: 0\.9 is not allowed with method={name}, .*; allowed: null$"
+    ):
+        check_method(single([f"method={name}", "trainer.average=0.9"]))
+
+
 class Stopped(Exception): ...
 
 

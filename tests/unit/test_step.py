@@ -11,7 +11,8 @@ from torch.func import functional_call
 from kdx.methods import Method
 from kdx.noise import NoiseSource
 from kdx.objective import Objective, Step, Term
-from kdx.step import BETA1, BETA2, Batch, State, make_step, number_names
+from kdx.optimizer import BETA1, BETA2
+from kdx.step import Batch, State, make_step, number_names
 
 STEPS = 50
 BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])

@@ -105,6 +105,24 @@ RATES = [{"dropout": 0.2}, {"dropout": 0.5, "input_dropout": 0.1}, {"dropout": 0
 NOISE = [{"sigma": 0.1}, {"sigma": 1.0}, {"alpha": 0.9}]
 CASES = {
     "vanilla": [Model("vanilla", {}, trainer={"lr": lr}) for lr in (1e-2, 2e-2, 5e-3)],
+    "adam with options": [
+        Model("vanilla", {}, trainer={"weight_decay": decay, "label_smoothing": smoothing, "average": average} | cycle)
+        for decay, smoothing, average, cycle in (
+            (0.1, 0.1, 0.5, {}),
+            (1.0, 0.3, 0.9, {"schedule": "one-cycle", "peak": 0.2}),
+            (0.1, 0.1, 0.9, {"schedule": "one-cycle", "peak": 0.7}),
+        )
+    ],
+    "sgd with options": [
+        Model("kd-vbd", {"log_sigma2_init": -3.0}, trainer={"optimizer": "sgd", "average": 0.8} | own)
+        for own in (
+            {"momentum": 0.5, "weight_decay": 0.1},
+            {"momentum": 0.9, "weight_decay": 0.1},
+            {"momentum": 0.9, "weight_decay": 1.0, "lr": 2e-2},
+        )
+    ],
+    "standardized": models("kd", *({"standardize": True, **own} for own in HINT)),
+    "decoupled": models("kd", *({"decoupled": True, **own} for own in ({"beta": 1.0}, {"beta": 4.0}, {"T": 2.0}))),
     "dropout": models("dropout", *RATES[1:]),
     "kd": models("kd", *HINT),
     "kd-dropout": models("kd-dropout", *({"input_dropout": 0.1} | a | b for a, b in zip(RATES, HINT, strict=True))),

@@ -236,6 +236,16 @@ def test_patience(tmp_path: Path, errors: list[float], patience: int, epochs: in
     assert {"fc1.weight", "bn1.running_mean", "bn1.num_batches_tracked"} <= set(moved)
 
 
+def test_the_best_epoch_is_that_of_the_average(tmp_path: Path):
+    """Which is what is judged: the weights of its epoch are averaged ones."""
+    student, judge, progress = judged(tmp_path / "averaged", [9, 5, 6, 6], 2, average=0.9)
+    _, raw, _ = judged(tmp_path / "raw", [9, 5, 6, 6], 2)
+    assert progress.best_epoch == 2
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, judge.weights[1][name]), name
+    assert not torch.equal(judge.weights[1]["fc1.weight"], raw.weights[1]["fc1.weight"])
+
+
 def test_without_patience_the_last_epoch_is_taken(tmp_path: Path):
     student, judge, progress = judged(tmp_path, [1, 2, 3, 4], None)
     assert (len(progress.history), progress.best_epoch) == (4, None)

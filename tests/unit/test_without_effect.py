@@ -33,6 +33,33 @@ def told(*words: str) -> list[str]:
         ),
         ("method=ikd method.pruning.tolerance=0.5", "method.pruning.tolerance=0.5", "method.prune=false"),
         ("method=sgld trainer.lr=0.1", "trainer.lr=0.1", "Langevin dynamics, whose step size is method.eta"),
+        ("method=kd method.beta=2", "method.beta=2", "method.decoupled=false"),
+        ("method=kd method.lambda_T=0 method.standardize=true", "method.standardize=true", "method.lambda_T=0"),
+        ("trainer.schedule=one-cycle trainer.hold=0.5", "trainer.hold=0.5", "trainer.schedule=one-cycle"),
+        ("trainer=short trainer.hold=0.5", "trainer.hold=0.5", "trainer.schedule=one-cycle"),
+        ("trainer.peak=0.2", "trainer.peak=0.2", "trainer.schedule=hold"),
+        ("trainer.momentum=0.5", "trainer.momentum=0.5", "trainer.optimizer=adam"),
+        ("teacher.trainer.momentum=0.5", "teacher.trainer.momentum=0.5", "teacher.trainer.optimizer=adam"),
+        (
+            "teacher.trainer=short teacher.trainer.hold=1",
+            "teacher.trainer.hold=1",
+            "teacher.trainer.schedule=one-cycle",
+        ),
+        (
+            "method=noisy trainer.label_smoothing=0.1",
+            "trainer.label_smoothing=0.1",
+            "method=noisy, which does not learn from the labels",
+        ),
+        (
+            "method=soft-labels method.alpha=1 trainer.label_smoothing=0.1",
+            "trainer.label_smoothing=0.1",
+            "method=soft-labels, which does not learn from the labels",
+        ),
+        (
+            "method=sgld trainer.weight_decay=0.1",
+            "trainer.weight_decay=0.1",
+            "Langevin dynamics, whose step size is method.eta",
+        ),
         ("method=bdk teacher.trainer.lr=1", "teacher.trainer.lr=1", "a teacher that is sampled and never trained"),
     ],
 )
@@ -51,6 +78,12 @@ def test_what_has_no_effect_is_told_with_the_reason(words: str, idle: str, reaso
         "method=noisy-student method.sigma=0",
         "method=kd trainer.lr=0.1",
         "method=bdk trainer.lr=0.1",
+        "method=bdk trainer.label_smoothing=0.1",
+        "method=kd method.decoupled=true method.beta=2",
+        "trainer.schedule=one-cycle trainer.peak=0.2",
+        "trainer.optimizer=sgd trainer.momentum=0.5 trainer.weight_decay=0.1",
+        "teacher.trainer.optimizer=sgd teacher.trainer.momentum=0.5",
+        "trainer.hold=0.2 trainer.label_smoothing=0.1 trainer.average=0.9",
     ],
 )
 def test_nothing_is_told_of_what_has_an_effect_or_was_not_typed(words: str):

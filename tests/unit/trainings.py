@@ -1,6 +1,7 @@
 """Small trainings for the tests of the loop: examples that are told apart, settings, a term."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from kdx.objective import Step
 from kdx.trainer import Training
 
 LR = 1e-2
+
+# The options of a trainer in two combinations, which have all that a step can have.
+ADAM_OPTIONS: dict[str, Any] = {"weight_decay": 0.1, "label_smoothing": 0.1, "average": 0.8, "schedule": "one-cycle"}
+SGD_OPTIONS: dict[str, Any] = ADAM_OPTIONS | {"optimizer": "sgd", "momentum": 0.8, "peak": 0.5}
 
 
 def training(folder: Path, examples: Split, logits: Tensor | None = None, seed: int = 0, **settings) -> Training:
