@@ -27,7 +27,9 @@ TINY = (
 
 
 def configs(folder: Path, *words: str) -> list[Config]:
-    return [job.config for job in expand([*TINY, f"outputs={folder}", *words])]
+    typed = {word.partition("=")[0] for word in words}
+    usual = [word for word in TINY if word.partition("=")[0] not in typed]
+    return [job.config for job in expand([*usual, f"outputs={folder}", *words])]
 
 
 def metrics(config: Config) -> dict:
