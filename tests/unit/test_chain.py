@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from miniature import CLASSES, method, perceptron, split
 from rich.console import Console
+from typed import typed
 
 from kdx.chain import Member, grown, mean_loss, run_chain
 from kdx.compose import check_method, single
@@ -193,7 +194,7 @@ def test_an_ancestral_chain_ends_only_if_its_best_candidate_is_too_bad():
 )
 def test_refused_before_anything_runs(words: list[str], message: str):
     with pytest.raises(UserError) as caught:
-        check_method(single([*IKD, *words]))
+        check_method(single(typed([*IKD, *words])))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 

@@ -9,6 +9,7 @@ from traceback import format_exception
 import pytest
 import torch
 from filelock import FileLock
+from typed import typed
 
 from kdx import together
 from kdx.compose import expand
@@ -27,7 +28,7 @@ TINY = (
 
 
 def configs(folder: Path, *words: str) -> list[Config]:
-    return [job.config for job in expand([*TINY, f"outputs={folder}", *words])]
+    return [job.config for job in expand(typed([*TINY, f"outputs={folder}", *words]))]
 
 
 def metrics(config: Config) -> dict:
