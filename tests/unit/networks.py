@@ -31,7 +31,13 @@ SETTINGS: dict[str, NetworkSettings] = {
         name="densenet", family="densenet", stem=4, growth=2, bottleneck=2, blocks=[2, 1], pad_to=16
     ),
     "keras-resnet": KerasResnetSettings(
-        name="keras-resnet", family="keras-resnet", stem=4, blocks=[1, 2], channels=[6, 8]
+        # Eights: torch 2.15 writes beyond its memory on processors with AVX2 only, where it goes back through a strided
+        # 1x1 convolution whose input channels are no multiple of 8.
+        name="keras-resnet",
+        family="keras-resnet",
+        stem=8,
+        blocks=[1, 2],
+        channels=[8, 16],
     ),
     "kddp": KddpSettings(name="kddp", family="kddp", channels=4, hidden=[5]),
 }
