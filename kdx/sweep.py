@@ -127,10 +127,13 @@ def run_job(composed: DictConfig, outcome: Path | Exception | None = None) -> di
 
 
 def _run(config: Config, folder: Path, number: int, task: Task) -> Path:
-    from kdx.experiment import run, train_teachers
+    if task == "student":
+        from kdx.experiment import run as make
+    else:
+        from kdx.experiment import train_teachers as make
 
     with recorded(run_folder(config).log_file), own_gpu(folder, number, config.device.kind):
-        return run(config) if task == "student" else train_teachers(config)
+        return make(config)
 
 
 def _ended(config: Config, outcome: Path | Exception) -> Path:

@@ -37,7 +37,7 @@ SETTINGS: dict[str, NetworkSettings] = {
         family="keras-resnet",
         stem=8,
         blocks=[1, 2],
-        channels=[8, 16],
+        channels=[8, 24],
     ),
     "kddp": KddpSettings(name="kddp", family="kddp", channels=4, hidden=[5]),
 }

@@ -107,7 +107,7 @@ def test_names_that_a_table_lacks_are_refused(tmp_path, monkeypatch, part, chang
 def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
     order = Order(rows=name, seeds=3, budget="paper", overrides=(), train=False)
     table = only(load_table("kddp/table1"), name)
-    (done,) = run_all(table.name, jobs_of(table, order), order, {})
+    (done,) = run_all("a table", jobs_of(table, order), order, {})
     assert (done.figures["fc1_parameters"], done.figures["keras_parameters"]) == (fc1, keras)
     assert done.figures["fc1_percent"] == pytest.approx(100 * fc1 / keras)
     # 512 of Keras' are the moving statistics of four batch normalisations (SPEC 3).
@@ -117,7 +117,7 @@ def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
 
 def untrained(name: str, rows: str, outputs: Path) -> dict[str, Done]:
     order = Order(rows=rows, seeds=1, budget="paper", overrides=(f"outputs={outputs}",), train=False)
-    done = run_all(name, jobs_of(only(load_table(name), rows), order), order, {})
+    done = run_all("a table", jobs_of(only(load_table(name), rows), order), order, {})
     assert {each.status for each in done} == {"missing"}
     return {each.job.row: each for each in done}
 

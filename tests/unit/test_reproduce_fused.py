@@ -31,7 +31,7 @@ def jobs(order: Order) -> list[Job]:
 def test_rows_and_seeds_that_fit_are_trained_together(order: Order, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fused, "is_faster", lambda config: True)
     each = jobs(order)
-    done = run_all("noisy/table1", each, order, {})
+    done = run_all("a table", each, order, {})
     assert {one.status for one in done} == {"finished"}
     assert {one.figures["fused_models"] for one in done} == {len({job.run for job in each})} == {len(each)}
     assert fused.train_together(each) == {}
@@ -42,7 +42,7 @@ def test_a_run_that_diverges_is_not_tried_again(order: Order, monkeypatch: pytes
     given = replace(order, overrides=(*order.overrides, "trainer.lr=1e30", "trainer.epochs=2"))
     each = jobs(given)[:2]
     monkeypatch.setattr("kdx.reproduce.jobs._train", lambda job: pytest.fail("trained again"))
-    done = run_all("noisy/table1", each, given, {})
+    done = run_all("a table", each, given, {})
     assert [one.status for one in done] == ["failed", "failed"]
     assert all(one.reason.startswith(f"{Diverged.__name__}: ") for one in done)
 
