@@ -34,7 +34,7 @@ METHODS = {
     "ikd": ("method=ikd", "method.generations=2"),
 }
 # Of a repeated run everything is equal but the clock and the memory.
-_CLOCK = ("seconds", "latency", "csr_runtime", "peak_rss")
+_CLOCK = ("seconds", "latency", "csr_runtime", "peak_rss", "finished_at")
 
 
 Blow = TypeVar("Blow")
