@@ -55,6 +55,8 @@ def package_folders() -> list[Path]:
 def load_groups() -> Mapping[str, Group]:
     """The groups that a user may choose from: those in the defaults of `config.yaml`, in their order there.
 
+    What is optional there follows from other choices, and is none.
+
     Raises UserError where a package has a file under a name that is taken.
     """
     return _groups(conf_folder(), tuple(packages()))
@@ -68,7 +70,7 @@ def _groups(own: Path, others: tuple[Package, ...]) -> Mapping[str, Group]:
     chosen = {name: choice for entry in defaults if isinstance(entry, dict) for name, choice in entry.items()}
     groups = {}
     for entry, choice in chosen.items():
-        if not entry.startswith("override "):
+        if not entry.startswith(("override ", "optional ")):
             source, _, name = entry.rpartition("@")
             source = source or name
             groups[name] = Group(name, source, choice, _choices(files, source, optional=choice == NONE))

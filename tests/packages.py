@@ -1,6 +1,7 @@
 """Packages that add to kdx, for tests: laid out as pip leaves them, without its time."""
 
 import re
+import sys
 import textwrap
 import tomllib
 from pathlib import Path
@@ -54,3 +55,7 @@ def one_entry(group: str, entry: str, name: str = "kdx-other", **files: str) -> 
 def install(files: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the package on the path of this process, until the test ends."""
     monkeypatch.syspath_prepend(str(lay_out(folder, files)))
+    # Another test may have imported modules of these names from another folder.
+    own = {path.partition("/")[0] for path in files}
+    for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+        del sys.modules[name]

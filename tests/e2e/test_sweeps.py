@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from short_runs import folder_of, outcome, table
+from omegaconf import OmegaConf
+from short_runs import ROOT, folder_of, outcome, table
 
 TINY = (
     *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=1", "teacher.trainer.epochs=1"),
@@ -52,6 +53,23 @@ def test_every_launcher_gives_the_same_runs(
     records = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*/job.json"))]
     assert [(record["number"], record["error"]) for record in records] == [(0, None), (1, None)]
     assert "95 % interval" in result.stdout
+
+
+@pytest.mark.parametrize("launcher", ["basic", "fused"])
+def test_what_suits_the_data_set_is_in_the_runs_of_every_launcher(kdx, tmp_path: Path, launcher: str) -> None:
+    """Hydra composes the jobs of a sweep itself; a run alone, and one with the settings typed, are the same."""
+    result = kdx("train", "-m", *TINY, "method=vbd,paper/vbd", "seed=0,1", f"hydra/launcher={launcher}")
+    assert result.returncode == 0, result.stderr
+    for number, method in enumerate(("vbd", "paper/vbd")):
+        record = json.loads((folder_of(result, tmp_path) / str(2 * number) / "job.json").read_bytes())
+        written = OmegaConf.load(tmp_path / record["run"] / "config.yaml")
+        suited = OmegaConf.load(ROOT / "conf" / "suited" / "digits" / "vbd.yaml")
+        assert (written.method.lambda_V == suited.lambda_V) == (method == "vbd")
+        alone = kdx("train", *TINY, f"method={method}")
+        assert "finished before, skipped" in alone.stderr
+        assert folder_of(alone, tmp_path) == tmp_path / record["run"]
+    typed = kdx("train", *TINY, "method=vbd", f"method.lambda_V={suited.lambda_V}")
+    assert "finished before, skipped" in typed.stderr
 
 
 def test_the_same_command_resumes_and_a_failed_job_stops_nobody(kdx, tmp_path: Path) -> None:

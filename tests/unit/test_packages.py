@@ -33,13 +33,6 @@ def stripes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(sample_files(), tmp_path / "a b's", monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test imports packages anew."""
-    for name in [name for name in sys.modules if name.startswith(("kdx_stripes", "kdx_other"))]:
-        monkeypatch.delitem(sys.modules, name)
-
-
 def told(*words: str) -> str:
     """The one line in which these words are refused, before or when the method is built."""
     with pytest.raises(UserError) as caught:
@@ -114,6 +107,27 @@ def test_jobs_of_a_sweep_may_use_it():
         UserError, match=r"^hydra\.searchpath=\[x\]: it has the folders of installed packages; allowed: "
     ):
         expand(["hydra.searchpath=[x]"])
+
+
+def test_a_package_brings_what_suits_its_data_set_and_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = "kdx_stripes/conf/suited"
+    more = {f"{folder}/stripes/kd.yaml": "T: 2.5\n", f"{folder}/digits/kd-smooth.yaml": "smoothing: 0.3\nfits: 3\n"}
+    install(sample_files() | more, tmp_path, monkeypatch)
+    elsewhere = single(["dataset=mnist", "method=kd"]).method
+    assert single(["dataset=stripes", "method=kd"]).method == {**elsewhere, "T": 2.5}
+    assert single(["dataset=stripes", "method=kd", "method.T=8"]).method["T"] == 8
+    found = single(["dataset=digits", "method=kd-smooth"]).method
+    assert (found["smoothing"], found["fits"]) == (0.3, 3)
+    # Nothing suits this pair.
+    assert single(["dataset=stripes", "method=kd-smooth"]).method["smoothing"] == 0.1
+    assert [job.config.method["T"] for job in expand(["dataset=stripes,digits", "method=kd"])] == [2.5, elsewhere["T"]]
+
+
+def test_a_setting_that_the_method_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    more = {"kdx_stripes/conf/suited/stripes/kd.yaml": "lambda_Q: 2\n"}
+    install(sample_files() | more, tmp_path, monkeypatch)
+    line = told("dataset=stripes", "method=kd")
+    assert line.startswith("method: 'lambda_Q' is not known; did you mean 'lambda_T'? allowed: ")
 
 
 def test_its_version_is_part_of_the_ids_of_what_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -212,6 +226,10 @@ def test_what_is_registered_must_be_of_its_kind(
         (
             one_entry("kdx.models", "x = 'kdx_other:X'", conf__part__hint="T: 1\n"),
             "package kdx-other 2.1: its conf/part/hint.yaml is a name of kdx; uninstall one of them",
+        ),
+        (
+            one_entry("kdx.models", "x = 'kdx_other:X'", conf__suited__digits__svd="lambda_V: 2\n"),
+            "package kdx-other 2.1: its conf/suited/digits/svd.yaml is a name of kdx; uninstall one of them",
         ),
         (
             one_entry("kdx.networks", "x = 'kdx_other:X'"),
