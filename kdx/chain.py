@@ -15,7 +15,6 @@ from kdx.data import load_data
 from kdx.data.dataset import Data, Split
 from kdx.device import prepare_device
 from kdx.files import write_csv
-from kdx.fit import Plan
 from kdx.identity import packages_record
 from kdx.measure import measure
 from kdx.measure.accuracy import error_percent, logits_of, within_tolerance
@@ -139,8 +138,8 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
     names |= {"teacher": config.teacher.name, "student": structure.name, **packages_record(config)}
     # Everything is compared with M_0, the teacher of the chain as a whole.
     measured = measure(final, origin, data, engine.device, engine.latency_seconds)
-    plan = Plan(names["method"], config.trainer, config.seed, folder)
-    write_results(plan, names, measured, _outcome(final, accepted, trained, pruned), engine)
+    outcome = _outcome(final, accepted, trained, pruned)
+    write_results(folder, names, config.seed, measured, outcome.progress, outcome.figures, engine.record())
 
 
 def mean_loss(objective: Objective, student: nn.Module, teacher: nn.Module, split: Split) -> float:

@@ -13,11 +13,10 @@ from pydantic import (
     model_validator,
 )
 
-from kdx.data.settings import DatasetSettings
+from kdx.data.settings import DATASETS, DatasetSettings
 from kdx.errors import UserError
 from kdx.explain import settings_from
 from kdx.models.settings import Count, DropoutRate, NetworkSettings, RefinedSettings, Student, network_of
-from kdx.registry import DATASETS
 from kdx.settings import Settings
 
 # As far as torch's generators go, which take whole numbers of 64 bits with a sign.

@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from torch import nn
+
 from kdx.chain import run_chain
 from kdx.config import Config
 from kdx.data import load_data
@@ -19,7 +21,7 @@ from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Outcome
 from kdx.results import write_results
 from kdx.runs import RunFolder, run_folder, teacher_folder
-from kdx.student import initial_student
+from kdx.student import initial_network
 from kdx.teacher import check_teachers, get_teachers
 from kdx.weights import emptied, load_weights, save_weights
 
@@ -84,6 +86,15 @@ def train_teachers(config: Config) -> Path:
     return teacher_folder(config).path
 
 
+def initial_student(config: Config, data: Data) -> nn.Module:
+    """The student with the weights of `student.checkpoint`, or drawn from the run's seed.
+
+    Raises UserError where the checkpoint does not fit.
+    """
+    student = config.student
+    return initial_network(student, student.checkpoint, data.image_shape, data.classes, config.seed, "student")
+
+
 def plan_of(config: Config, folder: RunFolder) -> Plan:
     """How the student is trained."""
     title, pretrained = f"{config.method['name']} {config.student.name}", config.student.checkpoint is not None
@@ -101,4 +112,4 @@ def report(config: Config, plan: Plan, outcome: Outcome, lesson: Lesson, engine:
     names = {"run_id": plan.folder.path.name, "dataset": data.name, "method": config.method["name"]}
     names |= {"teacher": "+".join(each.name for each in config.teachers.values()), "student": config.student.name}
     names |= packages_record(config)
-    write_results(plan, names, measured, outcome, engine)
+    write_results(plan.folder, names, plan.seed, measured, outcome.progress, outcome.figures, engine.record())

@@ -10,7 +10,7 @@ from kdx.config import Config
 from kdx.errors import UserError
 from kdx.files import sha256_of
 from kdx.models.settings import NetworkSettings
-from kdx.registry import DATASETS, MODELS, PARTS, PROCEDURES, Package
+from kdx.registry import Package, package_of
 
 # Part of every id: raise it when a change of the program makes old runs another experiment.
 FORMAT = 2
@@ -29,18 +29,21 @@ def packages_record(config: Config, *groups: str) -> dict[str, str]:
 
     kdx says with FORMAT when its code makes another experiment of the same settings; of a package its source must.
     """
-    code = {"dataset": [DATASETS.package(config.dataset.name)], "method": list(_method_packages(config.method))}
+    code = {
+        "dataset": [package_of("kdx.datasets", config.dataset.name)],
+        "method": list(_method_packages(config.method)),
+    }
     networks: dict[str, NetworkSettings] = {**config.teachers, "student": config.student}
-    code |= {key: [MODELS.package(network.family)] for key, network in networks.items()}
+    code |= {key: [package_of("kdx.models", network.family)] for key, network in networks.items()}
     used = {f"{package} ({package.source[:12]})" for key in groups or code for package in code[key] if package}
     return {"packages": ", ".join(sorted(used))} if used else {}
 
 
 def _method_packages(method: Mapping[str, Any]) -> Iterator[Package | None]:
     """Also of a method within the method, such as that which prunes a chain."""
-    yield PROCEDURES.package(method.get("procedure", "once"))
+    yield package_of("kdx.procedures", method.get("procedure", "once"))
     for name in method["parts"]:
-        yield PARTS.package(name)
+        yield package_of("kdx.methods", name)
     for value in method.values():
         if isinstance(value, Mapping) and "parts" in value:
             yield from _method_packages(value)

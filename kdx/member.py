@@ -13,7 +13,7 @@ from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Diverged
-from kdx.methods.part import weight_parameters
+from kdx.models.weights import weight_parameters
 from kdx.noise import NoiseSource
 from kdx.objective import Objective, Schedule
 from kdx.optimizer import Optimizer, learning_rate, step_numbers

@@ -12,19 +12,15 @@ from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from kdx.errors import UserError, one_line, unknown
 from kdx.files import source_sha256
 
-if TYPE_CHECKING:
-    from kdx.data.settings import DatasetSettings
-    from kdx.methods.part import Part
-    from kdx.models.settings import NetworkSettings
-    from kdx.procedures.chain import Chain
-    from kdx.procedures.procedure import Procedure
-
 T = TypeVar("T")
+
+GROUPS = ("kdx.datasets", "kdx.models", "kdx.methods", "kdx.procedures")
+"""The groups of entry points; each has its `Registry` beside the class that all its names stand for."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +55,12 @@ class _Entry:
 class Registry(Generic[T]):
     """The names of one kind, each of which stands for a class.
 
-    `group` is that of the packages' entry points. `own` has kdx's names, and `base` the class that those of packages
-    must be derived from, written as entry points are: module:class.
+    `group` is that of the packages' entry points, and `base` the class that theirs must be derived from. `own` has
+    kdx's names with their classes, written as entry points are: module:class.
     """
 
-    def __init__(self, group: str, base: str, own: Mapping[str, str]) -> None:
-        self.group, self.base = group, EntryPoint("base", base, group)
+    def __init__(self, group: str, base: type[T], own: Mapping[str, str]) -> None:
+        self.group, self.base = group, base
         self.own = {name: _Entry(EntryPoint(name, value, group)) for name, value in own.items()}
 
     def names(self) -> list[str]:
@@ -89,14 +85,11 @@ class Registry(Generic[T]):
         except Exception as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"{source}, which cannot be imported: {reason}; repair or uninstall it") from error
-        if not (isinstance(kind, type) and issubclass(kind, self.base.load())):
-            raise UserError(f"{source}; allowed: a class that is derived from {self.base.value}")
+        if not (isinstance(kind, type) and issubclass(kind, self.base)):
+            raise UserError(
+                f"{source}; allowed: a class that is derived from {self.base.__module__}:{self.base.__name__}"
+            )
         return kind
-
-    def package(self, name: str) -> Package | None:
-        """The package that registers `name`; None for kdx's own names and those that nobody has."""
-        entry = self._entries().get(name)
-        return entry and entry.package
 
     def _entries(self) -> dict[str, _Entry]:
         found = dict(self.own)
@@ -111,73 +104,10 @@ class Registry(Generic[T]):
         return found
 
 
-DATASETS: Registry["DatasetSettings"] = Registry(
-    "kdx.datasets",
-    "kdx.data.settings:DatasetSettings",
-    {
-        "mnist": "kdx.data.settings:MnistSettings",
-        "digits": "kdx.data.settings:DigitsSettings",
-        "cifar10": "kdx.data.settings:Cifar10Settings",
-        "svhn": "kdx.data.settings:SvhnSettings",
-    },
-)
-"""`dataset.name`."""
-
-MODELS: Registry["NetworkSettings"] = Registry(
-    "kdx.models",
-    "kdx.models.settings:NetworkSettings",
-    {
-        "mlp": "kdx.models.settings:PlainSettings",
-        "lenet": "kdx.models.settings:PlainSettings",
-        "convnet": "kdx.models.settings:ConvnetSettings",
-        "resnet": "kdx.models.settings:ResnetSettings",
-        "densenet": "kdx.models.settings:DensenetSettings",
-        "keras-resnet": "kdx.models.settings:KerasResnetSettings",
-        "kddp": "kdx.models.settings:KddpSettings",
-        "refined": "kdx.models.settings:RefinedSettings",
-    },
-)
-"""`student.family` and `teacher.family`."""
-
-PARTS: Registry["Part"] = Registry(
-    "kdx.methods",
-    "kdx.methods.part:Part",
-    {
-        "labels": "kdx.methods.labels:Labels",
-        "hint": "kdx.methods.hint:Hint",
-        "mixture": "kdx.methods.mixture:Mixture",
-        "dropout": "kdx.methods.dropout:Dropout",
-        "variational": "kdx.methods.variational:Variational",
-        "bsr": "kdx.methods.bsr:BlockSparsity",
-        "l2": "kdx.methods.l2:L2",
-        "masked": "kdx.methods.masked:Masked",
-        "langevin": "kdx.methods.langevin:LangevinDynamics",
-        "dark-knowledge": "kdx.methods.dark_knowledge:DarkKnowledge",
-        "bayesian-compression": "kdx.methods.bayesian_compression:BayesianCompression",
-        "soft_labels": "kdx.methods.soft_labels:SoftLabels",
-        "activity": "kdx.methods.activity:Activity",
-        "regression": "kdx.methods.regression:Regression",
-        "fc_dropout": "kdx.methods.dropout:FullyConnectedDropout",
-    },
-)
-"""Each of `method.parts`."""
-
-PROCEDURES: Registry["Procedure | Chain"] = Registry(
-    "kdx.procedures",
-    "kdx.procedures.procedure:Procedure",
-    {
-        "once": "kdx.procedures.procedure:Once",
-        "chain": "kdx.procedures.chain:Chain",
-        "iterative-pruning": "kdx.procedures.pruning:IterativePruning",
-        "gradual-pruning": "kdx.procedures.pruning:GradualPruning",
-        "shrink": "kdx.procedures.shrink:Shrink",
-        "sampling": "kdx.procedures.sampling:Sampling",
-        "dark-knowledge": "kdx.procedures.dark_knowledge:DarkKnowledgeFit",
-    },
-)
-"""`method.procedure`."""
-
-GROUPS = tuple(registry.group for registry in (DATASETS, MODELS, PARTS, PROCEDURES))
+def package_of(group: str, name: str) -> Package | None:
+    """The package that registers `name` in a group of entry points; None for kdx's own and those that nobody has."""
+    points = (entry for entry in _registered() if (entry.point.group, entry.point.name) == (group, name))
+    return next((entry.package for entry in points), None)
 
 
 def packages() -> list[Package]:

@@ -6,54 +6,59 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kdx.device import Engine
+from kdx.checkpoint import Progress
 from kdx.files import write_csv
-from kdx.fit import Plan
 from kdx.machine import commit, now, peak_rss_bytes
 from kdx.measure import Measurements
 from kdx.measure.latency import write_latency
 from kdx.measure.sparsity import write_layers
-from kdx.procedures.procedure import Outcome
 from kdx.report.finished import check_seal
 from kdx.report.verdict import warnings_of
+from kdx.runs import RunFolder
 from kdx.seal import FORMAT
 
 
 def write_results(
-    plan: Plan, names: Mapping[str, Any], measured: Measurements, outcome: Outcome, engine: Engine
+    folder: RunFolder,
+    names: Mapping[str, Any],
+    seed: int,
+    measured: Measurements,
+    progress: Progress,
+    figures: Mapping[str, Any],
+    machine: Mapping[str, Any],
 ) -> None:
     """Write the tables of a finished folder; `metrics.json` is last, because its presence means finished.
 
-    `epochs` are those that were trained, in all fits; `best_epoch` is the one whose weights were taken, where that is
-    not the last.
+    `names` say what the run is, `figures` are those that only its procedure knows, `machine` is `Engine.record`.
+    Among the metrics `epochs` are those that were trained, in all fits; `best_epoch` is the one whose weights were
+    taken, where that is not the last.
     """
-    path, progress = plan.folder.path, outcome.progress
+    path = folder.path
     write_layers(path / "layers.csv", measured.layers)
     write_latency(path / "latency.csv", measured.latencies)
     columns = dict.fromkeys(key for row in progress.history for key in row)
     write_csv(path / "history.csv", list(columns), progress.history)
-    figures = {**names, **measured.figures, **outcome.figures}
+    figures = {**measured.figures, **figures}
     stopped = {} if progress.best_epoch is None else {"best_epoch": progress.best_epoch}
-    plan.folder.write_metrics(
+    folder.write_metrics(
         {
             "format": FORMAT,
             **names,
-            "seed": plan.seed,
+            "seed": seed,
             "epochs": len(progress.history),
             **stopped,
-            **measured.figures,
-            **outcome.figures,
+            **figures,
             "train_seconds": progress.seconds,
             # A chain whose first generation is refused ends with a teacher that may come from a file.
             "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history)
             if progress.history
             else None,
-            **engine.record(),
+            **machine,
             **progress.execution(),
             "commit": commit(),
             "finished_at": now(),
             "peak_rss_bytes": peak_rss_bytes(),
-            **({"warnings": " ".join(warned)} if (warned := warnings_of(figures)) else {}),
+            **({"warnings": " ".join(warned)} if (warned := warnings_of({**names, **figures})) else {}),
         }
     )
     for checkpoint in path.glob("checkpoint*.safetensors"):

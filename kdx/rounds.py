@@ -13,7 +13,7 @@ from statistics import fmean, median
 from time import perf_counter
 from typing import TypeVar
 
-from kdx.statistics import median_interval
+from scipy import special
 
 ROUNDS = 20
 LEAST_ROUNDS = 6
@@ -64,6 +64,19 @@ def speedup(of: Rounds, over: Rounds) -> Speedup:
     """How many times as fast one thing is as another that was timed in the same rounds."""
     ratios = [fmean(slow) / fmean(fast) for slow, fast in zip(over, of, strict=True)]
     return Speedup(median(ratios), *median_interval(ratios))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median of independent values of any distribution, from the k-th of either end.
+
+    k is the largest of which fewer than k of n values lie below the median with a probability of at most 2.5 %
+    (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2). Raises ValueError for less than six values.
+    """
+    n, ordered = len(values), sorted(values)
+    k = sum(float(special.bdtr(below, n, 0.5)) <= 0.025 for below in range(n))
+    if k == 0:
+        raise ValueError(f"the median of {n} values has no interval of 95 %")
+    return ordered[k - 1], ordered[n - k]
 
 
 def seconds_of(call: Callable[[], object]) -> float:

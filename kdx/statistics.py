@@ -1,6 +1,5 @@
 """Statistics over seeds, and over the rounds of a measurement."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import fmean, stdev
@@ -85,19 +84,6 @@ def against(a: Estimate, number: float) -> TTest:
     if not a.sd:
         return TTest(None, None, None)
     return _two_sided((a.mean - number) / (a.sd / sqrt(a.n)), a.n - 1)
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the median of independent values of any distribution, from the k-th of either end.
-
-    k is the largest of which fewer than k of n values lie below the median with a probability of at most 2.5 %
-    (Conover, Practical Nonparametric Statistics, 3rd edition, section 3.2). Raises ValueError for less than six values.
-    """
-    n, ordered = len(values), sorted(values)
-    k = sum(float(special.bdtr(below, n, 0.5)) <= (1 - CONFIDENCE) / 2 for below in range(n))
-    if k == 0:
-        raise ValueError(f"the median of {n} values has no interval of 95 %")
-    return ordered[k - 1], ordered[n - k]
 
 
 def _two_sided(t: float, df: float) -> TTest:

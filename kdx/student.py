@@ -1,24 +1,20 @@
-"""The student before its training."""
+"""A network before its training."""
 
 from pathlib import Path
 
 from torch import nn
 
-from kdx.config import Config
-from kdx.data.dataset import Data
-from kdx.models import build_model
-from kdx.models.settings import RefinedSettings
+from kdx.models import Shape, build_model
+from kdx.models.settings import NetworkSettings
 from kdx.weights import load_weights
 
 
-def initial_student(config: Config, data: Data) -> nn.Module:
-    """The student with the weights of `student.checkpoint`, or drawn from the run's seed.
+def initial_network(
+    settings: NetworkSettings, checkpoint: str | None, image_shape: Shape, classes: int, seed: int, key: str
+) -> nn.Module:
+    """The network with the weights of a checkpoint, or drawn from `seed` where that is None.
 
-    Raises UserError where the checkpoint does not fit.
+    Raises UserError, which names `key`, where the checkpoint does not fit.
     """
-    settings = config.student
-    assert not isinstance(settings, RefinedSettings), "Config allows it with a chain only"
-    student = build_model(settings, data.image_shape, data.classes, config.seed)
-    if settings.checkpoint is None:
-        return student
-    return load_weights(Path(settings.checkpoint), student, "student.checkpoint")
+    network = build_model(settings, image_shape, classes, seed)
+    return network if checkpoint is None else load_weights(Path(checkpoint), network, f"{key}.checkpoint")

@@ -19,6 +19,7 @@ from kdx.models import build_model
 from kdx.procedures.procedure import Once
 from kdx.results import write_results
 from kdx.runs import teacher_folder
+from kdx.student import initial_network
 from kdx.weights import emptied, load_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,8 @@ def initial_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
     Raises UserError where the checkpoint does not fit.
     """
     settings = config.teacher
-    blank = engine.placed(build_model(settings, data.image_shape, data.classes, settings.seed))
-    if settings.checkpoint is None:
-        return blank
-    return load_weights(Path(settings.checkpoint), blank, "teacher.checkpoint")
+    shape = data.image_shape
+    return engine.placed(initial_network(settings, settings.checkpoint, shape, data.classes, settings.seed, "teacher"))
 
 
 def _train(config: Config, data: Data, engine: Engine, weights: Path) -> nn.Module:
@@ -95,11 +94,7 @@ def _train(config: Config, data: Data, engine: Engine, weights: Path) -> nn.Modu
     save_weights(weights, outcome.network)
     teacher = load_weights(weights, emptied(outcome.network))
     names = {"run_id": folder.path.name, "dataset": data.name, "method": method.name, "teacher": None}
-    write_results(
-        plan,
-        names | {"student": settings.name} | packages_record(config, "dataset", "teacher"),
-        measure(teacher, None, data, engine.device, engine.latency_seconds),
-        outcome,
-        engine,
-    )
+    names |= {"student": settings.name, **packages_record(config, "dataset", "teacher")}
+    measured = measure(teacher, None, data, engine.device, engine.latency_seconds)
+    write_results(folder, names, settings.seed, measured, outcome.progress, outcome.figures, engine.record())
     return teacher

@@ -15,7 +15,7 @@ from kdx.config import Config
 from kdx.data import load_data
 from kdx.device import Engine, prepare_device
 from kdx.errors import Diverged, UserError
-from kdx.experiment import get_lesson, plan_of, report
+from kdx.experiment import get_lesson, initial_student, plan_of, report
 from kdx.fit import Fit, Fitted, Lesson, fit_together
 from kdx.grouping import models_that_fit, parts
 from kdx.methods import Method
@@ -23,7 +23,6 @@ from kdx.procedures import build
 from kdx.procedures.procedure import Once, Outcome
 from kdx.runs import RunFolder, run_folder
 from kdx.stacked import Way
-from kdx.student import initial_student
 from kdx.teacher import check_teachers
 
 log = logging.getLogger(__name__)

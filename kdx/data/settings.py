@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from kdx.registry import Registry
 from kdx.settings import Settings
 
 if TYPE_CHECKING:
@@ -130,3 +131,16 @@ class SvhnSettings(DatasetSettings):
         from kdx.data import svhn
 
         return svhn.load(self)
+
+
+DATASETS: Registry[DatasetSettings] = Registry(
+    "kdx.datasets",
+    DatasetSettings,
+    {
+        "mnist": "kdx.data.settings:MnistSettings",
+        "digits": "kdx.data.settings:DigitsSettings",
+        "cifar10": "kdx.data.settings:Cifar10Settings",
+        "svhn": "kdx.data.settings:SvhnSettings",
+    },
+)
+"""`dataset.name`."""

@@ -7,18 +7,9 @@ norm) is stored dense in both. Buffers, such as batch norm's running statistics,
 
 from torch import Tensor, nn
 
+from kdx.models.weights import weight_matrices
+
 VALUE_BYTES = INDEX_BYTES = POINTER_BYTES = 4
-
-
-def weight_matrices(model: nn.Module) -> dict[str, Tensor]:
-    """The weight of every nn.Linear and nn.Conv2d by layer name, in module order; a shared weight comes once."""
-    matrices: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            matrices[name or type(module).__name__.lower()] = module.weight.detach()
-    return matrices
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdx.files import write_rows
-from kdx.measure.footprint import matrix_csr_bytes, matrix_dense_bytes, weight_matrices
+from kdx.measure.footprint import matrix_csr_bytes, matrix_dense_bytes
+from kdx.models.weights import weight_matrices
 
 
 @dataclass(frozen=True)

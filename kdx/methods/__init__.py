@@ -11,7 +11,30 @@ from kdx.explain import settings_from
 from kdx.methods.dropout import noise_outside, without_dropout
 from kdx.methods.part import Context, Part, Unreached
 from kdx.objective import Objective
-from kdx.registry import PARTS
+from kdx.registry import Registry
+
+PARTS: Registry[Part] = Registry(
+    "kdx.methods",
+    Part,
+    {
+        "labels": "kdx.methods.labels:Labels",
+        "hint": "kdx.methods.hint:Hint",
+        "mixture": "kdx.methods.mixture:Mixture",
+        "dropout": "kdx.methods.dropout:Dropout",
+        "variational": "kdx.methods.variational:Variational",
+        "bsr": "kdx.methods.bsr:BlockSparsity",
+        "l2": "kdx.methods.l2:L2",
+        "masked": "kdx.methods.masked:Masked",
+        "langevin": "kdx.methods.langevin:LangevinDynamics",
+        "dark-knowledge": "kdx.methods.dark_knowledge:DarkKnowledge",
+        "bayesian-compression": "kdx.methods.bayesian_compression:BayesianCompression",
+        "soft_labels": "kdx.methods.soft_labels:SoftLabels",
+        "activity": "kdx.methods.activity:Activity",
+        "regression": "kdx.methods.regression:Regression",
+        "fc_dropout": "kdx.methods.dropout:FullyConnectedDropout",
+    },
+)
+"""Each of `method.parts`."""
 
 
 @dataclass(frozen=True)

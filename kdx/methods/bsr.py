@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdx.methods.part import Context, Part, weight_parameters
+from kdx.methods.part import Context, Part
+from kdx.models.weights import weight_parameters
 from kdx.objective import Monitor, Schedule, Step, Term
 from kdx.ranges import Weight
 from kdx.settings import Settings

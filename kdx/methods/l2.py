@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from kdx.methods.part import Context, Part, weight_parameters
+from kdx.methods.part import Context, Part
+from kdx.models.weights import weight_parameters
 from kdx.objective import Schedule, Step, Term
 from kdx.ranges import Weight
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from kdx.models.weights import weight_parameters
 from kdx.objective import Draw, Langevin, Monitor, Schedule, Term
 from kdx.settings import Settings
 
@@ -32,12 +33,6 @@ class Unreached:
     most: float
     until: str
     epoch: float
-
-
-def weight_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The matrices (out, in) and filters (out, in, kh, kw) of all layers by name, in order: no bias, no variance."""
-    parameters = network.named_parameters()
-    return {name: parameter for name, parameter in parameters if name.endswith("weight") and parameter.dim() > 1}
 
 
 class Part(Settings):

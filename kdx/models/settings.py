@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, create_model, model_validator
 
 from kdx.errors import UserError
 from kdx.explain import settings_from
-from kdx.registry import MODELS
+from kdx.registry import Registry
 from kdx.settings import Settings
 
 if TYPE_CHECKING:
@@ -244,6 +244,23 @@ class RefinedSettings(NetworkSettings):
     """No network of its own: the teacher's, made smaller by a chain of runs."""
 
     family: Literal["refined"]
+
+
+MODELS: Registry[NetworkSettings] = Registry(
+    "kdx.models",
+    NetworkSettings,
+    {
+        "mlp": "kdx.models.settings:PlainSettings",
+        "lenet": "kdx.models.settings:PlainSettings",
+        "convnet": "kdx.models.settings:ConvnetSettings",
+        "resnet": "kdx.models.settings:ResnetSettings",
+        "densenet": "kdx.models.settings:DensenetSettings",
+        "keras-resnet": "kdx.models.settings:KerasResnetSettings",
+        "kddp": "kdx.models.settings:KddpSettings",
+        "refined": "kdx.models.settings:RefinedSettings",
+    },
+)
+"""`student.family` and `teacher.family`."""
 
 
 class Student(NetworkSettings):

@@ -5,12 +5,26 @@ from typing import Any
 
 from kdx.explain import settings_from
 from kdx.methods import Method, build_method
-from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Procedure
-from kdx.registry import PROCEDURES
+from kdx.registry import Registry
+
+PROCEDURES: Registry[Procedure] = Registry(
+    "kdx.procedures",
+    Procedure,
+    {
+        "once": "kdx.procedures.procedure:Once",
+        "chain": "kdx.procedures.chain:Chain",
+        "iterative-pruning": "kdx.procedures.pruning:IterativePruning",
+        "gradual-pruning": "kdx.procedures.pruning:GradualPruning",
+        "shrink": "kdx.procedures.shrink:Shrink",
+        "sampling": "kdx.procedures.sampling:Sampling",
+        "dark-knowledge": "kdx.procedures.dark_knowledge:DarkKnowledgeFit",
+    },
+)
+"""`method.procedure`."""
 
 
-def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure | Chain]:
+def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:
     """Build both from the mapping of a method's YAML, in which `procedure` is by default `once`.
 
     Raises UserError that names the key for an unknown procedure or part, a setting that neither has, or a value out

@@ -7,9 +7,9 @@ from kdx.errors import UserError
 from kdx.explain import shown
 from kdx.models.refine import refined
 from kdx.models.settings import Count, Name, NetworkSettings, Operator
+from kdx.procedures.procedure import Procedure
 from kdx.procedures.pruning import GradualPruning
 from kdx.ranges import Points
-from kdx.settings import Settings
 
 
 class PruningMethod(GradualPruning):
@@ -21,7 +21,7 @@ class PruningMethod(GradualPruning):
     rescale_dropout: bool
 
 
-class Chain(Settings):
+class Chain(Procedure):
     """How runs follow one another (IKD, SPEC 2): `kdx.chain` runs them."""
 
     # Not to be chosen: what each candidate learns by is in the other settings, and this is their name.

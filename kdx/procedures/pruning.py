@@ -18,9 +18,9 @@ from kdx.errors import UserError
 from kdx.files import write_csv
 from kdx.fit import Lesson, Plan, fit
 from kdx.measure.accuracy import error_percent, within_tolerance
-from kdx.measure.footprint import weight_matrices
 from kdx.methods import Method
 from kdx.models.settings import Count
+from kdx.models.weights import weight_matrices
 from kdx.procedures.procedure import Figure, Outcome, Procedure, joined
 from kdx.ranges import Factor, Points
 

@@ -5,7 +5,7 @@ from rich.text import Text
 
 from kdx.bench import DEPLOY, Bench, Timing
 from kdx.deploy import Choice
-from kdx.report import layout
+from kdx.report import formatting, layout
 from kdx.report.table import COMPARED, NOISY, SLOWER, against
 from kdx.rounds import Speedup
 
@@ -47,12 +47,12 @@ def _print_timings(screen: Console, timings: list[Timing], threads: int, batch: 
         content.add_row(
             kind.name,
             kind.runtime,
-            layout.milliseconds(row.median_ms),
-            f"{layout.milliseconds(row.p10_ms)} - {layout.milliseconds(row.p90_ms)}",
+            formatting.milliseconds(row.median_ms),
+            f"{formatting.milliseconds(row.p10_ms)} - {formatting.milliseconds(row.p90_ms)}",
             *(_against(each, crowded=crowded) for each in (timing.dense, timing.teacher)),
         )
     plural = "" if threads == 1 else "s"
-    layout.show(screen, content, f"Batch {layout.count(batch)}, {threads} CPU thread{plural}")
+    layout.show(screen, content, f"Batch {formatting.count(batch)}, {threads} CPU thread{plural}")
 
 
 def _warn_of_crowd(screen: Console, bench: Bench, threads: int, batch: int) -> None:
@@ -84,9 +84,9 @@ def _print_choices(screen: Console, choices: list[Choice], batch: int) -> None:
             choice.name,
             "x".join(map(str, choice.shape)),
             f"{100 * choice.sparsity:.2f}",
-            layout.milliseconds(choice.csr_ms),
-            layout.milliseconds(choice.dense_ms),
+            formatting.milliseconds(choice.csr_ms),
+            formatting.milliseconds(choice.dense_ms),
             Text("too noisy", style=NOISY) if choice.crossover_is_noise else crossover,
             Text("CSR") if choice.runtime == "csr" else Text(dense, style=SLOWER),
         )
-    layout.show(screen, content, f"CSR or dense in {DEPLOY}, batch {layout.count(batch)}, 1 CPU thread")
+    layout.show(screen, content, f"CSR or dense in {DEPLOY}, batch {formatting.count(batch)}, 1 CPU thread")

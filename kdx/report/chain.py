@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kdx.report import layout
+from kdx.report import formatting, layout
 from kdx.report.finished import read_table
 
 CHAIN, PRUNED = "chain.csv", "pruned.csv"
@@ -36,10 +36,10 @@ def print_chain(screen: Console, run: Path) -> None:
             f"M_{row['generation']:.0f}" + (f" <- M_{row['teacher']}" if row["teacher"] else ""),
             "" if accepted else "refused",
             *([row["val_loss"] and f"{float(row['val_loss']):.4f}"] if by_loss else []),
-            layout.percent(_optional(row["val_error_percent"])),
-            layout.percent(row["test_error_percent"]),
-            layout.count(row["parameters"]),
-            layout.ratio(row["C"]),
+            formatting.percent(_optional(row["val_error_percent"])),
+            formatting.percent(row["test_error_percent"]),
+            formatting.count(row["parameters"]),
+            formatting.ratio(row["C"]),
             Path(row["run"]).name,
             style="" if accepted else "dim",
         )
@@ -60,10 +60,10 @@ def _print_pruned(screen: Console, run: Path) -> None:
     for row in rows:
         content.add_row(
             f"M_{row['generation']:.0f}",
-            layout.percent(_optional(row["val_error_percent"])),
-            layout.percent(row["test_error_percent"]),
-            layout.count(row["nonzero_weights"]),
-            layout.ratio(_optional(row["C"])),
+            formatting.percent(_optional(row["val_error_percent"])),
+            formatting.percent(row["test_error_percent"]),
+            formatting.count(row["nonzero_weights"]),
+            formatting.ratio(_optional(row["C"])),
             Path(row["run"]).name,
         )
     layout.show(screen, content, "Chain after pruning (errors in %)")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from kdx.report import layout
+from kdx.report import formatting, layout
 from kdx.report.differences import MISSING, differing_keys, setting_text, shortest_names
 from kdx.report.finished import Figures, number, read_figures, read_settings
 from kdx.report.verdict import warnings_of
@@ -62,7 +62,7 @@ def _identity(figures: Sequence[Figures]) -> tuple[str, list[Field]]:
         ("seed", layout.numbers),
         ("epochs", layout.numbers),
     ):
-        values = [layout.ABSENT if one.get(key) is None else str(one[key]) for one in figures]
+        values = [formatting.ABSENT if one.get(key) is None else str(one[key]) for one in figures]
         if len(set(values)) == 1:
             common.append(f"{key} {values[0]}")
         elif key not in ("dataset", "teacher"):  # These differ in their settings too, and get a column there.
@@ -82,17 +82,17 @@ def _result_fields(figures: Sequence[Figures]) -> list[Field]:
         return _field(layout.numbers(header), [text(number(one, key)) for one in figures])
 
     sparsity = [
-        Text("none", layout.WARNING) if number(one, "nonzero_weights") == 0 else layout.ratio(number(one, "R_s"))
+        Text("none", layout.WARNING) if number(one, "nonzero_weights") == 0 else formatting.ratio(number(one, "R_s"))
         for one in figures
     ]
     return [
-        column("test\nerr %", "test_error_percent", layout.percent),
-        column("val\nerr %", "val_error_percent", layout.percent),
+        column("test\nerr %", "test_error_percent", formatting.percent),
+        column("val\nerr %", "val_error_percent", formatting.percent),
         _field(layout.numbers("R_s"), sparsity),
-        column("R_c", "R_c", layout.ratio),
-        column("memory", "memory_compression", layout.ratio),
-        column("dense\nms", "latency_ms", layout.milliseconds),
-        column("CSR\nms", "csr_latency_ms", layout.milliseconds),
+        column("R_c", "R_c", formatting.ratio),
+        column("memory", "memory_compression", formatting.ratio),
+        column("dense\nms", "latency_ms", formatting.milliseconds),
+        column("CSR\nms", "csr_latency_ms", formatting.milliseconds),
     ]
 
 

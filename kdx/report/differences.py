@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kdx.identity import changes_result
-from kdx.report import layout
+from kdx.report import formatting
 
 # Where there is a further teacher, its name tells it.
 TOLD = frozenset({"teacher2", "teacher3"})
@@ -36,7 +36,7 @@ def setting_text(value: Any) -> str:
         case list():
             return ",".join(map(setting_text, value)) or "[]"
         case _:
-            return layout.ABSENT if value is MISSING else str(value)
+            return formatting.ABSENT if value is MISSING else str(value)
 
 
 def differing_keys(settings: Sequence[Settings]) -> list[str]:

@@ -1,7 +1,7 @@
 """The table of an export."""
 
 from kdx.export import Exported
-from kdx.report import layout
+from kdx.report import formatting, layout
 
 
 def print_export(exported: Exported) -> None:
@@ -15,8 +15,8 @@ def print_export(exported: Exported) -> None:
     rows = [
         (
             "test error %",
-            layout.percent(exported.student_test_error_percent),
-            layout.percent(exported.test_error_percent),
+            formatting.percent(exported.student_test_error_percent),
+            formatting.percent(exported.test_error_percent),
             f"{difference:+.2f} points" if difference else "equal",
         ),
         ("largest logit difference", "", f"{exported.logit_difference:.2g}", ""),
@@ -25,9 +25,11 @@ def print_export(exported: Exported) -> None:
         _counts("nonzero multiplications", exported.student_nonzero_multiplications, exported.nonzero_multiplications),
         (
             "file",
-            layout.size(exported.student_bytes),
-            layout.size(exported.bytes),
-            "" if teacher is None else f"teacher {layout.size(exported.teacher_bytes)}: {layout.ratio(teacher)}",
+            formatting.size(exported.student_bytes),
+            formatting.size(exported.bytes),
+            ""
+            if teacher is None
+            else f"teacher {formatting.size(exported.teacher_bytes)}: {formatting.ratio(teacher)}",
         ),
     ]
     for row in rows:
@@ -39,5 +41,5 @@ def print_export(exported: Exported) -> None:
 
 
 def _counts(name: str, before: int, after: int) -> tuple[str, str, str, str]:
-    fewer = f"{layout.ratio(before / after)} fewer" if after and after != before else ""
-    return name, layout.count(before), layout.count(after), fewer
+    fewer = f"{formatting.ratio(before / after)} fewer" if after and after != before else ""
+    return name, formatting.count(before), formatting.count(after), fewer

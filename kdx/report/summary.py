@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from kdx.files import write_csv
-from kdx.report import layout
+from kdx.report import formatting, layout
 from kdx.report.differences import MISSING, Settings, differing_keys, is_hidden, setting_text, shortest_names
 from kdx.report.finished import Figures, execution_text, number, read_figures, read_settings
 from kdx.seal import METRICS
@@ -165,7 +165,7 @@ def _seeds_text(group: Group) -> str:
 
 def _text(of: Estimate | None) -> str:
     if of is None:
-        return layout.ABSENT
+        return formatting.ABSENT
     if of.sd is None:
         return f"{of.mean:.2f}"
     return f"{of.mean:.2f} ± {of.sd:.2f}\n[{of.low:.2f}, {of.high:.2f}]"
@@ -202,8 +202,8 @@ def _name(group: Group, key: str) -> str:
     """What the runs of a group have in common, or both ends where early stopping makes it differ."""
     values = sorted({one[key] for one in group.figures if one.get(key) is not None})
     if not group.figures:
-        return str(group.settings.get("trainer.epochs" if key == "epochs" else f"{key}.name", layout.ABSENT))
-    return "-".join(map(str, dict.fromkeys([values[0], values[-1]]))) if values else layout.ABSENT
+        return str(group.settings.get("trainer.epochs" if key == "epochs" else f"{key}.name", formatting.ABSENT))
+    return "-".join(map(str, dict.fromkeys([values[0], values[-1]]))) if values else formatting.ABSENT
 
 
 def _joined(group: Group, key: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from kdx.report import layout
+from kdx.report import formatting, layout
 from kdx.report.chain import print_chain
 from kdx.report.comparison import print_comparison
 from kdx.report.finished import Figures, number, read_figures, read_table
@@ -52,12 +52,12 @@ def _print_headline(screen: Console, figures: Figures) -> None:
     headline.append(f"   run {figures['run_id']}", style="not bold")
     screen.print(headline)
     teacher = figures.get("teacher") or "none"
-    settings = f"seed {layout.count(number(figures, 'seed'))}, {layout.count(number(figures, 'epochs'))} epochs"
+    settings = f"seed {formatting.count(number(figures, 'seed'))}, {formatting.count(number(figures, 'epochs'))} epochs"
     screen.print(f"teacher {teacher}, student {figures['student']}, {settings}")
     total, epoch = number(figures, "train_seconds"), number(figures, "seconds_per_epoch")
     if total is not None:
         each = "" if epoch is None else f" ({epoch:.2f} s per epoch)"
-        screen.print(f"trained in {layout.duration(total)}{each} on {figures.get('device') or 'an unknown device'}")
+        screen.print(f"trained in {formatting.duration(total)}{each} on {figures.get('device') or 'an unknown device'}")
     screen.print()
 
 
@@ -68,7 +68,7 @@ def _print_result(screen: Console, figures: Figures) -> None:
     weights, nonzero, teacher_bytes = of("weights"), of("nonzero_weights"), of("teacher_dense_bytes")
     teacher_parameters = None if teacher_bytes is None else teacher_bytes / FLOAT32_BYTES
     work, left, teacher_work = map(of, ("multiplications", "nonzero_multiplications", "teacher_multiplications"))
-    sparsity = layout.ABSENT if weights is None or nonzero is None else layout.sparsity(weights, nonzero)
+    sparsity = formatting.ABSENT if weights is None or nonzero is None else formatting.sparsity(weights, nonzero)
     content = layout.table(
         layout.words(""),
         layout.numbers("teacher"),
@@ -78,18 +78,23 @@ def _print_result(screen: Console, figures: Figures) -> None:
     test, teacher_test = of("test_error_percent"), of("teacher_test_error_percent")
     r_s = Text("no weight is left", layout.WARNING) if nonzero == 0 else _named("R_s", of("R_s"))
     rows: list[tuple[str, str, str, str | Text]] = [
-        ("test error %", layout.percent(teacher_test), layout.percent(test), _difference(test, teacher_test)),
-        ("validation error %", "", layout.percent(of("val_error_percent")), ""),
-        ("parameters", layout.count(teacher_parameters), layout.count(of("parameters")), _named("R_c", of("R_c"))),
-        ("weights", "", layout.count(weights), "of the matrices below"),
-        ("nonzero weights", "", layout.count(nonzero), r_s),
+        ("test error %", formatting.percent(teacher_test), formatting.percent(test), _difference(test, teacher_test)),
+        ("validation error %", "", formatting.percent(of("val_error_percent")), ""),
+        (
+            "parameters",
+            formatting.count(teacher_parameters),
+            formatting.count(of("parameters")),
+            _named("R_c", of("R_c")),
+        ),
+        ("weights", "", formatting.count(weights), "of the matrices below"),
+        ("nonzero weights", "", formatting.count(nonzero), r_s),
         ("sparsity %", "", sparsity, ""),
-        ("neurons (inputs of matrices)", "", layout.count(of("neurons")), ""),
-        ("neurons with nonzero weights", "", layout.count(of("nonzero_neurons")), ""),
-        ("multiplications", layout.count(teacher_work), layout.count(work), _times_fewer(teacher_work, work)),
-        ("nonzero multiplications", "", layout.count(left), _times_fewer(teacher_work, left)),
-        ("bytes, dense", layout.size(teacher_bytes), layout.size(of("dense_bytes")), ""),
-        ("bytes, CSR", "", layout.size(of("csr_bytes")), _named("memory compression", of("memory_compression"))),
+        ("neurons (inputs of matrices)", "", formatting.count(of("neurons")), ""),
+        ("neurons with nonzero weights", "", formatting.count(of("nonzero_neurons")), ""),
+        ("multiplications", formatting.count(teacher_work), formatting.count(work), _times_fewer(teacher_work, work)),
+        ("nonzero multiplications", "", formatting.count(left), _times_fewer(teacher_work, left)),
+        ("bytes, dense", formatting.size(teacher_bytes), formatting.size(of("dense_bytes")), ""),
+        ("bytes, CSR", "", formatting.size(of("csr_bytes")), _named("memory compression", of("memory_compression"))),
     ]
     for row in rows:
         content.add_row(*row)
@@ -113,11 +118,11 @@ def _print_layers(screen: Console, rows: list[dict[str, Any]]) -> None:
         content.add_row(
             row["layer"],
             row["shape"],
-            layout.count(row["weights"]),
-            Text(layout.count(row["nonzero"]), "" if row["nonzero"] else layout.WARNING),
-            layout.sparsity(row["weights"], row["nonzero"]),
-            layout.size(row["dense_bytes"]),
-            Text(layout.size(row["csr_bytes"]), SLOWER if is_larger else ""),
+            formatting.count(row["weights"]),
+            Text(formatting.count(row["nonzero"]), "" if row["nonzero"] else layout.WARNING),
+            formatting.sparsity(row["weights"], row["nonzero"]),
+            formatting.size(row["dense_bytes"]),
+            Text(formatting.size(row["csr_bytes"]), SLOWER if is_larger else ""),
         )
     layout.show(screen, content, "Weight matrices (without biases)")
     if larger:
@@ -137,15 +142,15 @@ def _print_latencies(screen: Console, rows: list[dict[str, Any]]) -> None:
         content.add_row(
             row["device"],
             row["runtime"],
-            layout.count(row["batch"]),
-            layout.milliseconds(row["median_ms"]),
-            f"{layout.milliseconds(row['p10_ms'])} - {layout.milliseconds(row['p90_ms'])}",
-            layout.count(row["repetitions"]),
+            formatting.count(row["batch"]),
+            formatting.milliseconds(row["median_ms"]),
+            f"{formatting.milliseconds(row['p10_ms'])} - {formatting.milliseconds(row['p90_ms'])}",
+            formatting.count(row["repetitions"]),
             against(*(row[key] for key in LATENCY_RATIOS)) if row["runtime"] != "dense" else "",
         )
     threads = sorted({row["threads"] for row in rows})
     plural = "" if threads == [1] else "s"
-    used = " and ".join(map(layout.count, threads))
+    used = " and ".join(map(formatting.count, threads))
     layout.show(screen, content, f"Latency of the student, {used} CPU thread{plural}")
     screen.print(COMPARED)
     screen.print()
@@ -157,7 +162,7 @@ def against(ratio: float | None, low: float | None, high: float | None) -> Text:
     What has an interval but no ratio is too noisy, and what has no interval was not compared.
     """
     if not low or not high:
-        return Text(layout.ABSENT)
+        return Text(formatting.ABSENT)
     if not ratio:
         return Text(f"too noisy:\n{_times(low)} - {_times(high)}x", style=NOISY)
     if ratio < 1:
@@ -178,8 +183,8 @@ def _difference(student: float | None, teacher: float | None) -> str:
 
 
 def _times_fewer(teacher: float | None, student: float | None) -> str:
-    return f"{layout.ratio(teacher / student)} fewer" if teacher and student else ""
+    return f"{formatting.ratio(teacher / student)} fewer" if teacher and student else ""
 
 
 def _named(name: str, value: float | None) -> str:
-    return "" if value is None else f"{name} {layout.ratio(value)}"
+    return "" if value is None else f"{name} {formatting.ratio(value)}"

@@ -6,7 +6,7 @@ from decimal import Decimal
 from math import isclose
 from typing import Literal
 
-from kdx.report import numerals
+from kdx.report import formatting
 from kdx.reproduce.jobs import Done
 from kdx.reproduce.published import exponent_of
 from kdx.reproduce.tables import Claim, Column, PaperTable
@@ -42,7 +42,7 @@ class Cell:
     def counted(self) -> str:
         """Such as ` (2 of 3)`, to stand behind our number; empty where no seed lacks it."""
         n = self.ours.n if self.ours else 0
-        return numerals.counted(n, n + len(self.lacking))
+        return formatting.counted(n, n + len(self.lacking))
 
 
 @dataclass(frozen=True)

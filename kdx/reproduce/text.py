@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 
-from kdx.report import numerals
+from kdx.report import formatting
 from kdx.report.finished import execution_text
 from kdx.reproduce.cells import Cell, Checked
 from kdx.reproduce.jobs import Done, Order
@@ -68,13 +68,13 @@ def cell_text(cell: Cell) -> str:
     ours = estimate_text(cell.ours) + cell.counted
     if cell.difference is None:
         return ours + printed
-    difference = numerals.signed(cell.difference, numerals.decimals(cell.ours.mean))
+    difference = formatting.signed(cell.difference, formatting.decimals(cell.ours.mean))
     return f"{ours} [{cell.published}, {difference} {cell.verdict}]".replace(" ]", "]")
 
 
 def estimate_text(estimate: Estimate) -> str:
     """The mean, with half of its interval where there is one."""
-    return numerals.with_interval(estimate.mean, estimate.half_width)
+    return formatting.with_interval(estimate.mean, estimate.half_width)
 
 
 def _counted(seeds: int) -> str:
@@ -134,7 +134,7 @@ def _claim_line(checked: Checked) -> str:
             than = f"{number:g}"
     if checked.claim.margin and checked.than is not None:
         than += f" + {checked.claim.margin:g}"
-    test = checked.reason or numerals.t_test(checked.answer, checked.test.t, checked.test.df, checked.test.p)
+    test = checked.reason or formatting.t_test(checked.answer, checked.test.t, checked.test.df, checked.test.p)
     return _line([checked.claim.text, f"**{checked.answer}**", ours, than, test])
 
 

@@ -23,7 +23,7 @@ from benchmarks.train import chosen, say
 from kdx.errors import UserError
 from kdx.files import write_json
 from kdx.machine import describe_machine, slug
-from kdx.report import layout
+from kdx.report import formatting, layout
 
 # What is measured, the most important first: when the time is over, the rest is left out.
 PLAN = [
@@ -275,7 +275,7 @@ def _show_job(screen: Any, title: str, ways: dict[str, dict[str, Any]]) -> None:
             f"{100 * figures['of_peak']:.1f} %",
             f"{100 * figures['of_own_products']:.1f} %",
             # Of all models, where several are trained together.
-            f"{figures['models'] * usual / figures['seconds_per_epoch']:.1f}" if usual else layout.ABSENT,
+            f"{figures['models'] * usual / figures['seconds_per_epoch']:.1f}" if usual else formatting.ABSENT,
         )
     synthetic = {figures["synthetic"] for figures in measured.values() if figures["synthetic"]}
     layout.show(screen, content, title + (" (synthetic data)" if synthetic else ""))

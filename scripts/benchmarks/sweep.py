@@ -21,7 +21,7 @@ from benchmarks.train import chosen, default_output, say
 from kdx.errors import UserError
 from kdx.files import write_json
 from kdx.machine import QUIET_LOAD, describe_machine
-from kdx.report import layout
+from kdx.report import formatting, layout
 
 WAYS = {
     "alone": ["hydra/launcher=basic"],
@@ -147,6 +147,6 @@ def _show(result: dict[str, Any]) -> None:
                 TITLES[way],
                 f"{median(each):.1f}",
                 f"{3600 * MODELS / median(each):.0f}",
-                f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else layout.ABSENT,
+                f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else formatting.ABSENT,
             )
         layout.show(screen, content, job)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.text import Text
 
 from benchmarks.work import REDUCED, USUAL, VARIANTS
-from kdx.report import layout
+from kdx.report import formatting, layout
 
 EXPLANATIONS = (
     "times as fast: median over the rounds of usual / variant within a round, and its range.",
@@ -70,9 +70,9 @@ def _show_job(screen: Any, title: str, variants: dict[str, Any]) -> None:
         content.add_row(
             VARIANTS[variant],
             f"{median(seconds):.3f}",
-            Text(f"{median(ratios):.2f}", "bold") if ratios else layout.ABSENT,
-            f"{min(ratios):.2f}-{max(ratios):.2f}" if ratios else layout.ABSENT,
-            f"{median(variants[USUAL]['seconds']) / seconds_at_peak(measured):.1f}" if ratios else layout.ABSENT,
+            Text(f"{median(ratios):.2f}", "bold") if ratios else formatting.ABSENT,
+            f"{min(ratios):.2f}-{max(ratios):.2f}" if ratios else formatting.ABSENT,
+            f"{median(variants[USUAL]['seconds']) / seconds_at_peak(measured):.1f}" if ratios else formatting.ABSENT,
             f"{rate:.0f}",
             f"{100 * rate / measured['peak_gflops']:.0f} %",
         )

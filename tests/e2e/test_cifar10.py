@@ -13,11 +13,11 @@ from kdx.compose import single
 from kdx.data import load_data
 from kdx.data.dataset import Data
 from kdx.device import Engine, prepare_device
+from kdx.experiment import initial_student
 from kdx.fit import Lesson, Plan, fit
-from kdx.measure.footprint import weight_matrices
+from kdx.models.weights import weight_matrices
 from kdx.procedures import build
 from kdx.runs import RunFolder
-from kdx.student import initial_student
 
 pytestmark = pytest.mark.skipif(
     not Path(os.environ.get("KDX_DATA", ""), "cifar-10-batches-py").is_dir(),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kdx.report.numerals import with_interval
+from kdx.report.formatting import with_interval
 from kdx.report.records import read_lines
 from kdx.reproduce.tables import load_table, table_names
 from kdx.seal import flaw

@@ -16,10 +16,9 @@ from sklearn.datasets import load_digits
 from kdx.data import load_data
 from kdx.data.dataset import Data, Split, build_data, fingerprint
 from kdx.data.preprocessing import Preprocessing
-from kdx.data.settings import DigitsSettings
+from kdx.data.settings import DATASETS, DigitsSettings
 from kdx.data.stratified import balanced_choice, class_counts, nested_choice, stratified_choice
 from kdx.errors import UserError
-from kdx.registry import DATASETS
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 

@@ -8,7 +8,7 @@ from torch import nn
 from kdx import grouping
 from kdx.compose import expand
 from kdx.grouping import bytes_per_model, groups, kind, models_that_fit, parts
-from kdx.registry import PARTS
+from kdx.methods import PARTS
 
 
 def grouped(*words: str) -> list[list[int]]:

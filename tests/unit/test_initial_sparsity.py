@@ -17,8 +17,8 @@ from kdx.config import Config
 from kdx.errors import Interrupted
 from kdx.experiment import run
 from kdx.fit import Fit, Fitted, Lesson, Plan, fit_together, initial_figures
-from kdx.measure.footprint import weight_matrices
 from kdx.models import build_model
+from kdx.models.weights import weight_matrices
 from kdx.procedures.procedure import Once
 from kdx.runs import RunFolder, run_folder
 from kdx.together import run_together

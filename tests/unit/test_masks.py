@@ -8,7 +8,7 @@ from masks import kept, no_bit_set
 from miniature import normal, perceptron
 from torch import Tensor
 
-from kdx.measure.footprint import weight_matrices
+from kdx.models.weights import weight_matrices
 from kdx.procedures.pruning import (
     cubic_sparsity,
     masks_by_fraction,

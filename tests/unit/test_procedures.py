@@ -17,10 +17,9 @@ from kdx.methods.labels import Labels
 from kdx.noise import NoiseSource
 from kdx.objective import Draw, Objective, Term
 from kdx.optimizer import BETA1, BETA2
-from kdx.procedures import build
+from kdx.procedures import PROCEDURES, build
 from kdx.procedures.chain import Chain
 from kdx.procedures.procedure import Once, Outcome, Procedure, joined
-from kdx.registry import PROCEDURES
 from kdx.runs import RunFolder
 from kdx.step import Batch, State, make_step
 from kdx.weights import emptied

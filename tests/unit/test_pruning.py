@@ -20,10 +20,10 @@ from kdx.data.dataset import Data, Split
 from kdx.errors import UserError
 from kdx.fit import Lesson, Plan
 from kdx.measure.accuracy import error_percent
-from kdx.measure.footprint import weight_matrices
 from kdx.methods import Method
 from kdx.methods.dropout import NoisyDropout
 from kdx.methods.part import Context, Part
+from kdx.models.weights import weight_matrices
 from kdx.objective import Step, Term
 from kdx.procedures import build
 from kdx.procedures.procedure import Outcome, Procedure

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdx.report.numerals import with_interval
+from kdx.report.formatting import with_interval
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from kdx.errors import UserError
-from kdx.report import layout
+from kdx.report import formatting
 from kdx.report.finished import finished_run
 from kdx.report.table import print_comparison, print_run
 from kdx.report.verdict import warnings_of
@@ -279,18 +279,18 @@ def test_damaged_settings_are_told_in_one_line(tmp_path, content):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (layout.size(999), "999 B"),
-        (layout.size(1_000), "1.00 kB"),
-        (layout.size(999_994), "999.99 kB"),
-        (layout.size(999_995), "1.00 MB"),
-        (layout.ratio(2910.4), "2,910x"),
-        (layout.ratio(99.994), "99.99x"),
-        (layout.sparsity(10**6, 1), ">99.99"),
-        (layout.sparsity(10**6, 10**6 - 1), "<0.01"),
-        (layout.sparsity(10, 0), "100.00"),
-        (layout.duration(3725), "1 h 2 min"),
-        (layout.duration(59.97), "60.0 s"),
-        (layout.milliseconds(None), "-"),
+        (formatting.size(999), "999 B"),
+        (formatting.size(1_000), "1.00 kB"),
+        (formatting.size(999_994), "999.99 kB"),
+        (formatting.size(999_995), "1.00 MB"),
+        (formatting.ratio(2910.4), "2,910x"),
+        (formatting.ratio(99.994), "99.99x"),
+        (formatting.sparsity(10**6, 1), ">99.99"),
+        (formatting.sparsity(10**6, 10**6 - 1), "<0.01"),
+        (formatting.sparsity(10, 0), "100.00"),
+        (formatting.duration(3725), "1 h 2 min"),
+        (formatting.duration(59.97), "60.0 s"),
+        (formatting.milliseconds(None), "-"),
     ],
 )
 def test_figures_as_text(text, expected):

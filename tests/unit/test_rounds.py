@@ -7,8 +7,7 @@ from statistics import median
 import pytest
 from scipy.stats import quantile_test
 
-from kdx.rounds import LEAST_ROUNDS, NOISY, ROUNDS, Rounds, Speedup, speedup, time_in_rounds
-from kdx.statistics import median_interval
+from kdx.rounds import LEAST_ROUNDS, NOISY, ROUNDS, Rounds, Speedup, median_interval, speedup, time_in_rounds
 
 
 class Machine:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import kdx
-from kdx.report import layout, numerals
+from kdx.report import formatting
 from kdx.report.page.found import Found
 from kdx.report.page.overview import answers, machine_text, overview_of
 from kdx.report.page.papers import Cell, Table
@@ -23,14 +23,14 @@ ABSENT = "–"
 
 # The columns of the list of runs: key of metrics.json, title, how it is written.
 RUN_COLUMNS = (
-    ("test_error_percent", "test error %", layout.percent),
-    ("val_error_percent", "validation error %", layout.percent),
-    ("sparsity_percent", "sparsity %", layout.percent),
-    ("R_s", "R_s", layout.ratio),
-    ("R_c", "R_c", layout.ratio),
-    ("memory_compression", "memory compression", layout.ratio),
-    ("latency_ms", "latency ms", layout.milliseconds),
-    ("train_seconds", "training", layout.duration),
+    ("test_error_percent", "test error %", formatting.percent),
+    ("val_error_percent", "validation error %", formatting.percent),
+    ("sparsity_percent", "sparsity %", formatting.percent),
+    ("R_s", "R_s", formatting.ratio),
+    ("R_c", "R_c", formatting.ratio),
+    ("memory_compression", "memory compression", formatting.ratio),
+    ("latency_ms", "latency ms", formatting.milliseconds),
+    ("train_seconds", "training", formatting.duration),
 )
 
 
@@ -43,12 +43,12 @@ def page_of(found: Found, date: datetime) -> str:
     environment.filters |= {
         "anchor": anchor,
         "data_uri": data_uri,
-        "duration": layout.duration,
+        "duration": formatting.duration,
         "figure": figure_text,
         "href": lambda name: f"#{quote(name)}",
         "machine": machine_text,
         "minus": with_minus,
-        "size": layout.size,
+        "size": formatting.size,
     }
     style, script = (loader.get_source(environment, name)[0] for name in ("style.css", "page.js"))
     return environment.get_template("page.html").render(
@@ -60,7 +60,7 @@ def page_of(found: Found, date: datetime) -> str:
         answers=answers,
         cell_link=cell_link,
         late=late,
-        numerals=numerals,
+        formatting=formatting,
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
