@@ -11,9 +11,9 @@ from kdx.registry import PROCEDURES
 
 
 def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure | Chain]:
-    """Build both from the mapping of a method's YAML, in which `procedure` is by default `once`.
+    """Build method and procedure from the YAML mapping of a method, whose `procedure` is `once` by default.
 
-    Raises UserError that names the key for an unknown procedure or part, a setting that neither has, or a value out
+    Raises UserError, which names the key, for an unknown procedure or part, a setting that neither has, or a value out
     of range.
     """
     values = dict(settings)
