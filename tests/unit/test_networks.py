@@ -1,4 +1,4 @@
-"""The papers' networks, from their YAML files, against the papers' counts, torchvision and Keras, mostly without values."""
+"""The papers' networks, from their YAML files, against the papers' counts, torchvision and Keras."""
 
 from functools import cache
 
