@@ -1,4 +1,4 @@
-"""A plain network as a file of torch.export for any batch size, without any pickle in it."""
+"""A plain network as a torch.export file for any batch size, without any pickle in it."""
 
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -30,9 +30,9 @@ def save_program(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -
 
 
 def load_program(path: Path) -> ExportedProgram:
-    """Read what `save_program` wrote; UserError where it is absent, damaged, or has a pickle in it.
+    """Read a file of `save_program`; raises UserError if it is missing, damaged, or contains a pickle.
 
-    torch.export.load alone reads pickles and does not see changed numbers.
+    torch.export.load alone would read pickles, and would not notice changed weights.
     """
     try:
         with ZipFile(path) as archive:
