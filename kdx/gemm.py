@@ -1,4 +1,4 @@
-"""Which library multiplies float32 matrices on a CPU."""
+"""Which library multiplies float32 matrices on a CPU: torch's default BLAS or oneDNN."""
 
 import os
 
@@ -19,9 +19,10 @@ ROUNDING_MODES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
 def set_gemm(route: str) -> str:
-    """Select `default`, `onednn` or `auto`, which is oneDNN wherever that multiplies in float32; give what was taken.
+    """Select the library of CPU matrix products, and return the selected one.
 
-    Raises UserError where oneDNN is asked for and would round, or is told to round by the environment.
+    `auto` is `onednn` wherever that multiplies in float32, else `default`. Raises UserError if oneDNN is asked for and
+    would round to bfloat16, or if an environment variable tells it to round.
     """
     for name in ROUNDING_MODES:
         if os.environ.get(name, "").upper() not in ("", "STRICT"):
@@ -41,10 +42,10 @@ def set_gemm(route: str) -> str:
 
 
 def onednn_rounds() -> str | None:
-    """Why oneDNN would multiply float32 matrices in bfloat16 on this processor, or None where it does not.
+    """The reason why oneDNN would multiply float32 matrices in bfloat16 on this processor, or None if it would not.
 
-    On x86-64 it does so by AMX alone, also where AVX-512 has instructions for bfloat16. Elsewhere it may: ARM's
-    processors have such instructions too.
+    On x86-64 it rounds only with AMX, although AVX-512 has bfloat16 instructions too. On other processors, such as ARM
+    with bfloat16 instructions, it may round.
     """
     processor = torch.cpu.get_capabilities()
     if processor["architecture"] != "x86_64":

@@ -1,4 +1,4 @@
-"""The files of a finished folder, of a run or a teacher."""
+"""The result files of a finished run or teacher."""
 
 import csv
 from collections.abc import Mapping
@@ -22,10 +22,9 @@ from kdx.seal import FORMAT
 def write_results(
     plan: Plan, names: Mapping[str, Any], measured: Measurements, outcome: Outcome, engine: Engine
 ) -> None:
-    """Write the tables of a finished folder; `metrics.json` is last, because its presence means finished.
+    """Write the tables of a finished folder; `metrics.json` is written last, because it marks the run as finished.
 
-    `epochs` are those that were trained, in all fits; `best_epoch` is the one whose weights were taken, where that is
-    not the last.
+    `epochs` are the epochs trained in all fits; `best_epoch` is the one whose weights were kept, if it is not the last.
     """
     path, progress = plan.folder.path, outcome.progress
     write_layers(path / "layers.csv", measured.layers)
@@ -44,7 +43,7 @@ def write_results(
             **measured.figures,
             **outcome.figures,
             "train_seconds": progress.seconds,
-            # A chain whose first generation is refused ends with a teacher that may come from a file.
+            # A chain whose first generation is rejected ends with the teacher, which may come from a checkpoint.
             "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history)
             if progress.history
             else None,
@@ -61,7 +60,7 @@ def write_results(
 
 
 def read_history(folder: Path) -> list[dict[str, float | None]]:
-    """The rows of a finished folder's `history.csv`, as they were before they were written."""
+    """The rows of a finished folder's `history.csv`, with numbers parsed and None for empty cells."""
     check_seal(folder / "history.csv")
     with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]

@@ -1,4 +1,4 @@
-"""The student before its training."""
+"""The student before training."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from kdx.weights import load_weights
 
 
 def initial_student(config: Config, data: Data) -> nn.Module:
-    """The student with the weights of `student.checkpoint`, or drawn from the run's seed.
+    """The student with the weights of `student.checkpoint`, or with random ones drawn from the run's seed.
 
-    Raises UserError where the checkpoint does not fit.
+    Raises UserError if the checkpoint does not fit.
     """
     settings = config.student
     assert not isinstance(settings, RefinedSettings), "Config allows it with a chain only"

@@ -46,8 +46,7 @@ def block_norm(student: Tensor, teacher: Tensor | None, norm: Norm) -> Tensor:
 
 
 class BlockShape(Settings):
-    """The norm of the block, its grouping axis, and whether it includes the teacher's weights (compared in VS fig. 4).
-    """
+    """The norm of the block, its grouping axis, and whether it includes the teacher's weights (VS fig. 4)."""
 
     norm: Norm
     teacher: bool

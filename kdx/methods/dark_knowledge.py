@@ -1,5 +1,4 @@
-"""Bayesian dark knowledge: a student is distilled from a teacher while it is being sampled (Korattikara et al. 2015).
-"""
+"""Bayesian dark knowledge: a student is distilled from a teacher that is being sampled (Korattikara et al. 2015)."""
 
 from torch import Tensor, nn
 

@@ -72,8 +72,7 @@ def without_dropout(student: nn.Module) -> nn.Module:
 
 
 class Dropout(Part):
-    """Dropout behind every hidden ReLU, at `dropout`, and on the inputs, at `input_dropout` (Srivastava et al. 2014).
-    """
+    """Dropout behind every hidden ReLU at rate `dropout`, on the inputs at `input_dropout` (Srivastava et al. 2014)."""
 
     dropout: Rate
     input_dropout: Rate
@@ -84,7 +83,7 @@ class Dropout(Part):
         return frozenset(name for name in ("dropout", "input_dropout") if getattr(self, name))
 
     def swap(self, student: nn.Module) -> nn.Module:
-        """Put a dropout layer behind every ReLU and before the first layer; raises ValueError if there is none."""
+        """Put dropout behind every ReLU and before the first layer; raises ValueError if there is no place for it."""
         if self.dropout and not substitute(student, self._behind_relu):
             raise ValueError("the student has no nn.ReLU to put dropout behind")
         if not self.input_dropout:

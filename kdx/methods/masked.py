@@ -16,8 +16,7 @@ Conv2d = TypeVar("Conv2d", bound=nn.Conv2d)
 
 
 class MaskedLinear(nn.Linear):
-    """`nn.Linear` whose weights are zero where `mask` (bool, in the weight's shape) is false; the bias is not masked.
-    """
+    """`nn.Linear` whose weights are zero where `mask` (bool, in the weight's shape) is false; the bias is whole."""
 
     mask: Tensor
 
@@ -27,8 +26,7 @@ class MaskedLinear(nn.Linear):
 
 
 class MaskedConv2d(nn.Conv2d):
-    """`nn.Conv2d` whose weights are zero where `mask` (bool, in the weight's shape) is false; the bias is not masked.
-    """
+    """`nn.Conv2d` whose weights are zero where `mask` (bool, in the weight's shape) is false; the bias is whole."""
 
     mask: Tensor
 
@@ -38,8 +36,7 @@ class MaskedConv2d(nn.Conv2d):
 
 
 def surviving(layer: MaskedLinear | MaskedConv2d) -> Tensor:
-    """The weights, zero outside the mask; selected, not multiplied, because a product with zero can be a negative zero.
-    """
+    """The weights, zero outside the mask; selected, because a product with zero can be a negative zero."""
     return torch.where(layer.mask, layer.weight, 0.0)
 
 

@@ -10,8 +10,7 @@ from kdx.settings import Settings
 
 @dataclass(frozen=True)
 class Context:
-    """What a part gets to make its loss terms: the student, layers substituted, the teacher, the training set's size.
-    """
+    """What a part makes its loss terms from: student (layers substituted), teacher, number of training examples."""
 
     student: nn.Module
     teacher: nn.Module | None
@@ -56,8 +55,7 @@ class Part(Settings):
 
     @property
     def one_teacher(self) -> str | None:
-        """The setting, as the user types it, with which this part reads one teacher's weights; None if there is none.
-        """
+        """The setting, as the user types it, by which this part reads one teacher's weights; None if there is none."""
         return None
 
     @property

@@ -1,5 +1,4 @@
-"""Noisy Teachers: regression on the teacher's logits, perturbed by multiplicative noise (Noisy Teachers, algorithm 1).
-"""
+"""Noisy Teachers: regression on the teacher's logits with multiplicative noise (Noisy Teachers, algorithm 1)."""
 
 from typing import Annotated, Literal, Self
 

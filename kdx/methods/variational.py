@@ -46,8 +46,7 @@ KL = {"svd": kl_svd, "vbd": kl_vbd}
 
 
 class VariationalLayer(NoisyLayer):
-    """A layer with weights N(weight, exp(log_sigma2)), sampled by local reparametrisation; the bias is deterministic.
-    """
+    """A layer with weights N(weight, exp(log_sigma2)), sampled by local reparametrisation; the bias is certain."""
 
     weight: Tensor
     bias: Tensor | None

@@ -10,8 +10,7 @@ from kdx.ranges import Weight
 
 
 def warming_up(weight: float, start: float, end: float) -> Schedule:
-    """A schedule: 0 until epoch `start`, then linear up to `weight` at `end`; a step at `start` if `end` is no later.
-    """
+    """A schedule: 0 until epoch `start`, then linear up to `weight` at `end`; at once if `end` is no later."""
     if end <= start:
         # The first step at `start` has the full weight, so that start = end = 0 means no warm-up.
         return lambda epoch: weight if epoch >= start else 0.0
