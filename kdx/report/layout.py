@@ -1,4 +1,4 @@
-"""How tables look: figures as text, and a console whose width never cuts a number."""
+"""The layout of tables: figures as text, and a console that never truncates a number."""
 
 from typing import IO
 
@@ -14,7 +14,7 @@ WARNING = "bold red"
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """Standard output: as wide as the terminal but at least 80 columns, exactly 80 and without colour when piped."""
+    """Standard output: as wide as the terminal but at least 80 columns; exactly 80, without colour, if piped."""
     screen = Console(file=file, highlight=False, markup=False, emoji=False)
     screen.width = max(WIDTH, screen.width) if screen.is_terminal else WIDTH
     return screen
@@ -38,12 +38,12 @@ def numbers(header: str) -> Column:
 
 
 def fits(screen: Console, content: Table) -> bool:
-    """Whether `content` can be shown without folding any cell."""
+    """Whether `content` fits on the console without folding a cell."""
     return Measurement.get(screen, screen.options.update(width=10_000), content).maximum <= screen.width
 
 
 def show(screen: Console, content: Table, title: str = "") -> None:
-    """Print `title`, `content` and an empty line, on a wider console where the numbers need one."""
+    """Print `title`, `content` and an empty line, on a wider console if the numbers need one."""
     if title:
         screen.print(Text(title, style="bold"))
     usual = screen.width
@@ -54,7 +54,7 @@ def show(screen: Console, content: Table, title: str = "") -> None:
 
 
 def warn(screen: Console, text: str) -> None:
-    """Print a warning that cannot be overlooked."""
+    """Print a conspicuous warning."""
     screen.print(Text(f"WARNING: {text}", style=WARNING))
 
 
@@ -69,7 +69,7 @@ def percent(value: float | None) -> str:
 
 
 def sparsity(weights: float, nonzero: float) -> str:
-    """The percentage of zeros; never rounded to 100 or 0 when it is neither."""
+    """The percentage of zeros, never rounded to 100 or 0 unless it is exactly that."""
     zero = 100 * (weights - nonzero) / weights if weights else 0.0
     if nonzero and f"{zero:.2f}" == "100.00":
         return ">99.99"
@@ -87,7 +87,7 @@ def ratio(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes, in kB (1,000 bytes) or MB (1,000,000 bytes) where that is shorter."""
+    """Bytes, in kB (1,000 bytes) or MB (1,000,000 bytes) if that is shorter."""
     if value is None:
         return ABSENT
     if value < 1_000:
@@ -104,7 +104,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, or minutes and hours where it is long."""
+    """Seconds, or minutes and hours if it is long."""
     if seconds is None:
         return ABSENT
     if seconds < 60:
