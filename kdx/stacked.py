@@ -35,8 +35,9 @@ def stacked_step(members: Sequence[Member], execution: Execution, steps: int, wa
     """Move the members' tensors into stacked ones; return state, noise and the step of all models.
 
     The members have the same structure and share the memory of the stacked tensors. `steps` is the length of the
-    training. `auto` is decided by measuring, except for a short training, where `loop` is taken, and for a compiled or
-    captured step without convolutions, whose batched products are never slower and are only tried.
+    training. `auto` takes the faster way, by measuring; for a short training it takes `loop`, and for a compiled or
+    captured step without convolutions, whose batched products are never slower, `stacked` without measuring, if it
+    works.
     """
     state, noise = _stack(members)
     gather, stacking = _gathering(members)

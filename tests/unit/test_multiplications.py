@@ -50,7 +50,7 @@ def test_a_layer_that_is_used_twice_counts_twice():
     assert multiplications(nn.Sequential(nn.Flatten(), layer, layer), (3, 1, 1)) == 18
 
 
-# Millions, as the Noisy Teachers paper prints them; nin, printed as 223, has more digits, counted by hand.
+# Millions, as the Noisy Teachers paper prints them; nin, printed as 223, has more digits.
 @pytest.mark.parametrize(
     ("name", "printed"),
     [

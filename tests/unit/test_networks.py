@@ -80,7 +80,7 @@ def test_parameters_as_keras_counts(name: str, hidden: list[int] | None, count: 
 
 
 def test_densenet_with_halved_bottlenecks():
-    """Compression ratios of DenseNet-121 and ResNet-152, counted by hand for kdx's refinement operators."""
+    """Compression ratios for halved bottlenecks, computed independently; no refinement of kdx halves them."""
     whole = parameters(unweighted(settings("densenet121")))
     smaller = [parameters(unweighted(resized("densenet121", bottleneck=bottleneck))) for bottleneck in (2, 1)]
     assert [f"{whole / count:.2f}" for count in smaller] == ["1.80", "3.00"]

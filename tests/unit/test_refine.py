@@ -1,4 +1,4 @@
-"""Refinement against compression ratios that were counted by hand, and what it refuses."""
+"""Refinement against compression ratios that were computed independently, and what it refuses."""
 
 import pytest
 import torch
