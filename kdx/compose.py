@@ -232,7 +232,7 @@ def _chooses(override: Override, groups: Mapping[str, Group]) -> bool:
     return override.key_or_group in groups and not isinstance(override.value(), dict)
 
 
-# Of a sweep's jobs, and of a paper's rows, many have the same choices, and to compose takes a tenth of a second.
+# Cached: many jobs of a sweep have the same choices, and composing takes a tenth of a second.
 @cache
 def _chosen(folder: Path, words: tuple[str, ...]) -> DictConfig:
     return compose(CONFIG_NAME, list(words))

@@ -138,7 +138,7 @@ def prepare_device(settings: DeviceSettings) -> Engine:
 def _set_cuda(*, tf32: bool) -> str:
     """Select the precision of float32 products and convolutions on GPUs; return the library that multiplies."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    # By itself torch lets convolutions, unlike products, round to TF32.
+    # By default torch lets convolutions, unlike matrix products, round to TF32.
     torch.backends.cudnn.allow_tf32 = tf32
     # A network's batches have one shape, so trying every algorithm once is repaid.
     torch.backends.cudnn.benchmark = True

@@ -57,7 +57,7 @@ def is_plain(failure: BaseException) -> bool:
 
 
 def _is_out_of_memory(failure: BaseException) -> bool:
-    # Where torch was not imported, it raised nothing.
+    # Without torch imported, the failure cannot be one of torch's.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(failure, torch.OutOfMemoryError)
 
@@ -65,7 +65,7 @@ def _is_out_of_memory(failure: BaseException) -> bool:
 def describe(failure: BaseException) -> str:
     """A failure in one line."""
     if _is_out_of_memory(failure):
-        # What torch says beside that is what holds the rest of the memory.
+        # The rest of torch's message is about other uses of the memory.
         wanted = re.search(r"ried to allocate [\d.]+ \w+", str(failure))
         return _OUT_OF_MEMORY.format(f" (t{wanted[0]})" if wanted else "")
     if isinstance(failure, OSError) and failure.strerror:

@@ -14,7 +14,7 @@ PRECISION = {"default": "highest", "onednn": "medium"}
 # The values of ONEDNN_MAX_CPU_ISA that hide AMX from oneDNN; a word that it does not know hides nothing.
 WITHOUT_AMX = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 WITHOUT_AMX |= {"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"}
-# What makes oneDNN round float32 convolutions and products at every setting of torch.
+# Environment variables that make oneDNN round float32 convolutions and products, whatever torch's settings.
 ROUNDING_MODES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 

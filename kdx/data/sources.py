@@ -137,7 +137,7 @@ def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) ->
                 log.warning("%s is damaged: its md5 is not the official %s", path, official[path])
                 damaged.append(path)
     for path in damaged:
-        # What kdx downloaded into its own cache it may replace; a file that the user put somewhere it may not.
+        # kdx may replace what it downloaded into its own cache, but not the user's files.
         if not (download and path.is_relative_to(download_cache())):
             remedy = "delete it and it is downloaded again" if download else "put an intact copy there"
             raise UserError(f"dataset.root: {path} is damaged (its md5 is not the official one); {remedy}")

@@ -27,7 +27,7 @@ from kdx.deploy.layers import (
 from kdx.deploy.network import Network
 
 FORMAT = "kdx-csr-1"
-# By safetensors' names: numpy's type, and the name by which the file's hash knows it.
+# By safetensors' dtype name: numpy's dtype, and the name that goes into the file's hash.
 _TYPES = {
     "F32": (np.float32, "torch.float32"),
     "F16": (np.float16, "torch.float16"),

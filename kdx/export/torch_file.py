@@ -22,7 +22,7 @@ def save_program(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -
     program.example_inputs = None  # type: ignore[assignment]
 
     def write(temporary: Path) -> None:
-        # By an open file, because torch insists on the ending of a name.
+        # Through an open file, because torch insists on a certain suffix of a path.
         with temporary.open("wb") as file, without_torchs_own_warnings():
             torch.export.save(program, file)
 

@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-# What a process on another machine has to know of this one's environment.
+# Environment variables to pass on to processes on other machines.
 _ENVIRONMENT = ("KDX_DATA", "KDX_OUTPUTS", "KDX_PROGRESS", "PYTHONPATH")
 
 

@@ -39,7 +39,7 @@ def print_comparison(runs: Sequence[Path]) -> None:
     if layout.fits(screen, together(shown)) or not (identity or columns):
         layout.show(screen, together(shown), common)
     else:
-        # What the runs are and what came out, in two tables with the same first columns.
+        # If one table is too wide: settings and figures in two tables with the same first columns.
         while shown > 1 and not layout.fits(screen, apart(shown)):
             shown -= 1
         layout.show(screen, apart(shown), common)

@@ -6,11 +6,11 @@ from typing import Any
 from kdx.identity import changes_result
 from kdx.report import layout
 
-# Where there is a further teacher, its name tells it.
+# Follows from the name of the further teacher.
 TOLD = frozenset({"teacher2", "teacher3"})
 # Settings that have a column of their own.
 SHOWN = frozenset({"seed", "trainer.epochs", "method.name", "student.name"})
-# What a group's name implies (the widths of a network, the parts of a method) is not told again beside the name.
+# Settings that follow from a group's name (the widths of a network, the parts of a method).
 IMPLIED = {
     "dataset.": "dataset.name",
     "teacher.": "teacher.name",

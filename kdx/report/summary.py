@@ -142,7 +142,7 @@ def print_summary(groups: Sequence[Group]) -> None:
 
 
 def _table(groups: Sequence[Group], keys: Sequence[str], labels: Mapping[str, str]) -> Table:
-    # Where data sets and teachers differ, their settings say so.
+    # If data sets and teachers differ, their settings are shown.
     names = ["method", *(name for name in ("student", "epochs") if len({_name(group, name) for group in groups}) > 1)]
     content = layout.table(
         *map(layout.words, (*names, *(labels[key] for key in keys))),

@@ -114,7 +114,7 @@ def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:
         panel: any(by_place[label, column].ours for label in labels for column in bars.y)
         for panel, labels in panels.items()
     }
-    # Where nothing was run there is one line that says so.
+    # Without any run, one line says so.
     heights = [0.45 + 0.17 * len(labels) * len(bars.y) if told[panel] else 0.25 for panel, labels in panels.items()]
     canvas, all_axes = canvas_of(len(panels), figsize=(WIDTH, sum(heights) + 0.3), height_ratios=heights)
     for axes, (panel, labels) in zip(all_axes, panels.items(), strict=True):

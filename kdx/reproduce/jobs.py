@@ -144,7 +144,7 @@ def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int,
     from kdx.reproduce.network import network_figures
 
     chosen = {number: job for number, job in enumerate(jobs) if order.trains(job.row) and number not in recorded}
-    # Where a launcher runs them, the device is another machine's.
+    # With a launcher, the jobs may run on another machine's device.
     for job in chosen.values() if not order.launcher else ():
         choose_device(job.config.device)
     _check_data(list(chosen.values()))
@@ -180,7 +180,7 @@ def _timed(done: Done, order: Order) -> Done:
     # Here, because it imports all runtimes.
     from kdx.reproduce.inference import speedups
 
-    # Where nothing may be trained, nothing is timed either.
+    # With train=false nothing is timed either.
     found = speedups(job.folder.path, time=order.trains(job.row), budget=order.budget)
     return replace(done, figures=done.figures | found)
 

@@ -51,7 +51,7 @@ def _launched(jobs: Sequence[Job], launcher: Sequence[str], title: str, task: Ta
     with _watched(folder.path, title, len(jobs)):
         records = launch([SweepJob(list(job.words), job.config) for job in jobs], launcher, folder, task)
         shutil.rmtree(folder.path)
-    # Of a teacher that failed, the students say so themselves.
+    # A teacher's failure is reported by its students.
     return {
         job.run: RunFailed(record.error)
         for job, record in zip(jobs, records, strict=True)
@@ -70,7 +70,7 @@ def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
             progress.advance(len(list(folder.glob(f"*/{RECORD}"))))
 
     for record in folder.glob(f"*/{RECORD}"):
-        # Of an earlier time: it would be counted.
+        # Records of an earlier launch would be counted.
         record.unlink()
     try:
         # Opened first, since it is the one that is shown.

@@ -107,7 +107,7 @@ def _run(done: Done) -> dict[str, Any]:
         "of": done.job.of,
         "run": done.job.run,
         "status": done.status,
-        # Of a run that an earlier table tells of: the machine that wrote that table. The run's own is its processor.
+        # For a run recorded in an earlier table, the machine that wrote that table, beside the run's own processor.
         "recorded": done.recorded,
         **{key: done.figures.get(key, NOT_RECORDED) for key in executed},
         "seconds_per_epoch": done.figures.get("seconds_per_epoch"),

@@ -73,7 +73,7 @@ def _add_commands(found: Found) -> None:
     """Give the runs that belong to no table the commands that make them."""
     alone = [run for run in found.runs.values() if not (run.command or run.is_teacher)]
     if alone:
-        # Here, because composing takes a second that tables need not wait for.
+        # Imported here, because it takes a second that is needed only for runs without a table.
         from kdx.report.page.typed import command_of
 
         found.runs |= {run.anchor: replace(run, command=command_of(run.settings, run.id)) for run in alone}

@@ -14,7 +14,7 @@ from kdx.report.records import reading
 from kdx.report.verdict import warnings_of
 from kdx.seal import METRICS
 
-# Where libyaml is there, hundreds of configurations take a second less.
+# With libyaml, hundreds of configurations take a second less.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 NUMBERS = (

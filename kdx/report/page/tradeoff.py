@@ -45,7 +45,7 @@ def pictures(runs: Iterable[Run]) -> list[Picture]:
 
 
 def _drawn(runs: Sequence[Run]) -> bytes:
-    # Here, because it takes a second that a page without timings need not wait for.
+    # Imported here, because it takes a second that a page without timings does not need.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -17,7 +17,7 @@ from kdx.report.finished import flat
 
 GROUPS = ("dataset", "teacher", "student", "method")
 FURTHER = ("teacher2", "teacher3")
-# What Hydra reads as a text without quotes.
+# Texts that Hydra reads without quotes.
 PLAIN = re.compile(r"[\w./@+-]+")
 Settings = Mapping[str, Any]
 
