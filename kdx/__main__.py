@@ -1,4 +1,4 @@
-"""`python -m kdx` is `kdx`."""
+"""`python -m kdx` does what the command `kdx` does."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""How fast the networks of a finished run are: teacher and student, in every runtime, batch and number of threads.
+"""Inference latency of a finished run's teacher and student, in every runtime, batch size and number of threads.
 
-All runtimes get the same image-major float32 batch in the CPU's memory, as an array of their own kind; so CSR's time
+All runtimes get the same image-major float32 batch in the CPU's memory, as an array of their own type, so CSR's time
 includes the transposition.
-They are timed in turn and compared round by round; where other programs take the cores, nothing is told.
+
+They are timed in turn and compared round by round; results are discarded if other programs took the cores meanwhile.
 """
 
 import os
@@ -40,9 +41,9 @@ from kdx.weights import save_weights
 
 BATCHES = (1, 32, 1024)
 CROWD = 0.5
-"""How much of a core others may take of those that are timed with. Threads that wait for one that has to wait for its
-core are slow every time, which no spread shows."""
-# log alpha of the weights that are left and of those that are gone, on both sides of any threshold in use.
+"""How much of one core other programs may take. Threads that wait for one without a core are slow in every round, which
+no spread shows."""
+# log alpha of surviving and of pruned weights, on either side of any threshold in use.
 KEPT, GONE, THRESHOLD = -10.0, 10.0, 3.0
 
 TEACHER, STUDENT = "teacher", "student"
@@ -51,12 +52,12 @@ RUNTIMES = (TORCH, DEPLOY, ONNX)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Call = Callable[[Any], object]
-"""A network in its runtime: images (batch, C, H, W), as a tensor for torch and a numpy array for the others."""
+"""A network in its runtime: a function of images (batch, C, H, W), a tensor for torch, else a numpy array."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is timed: a network in one form, in one runtime."""
+    """One variant that is timed: a network (teacher, student), its form (dense, shrunk, masked, CSR) and a runtime."""
 
     network: str
     form: str
@@ -67,12 +68,12 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """The student's form, or the teacher."""
+        """The student's form, or `teacher`."""
         return self.network if self.network == TEACHER else self.form
 
 
 DENSE = {runtime: Kind(STUDENT, "dense", runtime) for runtime in RUNTIMES}
-# With kdx.deploy, whose point are zeros, nobody would run a teacher.
+# No teacher in kdx.deploy, which only pays with sparse weights.
 TEACHERS = {runtime: Kind(TEACHER, "dense", runtime) for runtime in (TORCH, ONNX)}
 SHRUNK = {runtime: Kind(STUDENT, "shrunk", runtime) for runtime in (TORCH, ONNX)}
 MASKED = Kind(STUDENT, "masked", TORCH)
@@ -81,10 +82,10 @@ CSR, AUTO = Kind(STUDENT, "CSR", DEPLOY), Kind(STUDENT, "auto", DEPLOY)
 
 @dataclass(frozen=True)
 class Timing:
-    """One kind with its times for one batch and number of threads, and how many times as fast as others it is.
+    """The latency of one variant for one batch size and number of threads, and its speedups.
 
-    The others are the dense student and the teacher in the same runtime, for kdx.deploy the teacher in torch; None
-    where it is one of them, or one could not be timed.
+    The speedups are over the dense student and the teacher in the same runtime, for kdx.deploy over the teacher in
+    torch; None if it is one of them itself, or if one could not be timed.
     """
 
     kind: Kind
@@ -95,11 +96,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bench:
-    """The timings of a run, and by batch how each matrix of the shrunk student is multiplied faster on one thread.
+    """The timings of a run and, by batch size, the faster runtime of each of the shrunk student's matrices.
 
-    `file_bytes` is the size of the file that a kind is loaded from, where it has one; `left_out` says in a line each
-    what could not be timed, `crowded` by threads and batch how many cores other programs took where it was too many,
-    `place` on which machine all this was.
+    These `choices` are for one thread. `file_bytes` is the size of a variant's file, if it is loaded from one;
+    `left_out` has a line for everything that could not be timed, `crowded` the cores that other programs took, by
+    threads and batch, if they were too many, and `place` describes the machine.
     """
 
     run: Path
@@ -113,15 +114,15 @@ class Bench:
 
     @property
     def results(self) -> list[Timing]:
-        """The timings that other programs did not spoil."""
+        """The timings without those that other programs disturbed."""
         return [each for each in self.timings if (each.latency.threads, each.latency.batch) not in self.crowded]
 
 
 class Thresholded(nn.Module):
-    """A layer that finds its zeros anew in every forward: the weights whose log alpha reaches the threshold.
+    """A layer that masks its weights in every forward pass: those whose log alpha reaches the threshold are zero.
 
-    So the VS paper timed its sparse students (SPEC, table VS 6). log alpha depends on log sigma^2, which a finished
-    run no longer has; another one with the same zeros takes as long.
+    The VS paper explains the times of its sparse students by such masking at inference (VS fig. 6). log alpha depends
+    on log sigma^2, which a finished run has discarded; any values that give the same zeros take the same time.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
@@ -132,7 +133,7 @@ class Thresholded(nn.Module):
         self.log_sigma2 = torch.where(weight == 0, GONE, KEPT) - zero
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What the layer gives for its surviving weights."""
+        """The layer's output with the masked weights."""
         layer = self.layer
         weight = torch.where(log_alpha(layer.weight, self.log_sigma2) < THRESHOLD, layer.weight, 0.0)
         if isinstance(layer, nn.Linear):
@@ -141,9 +142,9 @@ class Thresholded(nn.Module):
 
 
 def bench(run: Path, seconds: float) -> Bench:
-    """Time the networks of the finished `run`, `seconds` for each runtime, batch and number of threads.
+    """Time the networks of the finished `run`, for `seconds` per runtime, batch size and number of threads.
 
-    Raises UserError where a file of the run is absent or does not fit.
+    Raises UserError if a file of the run is missing or does not fit.
     """
     student = finished_student(run)
     images, _ = next(student.data.test.batches(max(BATCHES)))
@@ -178,7 +179,7 @@ def bench(run: Path, seconds: float) -> Bench:
 def write_bench(bench: Bench) -> None:
     """Write the results to `bench.csv` in the run's folder, in microseconds, and the machine to `bench.json`.
 
-    Where there is none, what is there stays.
+    Without results, existing files are left as they are.
     """
     if not bench.results:
         return
@@ -200,14 +201,14 @@ def write_bench(bench: Bench) -> None:
         for timing in bench.results
         for kind, row in [(timing.kind, timing.latency)]
     ]
-    # Of an earlier measurement; `read_inference` takes a table without a machine for none.
+    # Removed first: without it `read_inference` ignores the table, which is about to be replaced.
     (bench.run / PLACE).unlink(missing_ok=True)
     write_csv(bench.run / TABLE, COLUMNS, rows)
     write_json(bench.run / PLACE, {**bench.place, HASH: sha256_of(bench.run / TABLE)})
 
 
 class _Files:
-    """The networks of a run in every form, as files of a temporary folder (`paths`) and in memory."""
+    """The networks of a run in every form, in memory and as files of a temporary folder (`paths`)."""
 
     def __init__(self, folder: Path, student: Student, left_out: dict[str, None]) -> None:
         shape = student.data.image_shape
@@ -237,7 +238,7 @@ class _Files:
             left_out[f"{DEPLOY}: {error}"] = None
 
     def networks(self, threads: int) -> dict[Kind, Call]:
-        """Everything but the choice that depends on the batch."""
+        """All networks but the one whose runtimes depend on the batch size."""
         sessions = {kind: _session(path, threads) for kind, path in self.paths.items() if kind.runtime == ONNX}
         return {**self.torch, **self.deploy, **sessions}
 
@@ -248,13 +249,13 @@ def _session(path: Path, threads: int) -> Call:
 
 
 def _cores() -> int:
-    # Those that this process may use, where the system says.
+    # The cores that this process may use, if the system tells.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def _limited(threads: int) -> Iterator[None]:
-    """So many threads for numpy's products and for torch's, which records no gradient."""
+    """Limit the threads of numpy and torch to `threads`, and run torch in inference mode."""
     with threadpool_limits(limits=threads, user_api="blas"), cpu_threads(threads), torch.inference_mode():
         yield
 
@@ -262,7 +263,7 @@ def _limited(threads: int) -> Iterator[None]:
 def timings_of(
     calls: Mapping[Kind, Call], inputs: Tensor, threads: int, seconds: float, left_out: dict[str, None]
 ) -> list[Timing]:
-    """Time networks on one batch, about `seconds` each; those that would take too long are named in `left_out`."""
+    """Time networks on one batch, for about `seconds` each; those that would take too long are named in `left_out`."""
     arrays: dict[Kind, Tensor | Array] = {kind: inputs if kind.runtime == TORCH else inputs.numpy() for kind in calls}
     quick = {kind: partial(call, arrays[kind]) for kind, call in calls.items() if is_quick_enough(call, arrays[kind])}
     for kind in (kind for kind in calls if kind not in quick):

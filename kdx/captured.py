@@ -1,4 +1,4 @@
-"""Training steps captured as CUDA graphs: some in a row as one launch, so that no step waits for Python."""
+"""CUDA graph capture of training steps: several steps are replayed with one launch, so that none waits for Python."""
 
 import logging
 import time
@@ -14,15 +14,15 @@ from kdx.errors import one_line
 from kdx.noise import NoiseSource
 
 Run = Callable[[], None]
-"""Work on tensors that lie at the same place every time."""
+"""Work on tensors whose memory addresses never change, so that it can be captured."""
 Step = Callable[[Tensor, Tensor], None]
-"""One training step: draws noise and updates the state, given its examples' numbers and its row of numbers."""
+"""One training step: draws noise and updates the state, given its examples' indices and its row of hyper-parameters."""
 
-# A captured chunk has as many steps as are done in this time: a stop is heeded at once, and Python has long launched
-# the next chunk, for which it needs a tenth of a millisecond.
+# A captured chunk takes about this long: short enough to stop promptly, long enough for Python to launch the next one
+# meanwhile (0.1 ms).
 CHUNK_SECONDS = 0.05
 MOST_STEPS = 16
-# Chunks that are under way at once; with fewer the GPU would wait for Python, with more a stop would wait for the GPU.
+# Chunks in flight; with fewer the GPU would wait for Python, with more a stop would wait for the GPU.
 AHEAD = 3
 # Kernels are loaded and compiled, workspaces allocated and algorithms chosen in the first.
 WARM_UPS = 3
@@ -33,49 +33,49 @@ log = logging.getLogger(__name__)
 
 
 class CaptureFailed(RuntimeError):
-    """Work that cannot be captured as a CUDA graph; the message is one line."""
+    """Work could not be captured as a CUDA graph; the message is one line."""
 
 
 class Recorder(Protocol):
-    """What makes a recording of work, to be played as often as wanted without Python."""
+    """Captures work, so that it can be replayed any number of times without Python."""
 
     def rehearsal(self) -> AbstractContextManager[None]:
-        """Where the work is done some times before it is recorded."""
+        """The context for the warm-up runs before a capture."""
         ...
 
     def record(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
-        """Record the work without doing it; playing it does it, with the generators' numbers at that time.
+        """Capture the work without executing it; the returned function executes it.
 
-        Raises CaptureFailed where it cannot be recorded.
+        Each replay draws from the generators' state at that time. Raises CaptureFailed if the work cannot be captured.
         """
         ...
 
     def close(self) -> None:
-        """Forget all recordings, and give back their memory."""
+        """Discard all captures and free their memory."""
         ...
 
 
 class Graphs:
-    """Recordings as CUDA graphs, in one pool of memory; at most `AHEAD` of them are under way at once."""
+    """CUDA graphs in one memory pool, of which at most `AHEAD` are in flight at once."""
 
     def __init__(self) -> None:
         self._graphs: list[torch.cuda.CUDAGraph] = []
-        # They are never replayed at the same time, so one may use what the others have left.
+        # Graphs are never replayed at the same time, so they can share one memory pool.
         self._pool = torch.cuda.graph_pool_handle()
-        # One for rehearsals and captures, because cuBLAS keeps memory for every stream that it has seen.
+        # One stream for warm-up and captures, because cuBLAS keeps a workspace for every stream.
         self._stream = torch.cuda.Stream()
         self._under_way: deque[torch.cuda.Event] = deque()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """On the stream of the captures."""
+        """Run on the stream of the captures."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             yield
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
-        """Capture the work; raises CaptureFailed, or torch.OutOfMemoryError."""
+        """Capture the work as a CUDA graph; raises CaptureFailed or torch.OutOfMemoryError."""
         graph, failure = torch.cuda.CUDAGraph(), None
         for generator in generators:
             graph.register_generator_state(generator)
@@ -85,7 +85,7 @@ class Graphs:
                 try:
                     run()
                 except Exception as error:
-                    # To end a capture that broke is an error as well, which says less.
+                    # Ending a failed capture raises another, less informative error.
                     failure = error
                     raise
         except Exception as error:
@@ -98,20 +98,20 @@ class Graphs:
                 f"the training step cannot be captured as a CUDA graph ({one_line(reason)}); device.graph=false runs it"
                 " without"
             ) from reason
-        # To begin a capture sets where the generators stand, on its stream; what is replayed sets it again, on ours.
+        # Beginning a capture sets the generators' state on its stream; a replay sets it again on the current one.
         stream.wait_stream(self._stream)
         self._graphs.append(graph)
         return lambda: self._play(graph)
 
     def _abandon(self) -> None:
-        """Give back the memory of a capture that broke, which torch, up to 2.11 at least, keeps in the pool."""
+        """Free the memory of a failed capture, which torch, up to 2.11 at least, keeps in the pool."""
         device = torch.cuda.current_device()
         with suppress(RuntimeError):  # where the capture has ended by itself
             torch._C._cuda_endAllocateToPool(device, self._pool)
             torch._C._cuda_releasePool(device, self._pool)
 
     def close(self) -> None:
-        """Destroy the graphs now: while another one is captured it would not be allowed."""
+        """Destroy the graphs now, since destroying them during another capture is not allowed."""
         torch.cuda.synchronize()
         for graph in self._graphs:
             graph.reset()
@@ -125,13 +125,13 @@ class Graphs:
         done.record()
         self._under_way.append(done)
         if len(self._under_way) > AHEAD:
-            # This waits for a part of what is under way, so the GPU has work all the time.
+            # Waits for the oldest chunk only, so that the GPU always has work.
             self._under_way.popleft().synchronize()
 
 
 @contextmanager
 def recorded(run: Run, recorder: Recorder | None) -> Iterator[Run]:
-    """The work as a recording, where there is a recorder; it is done some times before."""
+    """The work after some warm-up runs, as a capture if there is a recorder, else unchanged."""
     if recorder is None:
         yield run
         return
@@ -145,7 +145,7 @@ def recorded(run: Run, recorder: Recorder | None) -> Iterator[Run]:
 
 
 class Chunks:
-    """Steps of a training, recorded in chunks of some and singly, and played from any step of an epoch on."""
+    """The steps of a training, captured singly and in chunks of several, and replayed from any step of an epoch on."""
 
     def __init__(
         self,
@@ -162,9 +162,10 @@ class Chunks:
         self._size = 0
 
     def __call__(self, order: Tensor, rows: Tensor, index: int) -> int:
-        """Take steps from number `index` of the epoch on, by its order and rows; how many were taken.
+        """Execute a step or a chunk from step `index` of the epoch on; return how many steps that were.
 
-        `order` is (..., examples), `rows` (steps, ..., numbers). Raises CaptureFailed.
+        `order` holds the epoch's example indices (..., examples), `rows` the hyper-parameters (steps, ..., numbers).
+        Raises CaptureFailed.
         """
         if not self._size:
             self._size = self._rehearsed(order, rows)
@@ -191,15 +192,15 @@ class Chunks:
         return own_batches, own_rows, play
 
     def _batches(self, order: Tensor, index: int, size: int) -> Tensor:
-        """The examples of so many steps from number `index` of the epoch on: (size, ..., batch)."""
+        """The example indices of `size` steps from step `index` of the epoch on: (size, ..., batch)."""
         first = index * self._batch_size
         chosen = order[..., first : first + size * self._batch_size]
         return chosen.unflatten(-1, (size, self._batch_size)).movedim(-2, 0)
 
     def _rehearsed(self, order: Tensor, rows: Tensor) -> int:
-        """Take some steps and undo them; how many shall be recorded as a chunk.
+        """Execute some steps and undo them; return how many steps a captured chunk should have.
 
-        What is timed is a recorded step: one that Python launches may take many times as long.
+        It is a captured step that is timed, since one launched by Python may take many times as long.
         """
         before = [tensor.clone() for tensor in self._changed]
         positions = [source.position() for source in self._sources]
@@ -226,6 +227,6 @@ class Chunks:
 
 
 def _finish(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all submitted work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

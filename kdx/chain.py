@@ -1,4 +1,4 @@
-"""Iterative knowledge distillation: a chain of runs, each training a smaller network than its teacher (IKD, SPEC 2)."""
+"""Iterative knowledge distillation (IKD): a chain of runs, each training a smaller network than its teacher."""
 
 import logging
 from collections.abc import Callable
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """A network that was trained for the chain: M_0, or a candidate for a later generation, with its errors.
+    """A network trained for the chain, M_0 or a candidate for a later generation, with its errors.
 
-    `val_loss` is what it was trained to minimise, over the validation images, where candidates are compared by it;
-    `weights` is its file, `folder` that of its run; None where M_0 comes from a file.
+    `val_loss` is its training loss over the validation images, for comparing candidates; `weights` is its file,
+    `folder` that of its run, None if M_0 comes from a checkpoint.
     """
 
     generation: int
@@ -53,13 +53,13 @@ class Member:
 
     @property
     def learned_from(self) -> str:
-        """As the chain is written: M_2<-M_1."""
+        """The member and its teacher in the chain's notation: M_2<-M_1."""
         return f"M_{self.generation}<-M_{self.teacher}"
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What method=prune left of an accepted member, in a run of its own."""
+    """An accepted member after method=prune, which is a run of its own."""
 
     val_error_percent: float | None
     test_error_percent: float
@@ -69,14 +69,15 @@ class Pruned:
 
 
 Train = Callable[[int, Member], Member]
-"""Train the candidate for generation i that is taught by that member."""
+"""Train the candidate for generation i whose teacher is the given member."""
 
 
 def grown(chain: Chain, first: Member, train: Train) -> tuple[list[Member], list[Member]]:
-    """The accepted members, one for each generation from `first` on, and all that were trained.
+    """Grow the chain from M_0, `first`: the accepted members, one per generation, and all that were trained.
 
-    The validation error alone decides whether a generation is within the tolerance (algorithm 2, one-sided), and it or
-    the validation loss between the candidates of an ancestral generation, where the earlier teacher wins a tie.
+    The validation error decides whether a generation is within the tolerance (IKD algorithm 2; kdx reads its |.| as
+    one-sided, since it would also stop on improvements). Among the candidates of an ancestral generation the validation
+    error or loss decides, and the earlier teacher wins a tie.
     """
     merit = _validation_loss if chain.select == "loss" else _validation_error
     accepted, trained = [first], [first]
@@ -97,10 +98,10 @@ def grown(chain: Chain, first: Member, train: Train) -> tuple[list[Member], list
 
 
 def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Config], Path]) -> None:
-    """Run the chain that `config` describes, every candidate by `run` in a folder of its own, and write its results.
+    """Run the chain that `config` describes, with `run` for every candidate in a folder of its own; write its results.
 
-    A finished candidate is not trained again, so that an interrupted chain goes on where it stopped; `force` repeats
-    the candidates too. Raises UserError where the teacher's network cannot be refined as often.
+    A finished candidate is not trained again, so that an interrupted chain is resumed; `force` repeats the candidates
+    too. Raises UserError if the teacher's network cannot be refined that often.
     """
     chain.check(config)
     structures = chain.structures(config.teacher.network())
@@ -136,14 +137,14 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
     save_weights(folder.path / "student.safetensors", final)
     names = {"run_id": folder.path.name, "dataset": data.name, "method": str(config.method["name"])}
     names |= {"teacher": config.teacher.name, "student": structure.name, **packages_record(config)}
-    # Everything is compared with M_0, the teacher of the chain as a whole.
+    # All figures are relative to M_0, the first teacher.
     measured = measure(final, origin, data, engine.device, engine.latency_seconds)
     outcome = _outcome(final, accepted, trained, pruned)
     write_results(folder, names, config.seed, measured, outcome.progress, outcome.figures, engine.record())
 
 
 def mean_loss(objective: Objective, student: nn.Module, teacher: nn.Module, split: Split) -> float:
-    """What `objective` is of the images of `split`, not mirrored, in eval mode and float32: nats for IKD's eq. 1."""
+    """The mean of `objective` over the images of `split`, not mirrored, eval mode, float32; for IKD eq. 1 in nats."""
     logits, taught = (logits_of(each, split)[:, 0] for each in (student, teacher))
     loss, _ = objective.loss(
         Step(
@@ -160,7 +161,7 @@ def mean_loss(objective: Objective, student: nn.Module, teacher: nn.Module, spli
 def _config_of(
     config: Config, chain: Chain, structures: list[NetworkSettings], generation: int, teacher: Member
 ) -> Config:
-    """The run of one candidate, as a user could type it."""
+    """The configuration of one candidate's run, as a user could type it."""
     method = {key: value for key, value in config.method.items() if key not in {"procedure", *Chain.model_fields}}
     settings = config.teacher
     if teacher.generation:
@@ -176,7 +177,7 @@ def _config_of(
 
 
 def _pruning_of(config: Config, chain: Chain, structures: list[NetworkSettings], member: Member) -> Config:
-    """The run that prunes an accepted member, as a user could type it."""
+    """The configuration of the run that prunes an accepted member, as a user could type it."""
     student = structures[member.generation].model_dump() | {"checkpoint": str(member.weights)}
     method = chain.pruning.model_dump()
     return Config.model_validate(config.model_dump() | {"student": student, "method": method})
@@ -260,7 +261,7 @@ def _ratio(first: Pruned, pruned: Pruned) -> float | None:
 
 
 def _outcome(final: nn.Module, accepted: list[Member], trained: list[Member], pruned: list[Pruned]) -> Outcome:
-    """The history is that of the last accepted member, the seconds are those of all candidates and prunings."""
+    """The chain's outcome: the last accepted member's history, the seconds of all candidates and prunings."""
     last = accepted[-1]
     progress = Progress(seconds=sum(each.train_seconds for each in (*trained, *pruned)))
     if last.folder:

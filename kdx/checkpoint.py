@@ -1,4 +1,4 @@
-"""Checkpoints of a training: one safetensors file, written atomically, that belongs to exactly one training."""
+"""Checkpoints: one safetensors file, written atomically, that can be loaded only by the training that wrote it."""
 
 import logging
 from dataclasses import asdict, dataclass, field
@@ -11,17 +11,17 @@ from kdx.tensors import DamagedTensors, load_tensors, save_tensors
 FORMAT = 2
 
 Facts = dict[str, str | int]
-"""How steps were executed: device, threads, precision, ... as in metrics.json."""
+"""How steps were executed: device, threads, precision and so on, as in metrics.json."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Progress:
-    """How far a training is: steps done, the history of finished epochs, seconds spent.
+    """The progress of a training: steps done, history of finished epochs, seconds spent.
 
-    `best_epoch` counts from 1 and is the one with the lowest validation error, where the training stops early;
-    `executed` has each way in which steps were executed, several where the training was continued otherwise.
+    `best_epoch`, from 1, has the lowest validation error, with early stopping; `executed` holds each way in which steps
+    were executed, several if training was resumed in another way.
     """
 
     steps: int = 0
@@ -32,24 +32,24 @@ class Progress:
     executed: list[Facts] = field(default_factory=list)
 
     def note(self, facts: Facts) -> None:
-        """The next steps are executed so."""
+        """Record how the next steps are executed."""
         if not self.executed or self.executed[-1] != facts:
             self.executed.append(facts)
 
     def execution(self) -> Facts:
-        """How all steps were executed; a fact that changed on the way is told as "1, then 2"."""
+        """How all steps were executed; a fact that changed on the way reads "1, then 2"."""
         keys = dict.fromkeys(key for facts in self.executed for key in facts)
         values = {key: list(dict.fromkeys(facts[key] for facts in self.executed if key in facts)) for key in keys}
         return {key: found[0] if len(found) == 1 else ", then ".join(map(str, found)) for key, found in values.items()}
 
 
 def save_checkpoint(path: Path, identity: str, progress: Progress, tensors: dict[str, Tensor]) -> None:
-    """Write everything that the training `identity` needs to go on from here."""
+    """Write everything that the training `identity` needs to be resumed."""
     save_tensors(path, tensors, {"format": FORMAT, "identity": identity, "progress": asdict(progress)})
 
 
 def load_checkpoint(path: Path, identity: str, tensors: dict[str, Tensor]) -> Progress | None:
-    """Copy a checkpoint into `tensors` and give its progress; None, and a line in the log, where it can't be used."""
+    """Copy a checkpoint into `tensors` and return its progress; None, with a log message, if it cannot be used."""
     try:
         stored, header = load_tensors(path)
     except FileNotFoundError:

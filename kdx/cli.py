@@ -1,4 +1,4 @@
-"""The command line: subcommands, errors in one line, exit codes. Everything heavy is imported when it is needed."""
+"""The command line: subcommands, one-line error messages, exit codes. Heavy imports are deferred."""
 
 import os
 import sys
@@ -43,7 +43,7 @@ COMMANDS = {
     "bench": "kdx.commands.bench",
     "report": "kdx.report.page.command",
 }
-"""The module of each command: `HELP`, a text or what makes it of the words, and `main`, which gives the exit code."""
+"""The module of each command, with `HELP`, a text or a function of the arguments, and `main`, giving the exit code."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         return _say(f"interrupted {stop}".rstrip(), INTERRUPTED)
     except BrokenPipeError:
-        # The reader went away (`kdx table X | head`); Python would complain once more when it flushes at exit.
+        # The reader has closed the pipe (`kdx table X | head`); Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as failure:

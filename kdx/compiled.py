@@ -1,4 +1,4 @@
-"""A training step compiled into one graph, or run eagerly where the machine's compiler fails."""
+"""A training step compiled by torch.compile into one graph, or run eagerly if the machine's compiler fails."""
 
 import logging
 from collections.abc import Callable
@@ -14,17 +14,17 @@ log = logging.getLogger(__name__)
 
 
 def compiled_step(make: Callable[[bool], Step], *, required: bool, failed: Callable[[], None]) -> Step:
-    """Compile `make(False)` at its first call; where that fails, say so and take `make(True)`, the eager step.
+    """Compile `make(False)` at its first call; if that fails, log it and use `make(True)`, the eager step.
 
-    `failed` is then called; with `required` a failure is a UserError instead.
+    `failed` is called then; with `required` a failure raises UserError instead.
     """
-    # Shapes, types and modules never change within a training, so there is nothing to guard: checking it before every
-    # step would take longer than drawing its noise. The reset keeps the code of one training from serving another.
+    # Shapes, types and modules never change within a training, so guards are skipped: checking them before every step
+    # would take longer than drawing its noise. The reset keeps one training's code from being used for another.
     torch.compiler.reset()
-    # Here, because the compiler takes a second to import, and most short runs do without it.
+    # Imported here, because the compiler takes a second to import, and most short runs do without it.
     from torch._dynamo.exc import BackendCompilerFailed
 
-    # Loading the compiler says so where a CUDA toolkit is installed without a GPU, which is nobody's mistake.
+    # Loading the compiler warns if a CUDA toolkit is installed without a GPU, which is no mistake.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(
         make(False),
@@ -43,7 +43,7 @@ def compiled_step(make: Callable[[bool], Step], *, required: bool, failed: Calla
             compiled(*arguments)
             chosen = compiled
         except BackendCompilerFailed as error:
-            # Nothing has run yet: the failure is the compiler's, before the graph's first operation.
+            # No operation has run yet, so the eager step can start from the same state.
             reason = str(error).strip().splitlines()[0]
             if required:
                 raise UserError(f"device.compile: 'true' failed ({reason}); allowed: auto, false") from error

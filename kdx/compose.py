@@ -1,4 +1,4 @@
-"""From the words on the command line to validated configurations; every mistake is told before torch is imported."""
+"""From command-line overrides to validated configurations; every mistake is reported before torch is imported."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config"
 HYDRA_VERSION = "1.3"
 SEARCH_PATH = "hydra.searchpath"
-# Listed by Hydra only where they are installed.
+# Hydra lists these only if they are installed.
 FURTHER_LAUNCHERS = ("submitit_local", "submitit_slurm")
 
 
@@ -41,14 +41,14 @@ def single(overrides: Sequence[str]) -> Config:
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep: the overrides as the user would type them, and the configuration that they make."""
+    """One job of a sweep: its overrides as the user would type them, and the resulting configuration."""
 
     overrides: list[str]
     config: Config
 
 
 def expand(overrides: Sequence[str]) -> list[Job]:
-    """All jobs of a sweep, in the order in which Hydra's own sweeper runs them."""
+    """All jobs of a sweep, in the order of Hydra's own sweeper."""
     with _hydra():
         parsed = [override for override in _parsed(overrides, sweep=True) if not is_hydras(override)]
         for override in parsed:
@@ -64,7 +64,7 @@ def expand(overrides: Sequence[str]) -> list[Job]:
 
 
 def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """Hydra's settings of the launcher that a sweep with these overrides uses; UserError where one is wrong."""
+    """Hydra's settings of the launcher that these overrides choose; raises UserError if one is wrong."""
     with _hydra():
         own = [override for override in _parsed(overrides, sweep=True) if is_hydras(override)]
         choice = [override.input_line or "" for override in own if override.key_or_group == LAUNCHER]
@@ -80,13 +80,13 @@ def launcher_settings(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def defaults(overrides: Sequence[str]) -> dict[str, Any]:
-    """Every key that can be set with these overrides, with its value, interpolations as they are written."""
+    """Every key that can be set with these overrides, with its value; interpolations are not resolved."""
     with _hydra():
         return _flattened(_composed(_parsed(overrides, sweep=False)))
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Resolve and validate what Hydra composed."""
+    """Resolve and validate a configuration composed by Hydra; raises UserError."""
     try:
         content = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -95,10 +95,10 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
-    """Build the method once, so that a mistake in method.* is told before the work begins (imports torch).
+    """Build the method once, so that a mistake in method.* is reported before the work begins (imports torch).
 
-    Gives a line for each setting whose value is not reached before the training ends, and for each of the overrides
-    that changes nothing beside another setting, and why.
+    Returns warnings: a line for each setting that a schedule does not reach before training ends, and for each override
+    without effect, with the reason.
     """
     from kdx.procedures import build
     from kdx.teacher import check_teachers
@@ -118,7 +118,7 @@ def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def _told(name: str, short: "Unreached", value: float, epochs: int) -> str:
-    """That a setting is not reached, and what to do about it."""
+    """The warning that a setting is not reached, and what to do about it."""
     what = f"comes to {short.most / value:.3g} of its value only" if short.most else "has no effect on the training"
     return (
         f"method.{name} {what}, with method.{short.until}={short.epoch:g} and trainer.epochs={epochs};"
@@ -127,28 +127,28 @@ def _told(name: str, short: "Unreached", value: float, epochs: int) -> str:
 
 
 def hydra_words(words: Iterable[str]) -> list[str]:
-    """Overrides in Hydra's spelling, which names the folder of a group that shares it: teacher@teacher2=nin.
+    """Overrides in Hydra's spelling, which adds the folder of a shared group: teacher@teacher2=nin.
 
-    With them goes where it finds the groups of installed packages.
+    The search path of installed packages' groups is added to them.
     """
     folders = ",".join(quoted(f"file://{folder}") for folder in package_folders())
     return [*([f"{SEARCH_PATH}=[{folders}]"] if folders else []), *in_hydras_spelling(words)]
 
 
 def in_hydras_spelling(words: Iterable[str]) -> list[str]:
-    """Overrides of one job, as `hydra_words` writes them."""
+    """The overrides of one job as `hydra_words` writes them, without the search path."""
     names = {group.name: group.hydra_name for group in load_groups().values()}
     return [_renamed(word, names) for word in words]
 
 
 def typed_words(words: Iterable[str]) -> list[str]:
-    """Overrides as the user typed them, from Hydra's spelling."""
+    """Overrides in Hydra's spelling, converted back to what the user typed."""
     names = {group.hydra_name: group.name for group in load_groups().values()}
     return [_renamed(word, names) for word in words]
 
 
 def quoted(value: str) -> str:
-    """A text as Hydra reads it, whatever is in it."""
+    """A text quoted so that Hydra reads it unchanged."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -165,7 +165,7 @@ def _hydra() -> Iterator[None]:
 
 
 def _parsed(overrides: Sequence[str], *, sweep: bool) -> list[Override]:
-    """Parse the overrides and refuse those whose form or group choice is wrong, and a key that is there twice."""
+    """Parse the overrides; raises UserError for a malformed one, an unknown choice, or a key that is given twice."""
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(loader)
     groups = load_groups()
@@ -214,7 +214,7 @@ def _typed_value(override: Override) -> str:
 
 
 def _composed(overrides: list[Override]) -> DictConfig:
-    """What Hydra composes; it sets values last as well, so what it composes of the choices alone is kept for others."""
+    """Hydra's composition; cached by the group choices, since values are set afterwards in any case."""
     groups = load_groups()
     values = [override for override in overrides if not _chooses(override, groups)]
     choices = [override.input_line or "" for override in overrides if override not in values]
@@ -232,14 +232,14 @@ def _chooses(override: Override, groups: Mapping[str, Group]) -> bool:
     return override.key_or_group in groups and not isinstance(override.value(), dict)
 
 
-# Of a sweep's jobs, and of a paper's rows, many have the same choices, and to compose takes a tenth of a second.
+# Cached: many jobs of a sweep have the same choices, and composing takes a tenth of a second.
 @cache
 def _chosen(folder: Path, words: tuple[str, ...]) -> DictConfig:
     return compose(CONFIG_NAME, list(words))
 
 
 def _diagnosis(overrides: list[Override], error: Exception) -> UserError:
-    """Why these overrides do not compose: nearly always a key that does not exist."""
+    """The reason why these overrides do not compose: nearly always a key that does not exist."""
     groups = load_groups()
     keys = _keys([override.input_line or "" for override in overrides if _chooses(override, groups)])
     for override in overrides:
@@ -254,7 +254,7 @@ def _unknown_key(override: Override, keys: list[str], groups: Mapping[str, Group
     key = override.key_or_group
     group = key.partition(".")[0]
     siblings = [name for name in keys if name.startswith(f"{group}.")] if "." in key else []
-    # To compose every choice takes seconds, which a typing mistake need not wait for.
+    # Composing every choice takes seconds, too long for a typing mistake.
     owners = [
         choice
         for choice in (groups[group].choices if group in groups and is_written(key) else ())

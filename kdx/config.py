@@ -1,4 +1,4 @@
-"""The typed schema of `conf/`, and the checks between its fields."""
+"""The typed schema of `conf/`, and the checks across its groups."""
 
 from itertools import combinations
 from typing import Annotated, Any, Literal, Self
@@ -19,16 +19,16 @@ from kdx.explain import settings_from
 from kdx.models.settings import Count, DropoutRate, NetworkSettings, RefinedSettings, Student, network_of
 from kdx.settings import Settings
 
-# As far as torch's generators go, which take whole numbers of 64 bits with a sign.
+# The largest seed of torch's generators, which take signed 64-bit integers.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainerSettings(Settings):
-    """One fit: its length, its batches, its learning rate over time and how the weights follow their gradients.
+    """One fit: epochs, batch size, learning rate schedule and optimizer.
 
-    With `patience` it ends after so many epochs without a lower validation error, and the best epoch's weights are
-    taken; with `average` the running average of the weights is evaluated and kept in their place.
+    With `patience` training stops after that many epochs without a lower validation error, and the best epoch's weights
+    are kept; with `average` the running average of the weights is evaluated and kept instead of the weights.
     """
 
     epochs: Count
@@ -46,13 +46,13 @@ class TrainerSettings(Settings):
     checkpoint_seconds: Annotated[float, Field(ge=0)]
 
     def idle(self) -> dict[str, str]:
-        """The fields that change nothing beside the value of another one, each with that setting as it is typed."""
+        """The fields without effect beside the value of another one, each with that other setting as it is typed."""
         of_schedule = {"one-cycle": {"hold": "schedule=one-cycle"}, "hold": {"peak": "schedule=hold"}}
         return of_schedule[self.schedule] | ({"momentum": "optimizer=adam"} if self.optimizer == "adam" else {})
 
 
 class Recipe(Settings):
-    """What trains the teacher's network, or the checkpoint that replaces the training."""
+    """How the teacher's network is trained, or the checkpoint that replaces training."""
 
     checkpoint: str | None
     seed: Seed
@@ -62,10 +62,10 @@ class Recipe(Settings):
 
 
 class Teacher(NetworkSettings, Recipe):
-    """The network of a teacher, and its recipe beside it."""
+    """The network of a teacher, and how it is trained."""
 
     def network(self) -> NetworkSettings:
-        """The network alone, without what trains it."""
+        """The network's settings without those of its training."""
         return network_of(self.model_dump(exclude=set(Recipe.model_fields)), NetworkSettings, "teacher")
 
 
@@ -92,7 +92,7 @@ def _student(content: Any, info: ValidationInfo) -> Any:
 
 
 class DeviceSettings(Settings):
-    """Where and how the arithmetic runs; only `precision` is part of the experiment's identity."""
+    """Where and how the arithmetic runs; of these, only `precision` is part of a run's id."""
 
     kind: Literal["auto", "cpu", "cuda", "mps"]
     threads: Count | None
@@ -104,7 +104,7 @@ class DeviceSettings(Settings):
 
 
 class SweepSettings(Settings):
-    """What holds for all jobs of a sweep together; no part of the experiment's identity."""
+    """Settings of a sweep as a whole; no part of a run's id."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")] | None
     fail_fast: bool
@@ -122,7 +122,7 @@ def _named(method: dict[str, Any]) -> dict[str, Any]:
 
 
 class Config(Settings):
-    """The whole configuration of a run; the fields of `method` belong to its parts, which check them themselves."""
+    """The whole configuration of a run; the fields of `method` belong to its parts, which validate them."""
 
     dataset: Annotated[SerializeAsAny[DatasetSettings], BeforeValidator(_dataset)]
     teacher: Annotated[SerializeAsAny[Teacher], BeforeValidator(_teacher)]
@@ -139,7 +139,7 @@ class Config(Settings):
 
     @property
     def teachers(self) -> dict[str, Teacher]:
-        """The teachers by key, the first one first; `teacher2` and `teacher3` only where they are chosen."""
+        """The teachers by key, the first one first; `teacher2` and `teacher3` only if they are chosen."""
         further = {"teacher2": self.teacher2, "teacher3": self.teacher3}
         return {"teacher": self.teacher} | {key: teacher for key, teacher in further.items() if teacher is not None}
 
@@ -149,18 +149,18 @@ class Config(Settings):
         return {f"{key}.trainer": teacher.trainer for key, teacher in self.teachers.items()} | {"trainer": self.trainer}
 
     def idle(self) -> dict[str, str]:
-        """The keys of trainers that change nothing, each with what is the reason."""
+        """The trainers' keys without effect, each with the reason."""
         of_each = {key: trainer.idle() for key, trainer in self.trainers.items()}
         return {f"{key}.{name}": f"{key}.{why}" for key, idle in of_each.items() for name, why in idle.items()}
 
     def for_each_teacher(self) -> list["Config"]:
-        """This configuration once for each teacher, with that one as its only one."""
+        """This configuration once per teacher, with that teacher as its only one."""
         alone = {"teacher2": None, "teacher3": None}
         return [self.model_copy(update={**alone, "teacher": teacher}) for teacher in self.teachers.values()]
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
-        """Every check that needs more than one group; the message names both keys."""
+        """All checks that involve more than one group; the message names both keys."""
         if self.device.kind in ("cpu", "mps") and self.device.precision == "tf32":
             raise ValueError(
                 f"device.precision: 'tf32' is not allowed with device.kind={self.device.kind}, only with cuda;"

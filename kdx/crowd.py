@@ -1,4 +1,4 @@
-"""Machines with other work: how many threads this process has, and how they wait for each other."""
+"""Cores shared with other programs: how many threads this process has, and how they wait for each other."""
 
 import os
 import time
@@ -9,31 +9,30 @@ from kdx.errors import UserError
 from kdx.machine import usable_cores
 
 SPIN, SPINS = "GOMP_SPINCOUNT", "1000"
-"""libgomp's variable, and how often its threads look before they sleep: some 15 to 50 microseconds."""
+"""libgomp's variable, and how often its threads spin before they sleep: some 15 to 50 microseconds."""
 POLICY = "OMP_WAIT_POLICY"
 STAT = Path("/proc/stat")
 SHORTEST = 0.5
-"""Of fewer seconds the system's clock ticks of 10 ms say too little."""
+"""The system counts in ticks of 10 ms, too coarse for fewer seconds."""
 
 
 def share_cores() -> None:
-    """Let this process's threads sleep when they have waited for each other for a moment.
+    """Let this process's threads sleep after waiting for each other for a moment, instead of spinning.
 
-    To be called before torch is imported, whose OpenMP runtime (libgomp) reads the choice once. By itself it lets a
-    thread spin for many milliseconds, which is best for as long as nobody else works. But as soon as another program
-    does, even one that comes later, a thread spins away the time that the one it waits for would need, and the two
-    threads of a small network do a training in 70 times its time. A thread that spins for a moment only takes a third
-    more time where the machine is quiet and at most 2.4 times where it is not; the arithmetic is the same. Who has set
-    OMP_WAIT_POLICY or GOMP_SPINCOUNT keeps it.
+    Must be called before torch is imported, whose OpenMP runtime (libgomp) reads the setting once. By default a thread
+    spins for many milliseconds, which is fastest on an idle machine. But beside another program, even one that starts
+    later, a thread spins away the time that the thread it waits for would need, and a small network takes 70 times as
+    long with two threads. With short spinning, training takes a third longer on an idle machine, and at most 2.4 times
+    as long on a busy one; the results are the same. A user's own OMP_WAIT_POLICY or GOMP_SPINCOUNT is left as it is.
     """
     if POLICY not in os.environ:
         os.environ.setdefault(SPIN, SPINS)
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise UserError for more threads than there are cores for them: each would wait for the others to get a turn.
+    """Raise UserError for more threads than cores, since they would wait for each other; None is always allowed.
 
-    To be asked where a run starts, since its configuration may come from a larger machine; None is always allowed.
+    Called again when a run starts, since its configuration may come from a larger machine.
     """
     cores = usable_cores()
     if threads is not None and threads > cores:
@@ -42,14 +41,14 @@ def check_threads(threads: int | None) -> None:
 
 
 def waiting() -> str:
-    """How threads wait, as the environment says."""
+    """How threads wait for each other, according to the environment variables."""
     return ", ".join(f"{name}={os.environ[name]}" for name in (POLICY, SPIN) if name in os.environ) or "they like"
 
 
 def taken_elsewhere() -> Callable[[], float | None]:
-    """Watch from now on; what comes back says how many of this process's cores others have taken since, on average.
+    """Start watching the cores; the returned function gives how many of them other programs took since, on average.
 
-    It gives None where the system does not say, and within the first half second.
+    It returns None if the system does not tell, and within the first half second.
     """
     start, own, busy = time.perf_counter(), time.process_time(), _busy()
 
@@ -63,7 +62,7 @@ def taken_elsewhere() -> Callable[[], float | None]:
 
 
 def _busy() -> float | None:
-    """The seconds that the cores of this process were busy, or lent to another machine, since the system began."""
+    """The seconds that the cores of this process were busy, or lent to another virtual machine, since boot."""
     try:
         cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
         lines = [line.split() for line in STAT.read_text().splitlines()]

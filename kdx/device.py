@@ -31,7 +31,7 @@ COMPILE_SECONDS = 25.0
 
 @dataclass(frozen=True)
 class Engine:
-    """The device, and how a training step is executed on it."""
+    """The device, and how training steps are executed on it."""
 
     device: torch.device
     precision: Literal["fp32", "tf32", "bf16"]
@@ -51,10 +51,9 @@ class Engine:
         return self.device.type == "cuda" and self.graph is not False
 
     def placed(self, network: Network) -> Network:
-        """The network on the device, there with the layout of memory that its convolutions are fastest with.
+        """The network on the device, in the memory format in which its convolutions are fastest.
 
-        That is channels_last on a GPU with tensor cores and on a CPU; the numbers and their order in files are the
-        same.
+        That is channels_last on a CPU and on a GPU with tensor cores; values, and their order in files, do not change.
         """
         network = network.to(self.device)
         if self.device.type in ("cpu", "cuda") and has_convolutions(network):
@@ -62,7 +61,7 @@ class Engine:
         return network
 
     def record(self) -> dict[str, str | int]:
-        """What steps are executed on, and by which programs, for the metrics."""
+        """The device and the software versions that steps are executed with, for metrics.json."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
             "device": name,
@@ -78,8 +77,8 @@ class Engine:
     def compiles(self, student: nn.Module, steps: int) -> bool:
         """Whether a training of so many steps is compiled.
 
-        `auto` decides by the work alone, never by the clock, so that the same run always executes the same way.
-        Raises UserError where compilation is asked for and no C++ compiler is there.
+        `auto` decides by the amount of work, never by measured time, so that a run is always executed in the same way.
+        Raises UserError if compilation is asked for and there is no C++ compiler.
         """
         if self.compile is False or (self.compile == "auto" and self.captures):
             # What fusing kernels saves within a graph is measured by `scripts/benchmark gpu`, not yet known.
@@ -104,7 +103,7 @@ class Engine:
 
 
 def has_convolutions(network: nn.Module) -> bool:
-    """Whether any parameter has the shape of filters."""
+    """Whether any parameter is a filter (4-dimensional)."""
     return any(parameter.dim() > 2 for parameter in network.parameters())
 
 
@@ -114,10 +113,10 @@ def has_compiler() -> bool:
 
 
 def prepare_device(settings: DeviceSettings) -> Engine:
-    """Set the process's threads, denormals, memory and matrix products as `settings` says, and name the device.
+    """Set the process's threads, denormals, allocator and matrix products as `settings` says, and return the engine.
 
-    Raises UserError as `choose_device`, for more threads than cores, and for products that would not be those of the
-    precision.
+    Raises UserError as `choose_device` does, for more threads than cores, and for matrix products that would not have
+    the precision that is asked for.
     """
     check_threads(settings.threads)
     device = choose_device(settings)
@@ -137,9 +136,9 @@ def prepare_device(settings: DeviceSettings) -> Engine:
 
 
 def _set_cuda(*, tf32: bool) -> str:
-    """Select the precision of float32 products and convolutions on GPUs; the library that multiplies."""
+    """Select the precision of float32 products and convolutions on GPUs; return the library that multiplies."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    # By itself torch lets convolutions, unlike products, round to TF32.
+    # By default torch lets convolutions, unlike matrix products, round to TF32.
     torch.backends.cudnn.allow_tf32 = tf32
     # A network's batches have one shape, so trying every algorithm once is repaid.
     torch.backends.cudnn.benchmark = True
@@ -148,7 +147,7 @@ def _set_cuda(*, tf32: bool) -> str:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products and convolutions in whole float32, on every device and whatever the process was told."""
+    """Matrix products and convolutions in full float32 on every device, whatever the process's settings."""
     precision, rounds = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -160,7 +159,7 @@ def full_float32() -> Iterator[None]:
 
 
 def choose_device(settings: DeviceSettings) -> torch.device:
-    """The device that `settings` means on this machine; UserError where it is not there or cannot do what they ask."""
+    """The device that `settings` selects on this machine; raises UserError if it is missing or unsuited."""
     device = _of_kind(settings.kind)
     if device.type != "cuda" and settings.graph is True:
         raise UserError(f"device.graph: true needs an NVIDIA GPU, here is {device.type} only; allowed: auto, false")

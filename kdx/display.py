@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal, an occasional line elsewhere."""
 
 import os
 import sys
@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 LINE_SECONDS = 10.0
 QUIET = "KDX_PROGRESS"
-"""The environment variable by which a program that shows the progress of many says "none" to each of them."""
+"""Environment variable; a program that runs several trainings sets it to "none", to show their progress itself."""
 
 
 class Stage:
-    """One piece of work with a known number of units; `advance` tells how many are done and the figures so far."""
+    """Progress of one piece of work with a known number of units."""
 
     def __init__(self, title: str, total: int, bar: Progress | None) -> None:
         self._quiet = os.environ.get(QUIET) == "none"
@@ -25,7 +25,7 @@ class Stage:
         self._done_before: int | None = None
 
     def advance(self, done: int, figures: Mapping[str, float] | None = None) -> None:
-        """Show that `done` units are finished, with a few figures behind the bar."""
+        """Show that `done` units are finished, with some figures behind the bar."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in (figures or {}).items())
         if self._done_before is None:
             self._done_before, self._began = done, time.monotonic()
@@ -40,13 +40,13 @@ class Stage:
         return time.monotonic() - self._last_line >= LINE_SECONDS
 
     def _seconds_left(self, done: int) -> float:
-        """As long as the units that are left would take at the pace so far; 0 where there is none yet, or none left."""
+        """The estimated seconds that are left at the pace so far; 0 if unknown or none are left."""
         here = done - (self._done_before or 0)
         return (time.monotonic() - self._began) / here * (self._total - done) if here else 0.0
 
 
 def left_text(seconds: float) -> str:
-    """A time to go, in two units at most: 2 h 10 min, 3 min 5 s, 40 s."""
+    """A duration in at most two units: 2 h 10 min, 3 min 5 s, 40 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,20 +1,20 @@
-"""The user's mistakes, told in one line each (exit code 2), and the interruption of a run (130)."""
+"""The user's mistakes, reported in one line each (exit code 2), and the interruption of a run (130)."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the message is one line and names the key, the value and what is allowed."""
+    """A mistake that the user can correct; the message is one line and names the key, the value and what is allowed."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was stopped from outside and can be continued; the message says where it stopped (exit code 130)."""
+    """The run was stopped from outside and can be resumed; the message says where it stopped (exit code 130)."""
 
 
 def nearest(given: object, allowed: Iterable[str]) -> str:
     """The words "did you mean 'x'? " for the name in `allowed` that is nearest to `given`, or nothing."""
-    # Without regard to case, so that lambda_v finds lambda_V rather than lambda_g.
+    # Case-insensitive, so that lambda_v finds lambda_V rather than lambda_g.
     names = {name.casefold(): name for name in allowed}
     near = get_close_matches(str(given).casefold(), list(names), n=1, cutoff=0.5)
     return f"did you mean '{names[near[0]]}'? " if near else ""

@@ -1,4 +1,4 @@
-"""How the steps of one training are executed: compiled or not, captured as CUDA graphs or one by one."""
+"""How the steps of one training are executed: compiled or eager, captured as CUDA graphs or launched singly."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from kdx.device import Engine
 
 
 class Execution:
-    """The way that the engine chooses for a training of `student` with so many steps."""
+    """How the engine executes a training of `student` with so many steps."""
 
     def __init__(self, engine: Engine, student: nn.Module, steps: int) -> None:
         self.engine, self.compiles = engine, engine.compiles(student, steps)
@@ -19,13 +19,13 @@ class Execution:
 
     @property
     def name(self) -> str:
-        """What is done to the step, in words."""
+        """How steps are executed, in words: compiled, captured, both, or eager."""
         words = ["compiled"] * self.compiles + ["captured"] * self.engine.captures
         return " and ".join(words) or "eager"
 
     @property
     def facts(self) -> Facts:
-        """How steps are executed, for the metrics."""
+        """The device and how steps are executed, for metrics.json."""
         return {**self._facts, "execution": self.name}
 
     @property
@@ -34,13 +34,13 @@ class Execution:
         return self.engine.autocast
 
     def executed(self, make: Callable[[bool], Step]) -> Step:
-        """The step of which `make(eager)` makes either kind, compiled where that is chosen."""
+        """The step that `make(eager)` makes, compiled if that was decided, else eager."""
         if not self.compiles:
             return make(True)
         return compiled_step(make, required=self.engine.compile is True, failed=self._not_compiled)
 
     def recorder(self) -> Recorder | None:
-        """What captures steps, where they are captured."""
+        """The CUDA graph recorder, or None if steps are not captured."""
         return Graphs() if self.engine.captures else None
 
     def _not_compiled(self) -> None:

@@ -1,4 +1,4 @@
-"""The story of a run, from top to bottom."""
+"""One run from start to end: data, teachers, training, measurement, results."""
 
 import logging
 from pathlib import Path
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> Path:
-    """Run the experiment that `config` describes and give its folder; a finished one is left as it is.
+    """Run the experiment that `config` describes and return its folder; a finished one is left as it is.
 
-    An interrupted run is continued, `force` repeats a finished one, and a run that another process is working on is
-    waited for. Raises UserError for the user's mistakes, Interrupted when stopped from outside, Diverged when the
-    loss is no longer finite.
+    An interrupted run is resumed, `force` repeats a finished one, and a run that another process is working on is
+    waited for. Raises UserError for the user's mistakes, Interrupted when stopped from outside, Diverged when the loss
+    is no longer finite.
     """
-    # Asked also where the run is finished, so that an order which cannot be carried out is never answered.
+    # Checked even if the run is finished, so that a device which is not there is always an error.
     choose_device(config.device)
     folder = run_folder(config)
     with folder.lock():
@@ -54,13 +54,13 @@ def _run(config: Config, folder: RunFolder) -> None:
     method, procedure = build(config.method)
     check_teachers(config, method)
     if isinstance(procedure, Chain):
-        # Several runs, each of them told below, and their results as one.
+        # A chain calls `run` for each of its candidates, and collects their results.
         run_chain(config, procedure, folder, run)
         return
     engine = prepare_device(config.device)
 
     data = load_data(config.dataset).to(engine.device)
-    # Before the teachers, so that a student that does not fit is told before a long training.
+    # Before the teachers, so that a student that does not fit is reported before they are trained.
     student = initial_student(config, data)
     procedure.check_network(student, method)
     lesson = get_lesson(config, method, data, engine, trained=not procedure.makes_teacher)
@@ -70,7 +70,7 @@ def _run(config: Config, folder: RunFolder) -> None:
 
 
 def get_lesson(config: Config, method: Method, data: Data, engine: Engine, *, trained: bool) -> Lesson:
-    """The data, the teachers, trained where they are to be, and their logits where the method needs them."""
+    """The data, the teachers (trained first if `trained`), and their mean logits if the method needs them."""
     teacher, *further = get_teachers(config, data, engine, trained=trained)
     logits = None
     if method.needs_teacher:
@@ -79,7 +79,7 @@ def get_lesson(config: Config, method: Method, data: Data, engine: Engine, *, tr
 
 
 def train_teachers(config: Config) -> Path:
-    """Train the teachers that `config` describes, where they are not trained; the first one's folder."""
+    """Train the teachers that `config` describes, unless they are trained; return the first one's folder."""
     engine = prepare_device(config.device)
     data = load_data(config.dataset).to(engine.device)
     get_teachers(config, data, engine, trained=True)
@@ -96,14 +96,14 @@ def initial_student(config: Config, data: Data) -> nn.Module:
 
 
 def plan_of(config: Config, folder: RunFolder) -> Plan:
-    """How the student is trained."""
+    """How the student is trained, and in which folder."""
     title, pretrained = f"{config.method['name']} {config.student.name}", config.student.checkpoint is not None
     return Plan(title, config.trainer, config.seed, folder, pretrained=pretrained)
 
 
 def report(config: Config, plan: Plan, outcome: Outcome, lesson: Lesson, engine: Engine) -> None:
-    """Save and measure the network that came out, and write the results."""
-    # What is reported is the file, not the network in memory.
+    """Save and measure the resulting network, and write the results."""
+    # Measured from the saved file, not from the network in memory.
     weights = plan.folder.path / "student.safetensors"
     save_weights(weights, outcome.network)
     student = load_weights(weights, emptied(outcome.network))

@@ -1,4 +1,4 @@
-"""Settings that do not fit their model, told in one line: the dotted key, the value and what is allowed."""
+"""Validation errors of settings in one line: the dotted key, the value and what is allowed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ _TYPES = {"integer": "a whole number", "string": "a text", "boolean": "true or f
 
 
 def settings_from(model: type[Model], content: object, key: str = "") -> Model:
-    """Build `model` from `content`, which stands under `key` in the configuration; UserError where it does not fit."""
+    """Validate `content`, the value of `key` in the configuration, as `model`; raises UserError if it does not fit."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -24,7 +24,7 @@ def settings_from(model: type[Model], content: object, key: str = "") -> Model:
 
 
 def explained(error: ValidationError, key: str = "", model: type[BaseModel] | None = None) -> UserError:
-    """The first of pydantic's complaints as a UserError; with the model at hand it says all that is allowed."""
+    """The first of pydantic's errors as a UserError; with `model` it also says what is allowed."""
     first = error.errors(include_url=False)[0]
     schema = model.model_json_schema() if model else {}
     path, node, rest = _locate(schema, first["loc"]) if model else (first["loc"], {}, [])
@@ -35,7 +35,7 @@ def explained(error: ValidationError, key: str = "", model: type[BaseModel] | No
     if kind == "missing":
         return UserError(f"{_dotted(name, rest)}: no value is given")
     if kind == "value_error":
-        # A validator of ours speaks; where it judged a whole group, the group's content would only be noise.
+        # One of kdx's validators; if it checked a whole group, the group's content is left out of the message.
         told = first.get("ctx", {}).get("error", first["msg"])
         if isinstance(told, UserError):
             return told
@@ -61,7 +61,7 @@ def shown(value: object) -> str:
 
 
 def _locate(schema: Schema, location: Location) -> tuple[Location, Schema, Location]:
-    """Follow `location` into the schema: the part that leads somewhere, where it leads, and the part that does not."""
+    """Follow `location` into the schema: the path as far as it exists, the node there, and the rest of the path."""
     node = _resolved(schema, schema)
     path: list[int | str] = []
     for depth, part in enumerate(location):
@@ -80,7 +80,7 @@ def _resolved(node: Schema, schema: Schema) -> Schema:
 
 
 def _chosen(node: Schema, schema: Schema) -> Schema:
-    """What a group that may be null is when it is not."""
+    """The schema of an optional group if it is not null."""
     options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
     return _resolved(options[0], schema) if len(options) == 1 else node
 

@@ -1,4 +1,4 @@
-"""Failures that are nobody's typing mistake: one line for the user, the traceback for whoever looks into it."""
+"""Failures that are not the user's mistakes: one line on stderr, the traceback in the log."""
 
 import errno
 import logging
@@ -25,12 +25,12 @@ _OUT_OF_MEMORY = (
 
 
 class RunFailed(Exception):
-    """A run broke down; the message is one line and says where the traceback is."""
+    """A run has failed; the message is one line and names the file with the traceback."""
 
 
 @contextmanager
 def recorded(log_file: Path) -> Iterator[None]:
-    """Turn what goes wrong within into RunFailed, with the traceback in `log_file` where its folder exists."""
+    """Turn exceptions within the context into RunFailed, with the traceback in `log_file` if its folder exists."""
     # A full disk refuses the log's lines too, and logging would print a traceback for each of them. The results, which
     # lie on the same disk, say it in one line.
     shown, logging.raiseExceptions = logging.raiseExceptions, False
@@ -52,12 +52,12 @@ def recorded(log_file: Path) -> Iterator[None]:
 
 
 def is_plain(failure: BaseException) -> bool:
-    """Whether the failure is a refusal that needs no traceback: no space, no permission, no GPU memory."""
+    """Whether the failure needs no traceback: no disk space, no permission, no GPU memory."""
     return (isinstance(failure, OSError) and failure.errno in _PLAIN) or _is_out_of_memory(failure)
 
 
 def _is_out_of_memory(failure: BaseException) -> bool:
-    # Where torch was not imported, it raised nothing.
+    # Without torch imported, the failure cannot be one of torch's.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(failure, torch.OutOfMemoryError)
 
@@ -65,7 +65,7 @@ def _is_out_of_memory(failure: BaseException) -> bool:
 def describe(failure: BaseException) -> str:
     """A failure in one line."""
     if _is_out_of_memory(failure):
-        # What torch says beside that is what holds the rest of the memory.
+        # The rest of torch's message is about other uses of the memory.
         wanted = re.search(r"ried to allocate [\d.]+ \w+", str(failure))
         return _OUT_OF_MEMORY.format(f" (t{wanted[0]})" if wanted else "")
     if isinstance(failure, OSError) and failure.strerror:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the hashes that prove it."""
+"""Atomic writing of files, so that they are either complete or absent, and their hashes."""
 
 import csv
 import errno
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MODULES = (".py", ".so", ".pyd")
-"""The endings of what Python imports."""
+"""The suffixes of files that Python imports."""
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and all above it, where they are absent; raises OSError, which names the folder."""
+    """Make a folder and its parents, if they are missing; raises OSError, which names the folder."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:
-        # What it lies in is there by now, so this is how a system without new folders, such as /proc, refuses one.
+        # The parent exists, so this is a file system that allows no new folders, such as /proc.
         raise PermissionError(errno.EPERM, "a folder cannot be made here", str(path)) from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it to the disk and rename it to `path`.
+    """Let `write` fill a temporary file beside `path`, sync it to disk and rename it to `path`.
 
-    What the file system refuses is an OSError that names `path`.
+    Errors of the file system are raised as OSError with the name `path`.
     """
     try:
         make_folder(path.parent)
@@ -38,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.close(handle)
         _replace(path, Path(name), write)
     except OSError as error:
-        # A full disk names no file, and the temporary file's name says nothing.
+        # The error of a full disk names no file, and the temporary file's name would not help.
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -73,7 +73,7 @@ def json_text(content: object) -> str:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table with a header line to `path` atomically; None is an empty cell, an unknown column a ValueError."""
+    """Write a table with a header line to `path` atomically; None is an empty cell, ValueError for unknown columns."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -96,7 +96,7 @@ def sha256_of(path: Path) -> str:
 
 
 def source_sha256(places: Iterable[Path]) -> str:
-    """SHA-256, in hexadecimal, of the names and contents of all modules in these folders, or of these modules."""
+    """SHA-256, in hexadecimal, of the names and contents of these modules, and of all modules in these folders."""
     digest = hashlib.sha256()
     for place in places:
         modules = [place] if place.is_file() else [path for end in MODULES for path in place.rglob(f"*{end}")]

@@ -1,4 +1,4 @@
-"""One fit: a network, a method and what it learns from, handed to the trainer."""
+"""One fit: a network is trained with a method on the data and teacher logits of a lesson."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a network learns from: data, and the teacher with the logits of every view where there is one.
+    """What a network learns from: the data and, if there is a teacher, its logits for every view.
 
-    Where there are further teachers, the logits are the mean of all.
+    With `further_teachers` the logits are the mean of all teachers'.
     """
 
     data: Data
@@ -41,9 +41,9 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one network is trained, and the folder that it belongs to; `stage` names one fit of several.
+    """How one network is trained, and its folder; `stage` is the name of one fit among several.
 
-    `pretrained` says that the network comes with trained weights, from which training goes on.
+    `pretrained` says that training starts from a checkpoint's weights.
     """
 
     title: str
@@ -55,18 +55,18 @@ class Plan:
 
     @property
     def checkpoint(self) -> Path:
-        """The file from which the training goes on, or that shows it finished; gone when the folder is finished."""
+        """The file to resume from, which also marks a finished fit; removed when the run is finished."""
         return self.folder.path / f"checkpoint{self.stage and '-'}{self.stage}.safetensors"
 
     def at(self, stage: str, **trainer: Any) -> "Plan":
-        """The plan of one of several fits in the same folder, whose trainer differs in some settings."""
+        """The plan of one of several fits in the same folder, with some of the trainer's settings changed."""
         return replace(
             self, stage=stage, title=f"{self.title}, {stage}", trainer=self.trainer.model_copy(update=trainer)
         )
 
 
 AfterEpoch = Callable[[nn.Module, int], None]
-"""What is done with the student, as it is trained, after epoch number n (from 1), before a checkpoint is written."""
+"""Called with the student in training and the epoch's number, from 1, after every epoch and before its checkpoint."""
 
 
 def fit(
@@ -77,26 +77,26 @@ def fit(
     engine: Engine,
     after_epoch: AfterEpoch = lambda student, epoch: None,
 ) -> tuple[nn.Module, Progress]:
-    """Train `network` by `method`; give back the plain network and the history."""
+    """Train `network` with `method`; return the plain network and the training's progress."""
     trainee = trainee_of(network, method, lesson, plan, engine, after_epoch)
     progress = train(trainee.student, trainee.objective, trainee.training, engine, trainee.evaluate)
     return method.finalize(trainee.student), progress
 
 
 def initial_figures(network: nn.Module, method: Method, plan: Plan) -> dict[str, float]:
-    """What is known of a fit before it begins.
+    """Figures of a fit that are known before training.
 
-    `NAME_reached` is the most that a setting comes to which is not reached in these epochs, such as a weight that warms
-    up for longer; `initial_sparsity_percent` is there where the method may prune before any training, as the log tells
-    too (SPEC 5).
+    `NAME_reached` is the highest value of a setting that its schedule does not complete in these epochs, such as a long
+    warm-up; `initial_sparsity_percent` is the share of weights that the method counts as pruned before training, if it
+    may prune then, and is also logged.
     """
     figures = {f"{name}_reached": short.most for name, short in method.unreached(plan.trainer.epochs).items()}
     if not method.prunes_at_start:
         return figures
-    # Of the initial weights and not of a checkpoint's, so that a run which goes on has the figure that it began with.
+    # Of the initial weights, not of a checkpoint's, so that resuming a run does not change the figure.
     plain = method.finalize(method.prepare(deepcopy(network)))
     percent = percent_zero(weight_count(plain), int(nonzero_count(plain)))
-    # Runs that are trained together share their logs.
+    # The folder's name is needed because runs that are trained together share their logs.
     title, folder = plan.title, plan.folder.path.name
     log.info("%s, %s: %.2f %% of the weights are pruned before any training", title, folder, percent)
     return {**figures, "initial_sparsity_percent": percent}
@@ -104,7 +104,7 @@ def initial_figures(network: nn.Module, method: Method, plan: Plan) -> dict[str,
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` is given of one of several networks that are trained together."""
+    """The arguments of `fit` for one of several networks that are trained together."""
 
     network: nn.Module
     method: Method
@@ -113,7 +113,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What comes of it: the plain network, the history, how many were trained together, and `initial_figures`."""
+    """The result of one of them: plain network, progress, how many were trained together, and `initial_figures`."""
 
     network: nn.Module
     progress: Progress
@@ -122,8 +122,8 @@ class Fitted:
 
 
 def fit_together(fits: Sequence[Fit], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged]:
-    """`fit` for several networks of one structure, in step; where one diverged, the exception."""
-    # Before the networks are made students and trained, in place.
+    """`fit` for several networks of one structure, in step; for one that diverged, the exception."""
+    # First, because the networks are then prepared and trained in place.
     initial = [initial_figures(each.network, each.method, each.plan) for each in fits]
     trainees = [trainee_of(each.network, each.method, lesson, each.plan, engine) for each in fits]
     trained = train_together(trainees, engine, way)
@@ -141,9 +141,9 @@ def trainee_of(
     engine: Engine,
     after_epoch: AfterEpoch = lambda student, epoch: None,
 ) -> Trainee:
-    """What the trainer is given of one fit.
+    """The trainer's arguments for one fit.
 
-    Layers are substituted, then moved to the device, then handed to the optimiser: here, for every method.
+    For every method, layers are substituted here, then moved to the device, then given to the optimizer.
     """
     data = lesson.data
     student = engine.placed(method.prepare(network))
@@ -173,7 +173,7 @@ def trainee_of(
         examples=data.train,
         teacher_logits=None if stored is None else method.targets(stored, plan.seed, data.train.shifts),
         trainer=plan.trainer,
-        # Every stage sees the examples in orders of its own.
+        # Every stage has its own random order of examples.
         seed=derived_seed(plan.seed, plan.stage) if plan.stage else plan.seed,
         checkpoint=plan.checkpoint,
     )

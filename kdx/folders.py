@@ -1,4 +1,4 @@
-"""Where data lies: the user's folder of data sets and kdx's own cache."""
+"""The folders of data sets, of downloads and of kdx's cache."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def user_cache() -> Path:
 
 
 def download_cache() -> Path:
-    """The folder for downloads that have no other place."""
+    """The folder for downloads if the user has chosen none."""
     return user_cache() / "data"
 
 

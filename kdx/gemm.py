@@ -1,4 +1,4 @@
-"""Which library multiplies float32 matrices on a CPU."""
+"""Which library multiplies float32 matrices on a CPU: torch's default BLAS or oneDNN."""
 
 import os
 
@@ -14,14 +14,15 @@ PRECISION = {"default": "highest", "onednn": "medium"}
 # The values of ONEDNN_MAX_CPU_ISA that hide AMX from oneDNN; a word that it does not know hides nothing.
 WITHOUT_AMX = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 WITHOUT_AMX |= {"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"}
-# What makes oneDNN round float32 convolutions and products at every setting of torch.
+# Environment variables that make oneDNN round float32 convolutions and products, whatever torch's settings.
 ROUNDING_MODES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
 
 def set_gemm(route: str) -> str:
-    """Select `default`, `onednn` or `auto`, which is oneDNN wherever that multiplies in float32; give what was taken.
+    """Select the library of CPU matrix products, and return the selected one.
 
-    Raises UserError where oneDNN is asked for and would round, or is told to round by the environment.
+    `auto` is `onednn` wherever that multiplies in float32, else `default`. Raises UserError if oneDNN is asked for and
+    would round to bfloat16, or if an environment variable tells it to round.
     """
     for name in ROUNDING_MODES:
         if os.environ.get(name, "").upper() not in ("", "STRICT"):
@@ -41,10 +42,10 @@ def set_gemm(route: str) -> str:
 
 
 def onednn_rounds() -> str | None:
-    """Why oneDNN would multiply float32 matrices in bfloat16 on this processor, or None where it does not.
+    """The reason why oneDNN would multiply float32 matrices in bfloat16 on this processor, or None if it would not.
 
-    On x86-64 it does so by AMX alone, also where AVX-512 has instructions for bfloat16. Elsewhere it may: ARM's
-    processors have such instructions too.
+    On x86-64 it rounds only with AMX, although AVX-512 has bfloat16 instructions too. On other processors, such as ARM
+    with bfloat16 instructions, it may round.
     """
     processor = torch.cpu.get_capabilities()
     if processor["architecture"] != "x86_64":

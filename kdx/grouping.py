@@ -1,4 +1,4 @@
-"""Which runs can be trained together, and how many of them at once."""
+"""Which runs can be trained together as one program, and how many at once."""
 
 import json
 from collections.abc import Sequence
@@ -20,19 +20,18 @@ T = TypeVar("T")
 
 NUMBERS_OF_TRAINER = ("lr", "schedule", "hold", "peak", "momentum")
 OPTIONS_OF_TRAINER = ("weight_decay", "label_smoothing", "average")
-# For each number in a parameter: itself, two moments, a gradient, what Adam makes of them on the way, and what a
-# variational layer makes of its weights and variances.
+# Per number in a parameter: itself, two moments, a gradient, Adam's temporaries, and those of a variational layer.
 COPIES_OF_PARAMETERS = 10
-# For each number that a layer gives: what is kept for the backward pass, gradients, noise and variances.
+# Per number in a layer's output: what is kept for the backward pass, gradients, noise and variances.
 COPIES_OF_OUTPUTS = 8
-# What is left to everything else.
+# The fraction of free memory that models may use.
 USABLE_FRACTION = 0.7
 
 
 def kind(config: Config) -> str | None:
-    """What runs must have in common to be trained together; None for a method that needs more than one fit.
+    """A key that is equal for runs which can be trained together; None for a method that needs more than one fit.
 
-    That is everything but the seed and numbers that a step reads: those of the trainer and `Part.varying`.
+    It covers everything but the seed and the numbers that a step reads: those of the trainer and `Part.varying`.
     """
     method, procedure = build(config.method)
     if not isinstance(procedure, Once):
@@ -44,14 +43,14 @@ def kind(config: Config) -> str | None:
             "trainer": dict.fromkeys((*NUMBERS_OF_TRAINER, *OPTIONS_OF_TRAINER), True),
         },
     )
-    # Without smoothing, decay or average there is nothing that reads their number.
+    # A step reads these numbers only if the option is on, so whether it is on must be the same.
     options = {name: bool(getattr(config.trainer, name)) for name in OPTIONS_OF_TRAINER}
     parts = [(type(part).__name__, part.model_dump(mode="json", exclude=set(part.varying))) for part in method.parts]
     return json.dumps([content, options, parts], sort_keys=True)
 
 
 def groups(configs: Sequence[Config]) -> list[list[int]]:
-    """The numbers of the runs that can be trained together, group by group, in the order of their first ones."""
+    """The indices of the runs that can be trained together, as groups in the order of their first members."""
     found: dict[str, list[int]] = {}
     for number, config in enumerate(configs):
         found.setdefault(kind(config) or f"alone {number}", []).append(number)
@@ -59,22 +58,22 @@ def groups(configs: Sequence[Config]) -> list[list[int]]:
 
 
 def parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
-    """The items in as few parts as possible, of nearly equal size and at most `most` each."""
+    """The items divided into as few parts as possible, of nearly equal size, with at most `most` each."""
     count = ceil(len(items) / most)
     bounds = [len(items) * index // count for index in range(count + 1)]
     return [items[start:end] for start, end in pairwise(bounds)]
 
 
 def models_that_fit(student: nn.Module, images: Tensor) -> int:
-    """How many students with their layers substituted can be trained together on batches like `images`, at least one.
+    """How many prepared students can be trained together on batches like `images`, at least one.
 
-    Judged by the memory that is free on their device.
+    Estimated from the free memory of their device.
     """
     return max(1, int(USABLE_FRACTION * _free_bytes(images.device) / bytes_per_model(student, images)))
 
 
 def bytes_per_model(student: nn.Module, images: Tensor) -> int:
-    """About how many bytes one model takes while it is trained on batches like `images`."""
+    """The estimated bytes for training one model on batches like `images`."""
     given = 0
 
     def count(_layer: nn.Module, _inputs: object, outputs: Tensor) -> None:

@@ -16,7 +16,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice of a group: its one-line description, and the package that brings it; None for kdx's own."""
+    """One choice of a group: its one-line description, and the package it comes from, None for kdx itself."""
 
     description: str
     package: Package | None
@@ -24,9 +24,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Group:
-    """A group of settings, the choice that holds when none is made, and all choices.
+    """A group of settings: its default choice and all choices.
 
-    `folder` is where its choices lie; several groups may share one (`teacher2` chooses from `teacher`).
+    `folder` holds its choices; several groups may share one (`teacher2` has the choices of `teacher`).
     """
 
     name: str
@@ -36,12 +36,12 @@ class Group:
 
     @property
     def hydra_name(self) -> str:
-        """What Hydra calls the group."""
+        """The group's name in Hydra's overrides."""
         return self.name if self.name == self.folder else f"{self.folder}@{self.name}"
 
 
 def conf_folder() -> Path:
-    """The folder of the YAML groups: inside the package when installed, beside it in a checkout."""
+    """The folder of the YAML groups: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
@@ -53,16 +53,15 @@ def package_folders() -> list[Path]:
 
 
 def load_groups() -> Mapping[str, Group]:
-    """The groups that a user may choose from: those in the defaults of `config.yaml`, in their order there.
+    """The groups that a user can choose from: those in the defaults of `config.yaml`, in that order.
 
-    What is optional there follows from other choices, and is none.
-
-    Raises UserError where a package has a file under a name that is taken.
+    Optional groups there follow from other choices, and are left out. Raises UserError if a package has a file under a
+    name that is taken.
     """
     return _groups(conf_folder(), tuple(packages()))
 
 
-# A sweep asks for them with every word of every job.
+# Cached, since a sweep needs them for every override of every job.
 @cache
 def _groups(own: Path, others: tuple[Package, ...]) -> Mapping[str, Group]:
     files = _files(own, others)
@@ -78,7 +77,7 @@ def _groups(own: Path, others: tuple[Package, ...]) -> Mapping[str, Group]:
 
 
 def is_written(key: str) -> bool:
-    """Whether the last part of the key is a key in any YAML file; if not, no choice has it."""
+    """Whether the last part of the key is a key in any YAML file; if not, no choice can have it."""
     last = re.compile(rf"\b{re.escape(key.rpartition('.')[2])}\s*:")
     return any(
         last.search(file.path.read_text(encoding="utf-8")) for file in _files(conf_folder(), packages()).values()
@@ -87,16 +86,16 @@ def is_written(key: str) -> bool:
 
 @dataclass(frozen=True)
 class _File:
-    """A YAML file, and the package that brings it."""
+    """A YAML file, and the package it comes from."""
 
     path: Path
     package: Package | None
 
 
 def _files(own: Path, others: Sequence[Package]) -> dict[str, _File]:
-    """Every YAML file by its path in the folder of groups, without its ending.
+    """Every YAML file by its path below the folder of groups, without its suffix.
 
-    Of two files with one name Hydra would read the first only, so that is refused.
+    Raises UserError for two files with one name, of which Hydra would read only the first.
     """
     files: dict[str, _File] = {}
     for package, folder in [(None, own), *((package, package.conf) for package in others)]:
@@ -125,7 +124,7 @@ def _choices(files: dict[str, _File], folder: str, *, optional: bool) -> dict[st
 
 
 def _description(file: Path) -> str:
-    """The file's first comment, unless it speaks to Hydra."""
+    """The file's first comment, unless it is a directive to Hydra."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ").rstrip()

@@ -1,4 +1,4 @@
-"""What `kdx --help` and `kdx train --help` say; the choices and keys come from `conf/`."""
+"""The texts of `kdx --help` and `kdx train --help`, with the choices and keys of `conf/`."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ examples:
 
 
 def train_help(overrides: Sequence[str]) -> str:
-    """The help of `kdx train`, its keys with the values that these overrides give."""
+    """The help of `kdx train`, with the keys' values under these overrides."""
     from kdx.compose import defaults
 
     groups = load_groups()

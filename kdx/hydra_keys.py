@@ -1,4 +1,4 @@
-"""Hydra's own settings: where the jobs of a sweep run is the user's choice, everything else about them is kdx's."""
+"""Hydra's own settings: the user may choose and set the launcher, everything else is fixed by kdx."""
 
 from collections.abc import Collection
 
@@ -13,7 +13,7 @@ LAUNCHER = "hydra/launcher"
 SETTINGS = "hydra.launcher."
 ALLOWED = f"{LAUNCHER}=NAME and {SETTINGS}KEY=VALUE, with -m"
 _FOLDERS = "outputs=FOLDER or the environment variable KDX_OUTPUTS"
-# What takes the place of Hydra's keys, by how they begin.
+# What replaces Hydra's keys, by their prefix.
 _INSTEAD = {
     "run": f"the folder of a run follows from its settings; allowed: {_FOLDERS}",
     "sweep": f"the folder of a sweep is outputs/sweeps/<name>; allowed: sweep.name=NAME, {_FOLDERS}",
@@ -31,21 +31,21 @@ _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def is_hydras(override: Override) -> bool:
-    """Whether this is about one of Hydra's own settings."""
+    """Whether the override is about Hydra's own settings."""
     key = override.key_or_group
     return key == "hydra" or key.startswith(("hydra.", "hydra/"))
 
 
 def is_hydras_word(word: str) -> bool:
-    """The same of an override as it is typed."""
+    """The same for an override as it is typed."""
     key = word.lstrip("+~").partition("=")[0]
     return key == "hydra" or key.startswith(("hydra.", "hydra/"))
 
 
 def check_word(override: Override, launchers: Collection[str], *, sweep: bool) -> None:
-    """Raise UserError, which names what takes its place, for a setting of Hydra's that is not the user's.
+    """Raise UserError for a Hydra setting that the user may not change; the message names what replaces it.
 
-    `launchers` are all names that there are; the launcher's own settings are checked by `set_up`.
+    `launchers` are all known launchers; the launcher's own settings are checked by `set_up`.
     """
     text, key = override.input_line, override.key_or_group
     own = key.startswith(SETTINGS) and not any(part.startswith("_") for part in key.split("."))
@@ -64,7 +64,7 @@ def check_word(override: Override, launchers: Collection[str], *, sweep: bool) -
 
 
 def set_up(launcher: DictConfig, override: Override) -> None:
-    """Change one of the launcher's own settings, in place; UserError where it has none of that name or value."""
+    """Change one of the launcher's settings, in place; raises UserError for an unknown name or a wrong value."""
     text, key = override.input_line, override.key_or_group.removeprefix(SETTINGS)
     names = [str(name) for name in launcher if not str(name).startswith("_")]
     if not names:
@@ -83,7 +83,7 @@ def set_up(launcher: DictConfig, override: Override) -> None:
 
 
 def _resolve(launcher: DictConfig, key: str) -> None:
-    """Put a value in the place of its interpolation, unless that is known only where the job runs."""
+    """Replace an interpolation by its value, unless that is known only where the job runs."""
     try:
         OmegaConf.update(launcher, key, OmegaConf.select(launcher, key), merge=False)
     except InterpolationToMissingValueError:
@@ -103,13 +103,13 @@ def _reason(override: Override) -> str:
 
 
 def _text(override: Override) -> str:
-    """The value as it is typed, without quotes around it."""
+    """The value as it is typed, without the quotes around it."""
     value = override.value()
     return value if isinstance(value, str) else (override.input_line or "").partition("=")[2]
 
 
 def _refused(launcher: DictConfig, key: str, override: Override) -> UserError:
-    """Why a setting cannot have this value: its type, where the launcher declares one."""
+    """The error for a value that a setting cannot have, with its declared type, if any."""
     top = key.partition(".")[0]
     if isinstance(launcher.get(top), DictConfig):
         return UserError(f"{override.input_line}: {top} has free names; allowed: +{SETTINGS}{top}.NAME=VALUE")

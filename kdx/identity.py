@@ -1,4 +1,4 @@
-"""The ids that name runs, teachers and sweeps: hashes of everything that can change a figure."""
+"""The ids that name runs, teachers and sweeps: hashes of every setting that can change a result."""
 
 import hashlib
 import json
@@ -12,22 +12,22 @@ from kdx.files import sha256_of
 from kdx.models.settings import NetworkSettings
 from kdx.registry import Package, package_of
 
-# Part of every id: raise it when a change of the program makes old runs another experiment.
+# Part of every id: raise it when a change of kdx changes the results of the same settings.
 FORMAT = 2
 WITHOUT_EFFECT = ("device", "outputs", "force", "sweep")
 PLACE_OF_DATA = ("root", "download")
-"""The groups, and the settings of a data set, that cannot change a result."""
+"""The groups, and the settings of a data set, that cannot change a result and so are no part of an id."""
 PRECISION = "device.precision"
-"""The setting of `device` that can; all others change the rounding of float32 at most, and are recorded."""
+"""The one setting of `device` that can; all others change float32 rounding at most, and are recorded."""
 FLOAT32 = "fp32"
 LATER = {"hint": {"standardize": False, "decoupled": False, "beta": 8}}
-"""The keys of `method` that came later than results, by part, with the values at which a run is what it was before."""
+"""Keys of `method`, by part, that are newer than some results, with their neutral values, which leave ids unchanged."""
 
 
 def packages_record(config: Config, *groups: str) -> dict[str, str]:
-    """`packages` as in metrics.json, if any: name, version and source of those whose code these groups (or all) use.
+    """`packages` for metrics.json: name, version and source hash of the packages that these groups (or all) use.
 
-    kdx says with FORMAT when its code makes another experiment of the same settings; of a package its source must.
+    A change of kdx's own code is recorded by FORMAT, that of a package by its source hash. Empty if no package is used.
     """
     code = {
         "dataset": [package_of("kdx.datasets", config.dataset.name)],
@@ -50,12 +50,12 @@ def _method_packages(method: Mapping[str, Any]) -> Iterator[Package | None]:
 
 
 def run_id(config: Config) -> str:
-    """Twelve hexadecimal digits that name the experiment: equal for equal experiments, wherever and however run."""
+    """The id of a run, twelve hexadecimal digits: equal for equal experiments, wherever and however they are run."""
     return _digest({**_identity(config), "format": FORMAT})
 
 
 def teacher_id(config: Config) -> str:
-    """The same for the first teacher, which depends on its own settings, the data set and the precision only."""
+    """The id of the first teacher, which depends only on its own settings, the data set and the precision."""
     identity = _identity(config)
     own = {"teacher": identity["teacher"], "dataset": identity["dataset"]}
     precision = {key: identity[key] for key in ("precision",) if key in identity}
@@ -63,32 +63,32 @@ def teacher_id(config: Config) -> str:
 
 
 def sweep_id(configs: Iterable[Config]) -> str:
-    """The same for a sweep: equal where the runs are, however they are written, ordered or launched."""
+    """The id of a sweep: equal if its runs are, however they are written, ordered or launched."""
     return _digest({"runs": sorted({run_id(config) for config in configs})})
 
 
 def changes_result(key: str) -> bool:
-    """Whether a setting, or a group, of this dotted key can change a run's result, and so its id."""
+    """Whether a setting, or a group, with this dotted key can change a run's result, and so its id."""
     group, _, rest = key.partition(".")
     without = group in WITHOUT_EFFECT or (group == "dataset" and rest in PLACE_OF_DATA) or _is_pace(rest)
     return key == PRECISION or not without
 
 
 def changes(words: Iterable[str]) -> tuple[str, ...]:
-    """Of overrides that are typed for many runs, those by which they are others than without them."""
+    """Those of the overrides that can change a run's result."""
     return tuple(word for word in words if changes_result(word.partition("=")[0]) and word != f"{PRECISION}={FLOAT32}")
 
 
 def words_id(words: Iterable[str]) -> str:
-    """The same for settings that several runs have in common, as they are typed, in whatever order."""
+    """An id of overrides that several runs have in common, in any order."""
     return _digest({"words": sorted(words)})
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """The configuration without what cannot change a result, and with files of weights replaced by their content.
+    """The configuration without what cannot change a result, and with checkpoint files replaced by their hashes.
 
-    A field that has a default is left out at it, because it came later than runs without it (see `Settings`); a key of
-    `method` at its value in `LATER`.
+    A field of the configuration with a default is left out at that value, because it is newer than some runs (see
+    `Settings`), and so is a key of `method` at its value in `LATER`.
     """
     exclude: dict[str, Any] = dict.fromkeys(WITHOUT_EFFECT, True)
     exclude["dataset"] = dict.fromkeys(PLACE_OF_DATA, True)
@@ -114,7 +114,7 @@ def _checkpoint_sha256(key: str, checkpoint: Path) -> str:
 
 
 def _canonical(content: Any) -> Any:
-    """One spelling for one value: 2.0 becomes 2; how often a checkpoint is written is left out."""
+    """One spelling for equal values, such as 2 for 2.0, without the checkpoint interval."""
     match content:
         case dict():
             return {key: _canonical(value) for key, value in content.items() if not _is_pace(key)}
@@ -127,7 +127,7 @@ def _canonical(content: Any) -> Any:
 
 
 def _is_pace(key: str) -> bool:
-    """Whether the key, without its group or groups, says how often a checkpoint is written."""
+    """Whether the key, without its groups, is the checkpoint interval."""
     return key.rpartition(".")[2] == "checkpoint_seconds"
 
 

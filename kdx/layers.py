@@ -1,4 +1,4 @@
-"""Substitution of layers, and layers whose randomness is drawn outside of them."""
+"""Substitution of layers, and layers whose random numbers are drawn outside of the training step."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Substitute = Callable[[nn.Module], nn.Module | None]
 
 
 def substitute(model: nn.Module, replacement: Substitute) -> int:
-    """Replace, in place and at any depth, every submodule for which `replacement` gives a module; return how many."""
+    """Replace, in place, at any depth, every submodule for which `replacement` returns a module; return how many."""
     count = 0
     for name, child in list(model.named_children()):
         new = replacement(child)
@@ -22,7 +22,7 @@ def substitute(model: nn.Module, replacement: Substitute) -> int:
 
 
 class Geometry:
-    """How an `nn.Conv2d` lies over its images: the arguments that make another of the same shape, but for the bias."""
+    """The hyper-parameters of an `nn.Conv2d` (stride, padding, ...), for another one of the same shape."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         names = (
@@ -42,7 +42,7 @@ class Geometry:
         self.sides = list(convolution._reversed_padding_repeated_twice)
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution with these filters and this bias, (batch, in, H, W) to (batch, out, H', W')."""
+        """The convolution with the given filters and bias, (batch, in, H, W) to (batch, out, H', W')."""
         padding = self.padding
         if self.padding_mode != "zeros":
             images, padding = F.pad(images, self.sides, self.padding_mode), 0
@@ -50,10 +50,10 @@ class Geometry:
 
 
 class NoisyLayer(nn.Module):
-    """A layer that takes its random numbers from the buffer `noise`, and is deterministic while that is None.
+    """A layer that reads its random numbers from the buffer `noise`, and is deterministic while that is None.
 
-    The trainer draws the numbers outside of the step and hands them in by `functional_call`, so the step stays a pure
-    function: it compiles without a random generator inside, and its noise can be stored and repeated.
+    The trainer draws the numbers outside of the step and passes them in by `functional_call`, so the step stays a pure
+    function: it compiles without a random generator, and its noise can be stored and repeated.
     """
 
     noise: Tensor | None
@@ -62,15 +62,15 @@ class NoisyLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("noise", None, persistent=False)
-        # Where one layer stands for those of several models, its own numbers are handed in as the noise is.
+        # When one layer computes for several models, their own numbers are passed in like the noise.
         self.register_buffer("numbers", None, persistent=False)
 
     def own_numbers(self) -> tuple[float, ...]:
-        """The numbers that it computes with and that may differ between models which are trained together."""
+        """The layer's numbers that may differ between models which are trained together."""
         return ()
 
     def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """An uninitialised tensor of the shape and type of `noise` for this input and output."""
+        """An uninitialised tensor with the shape and type of `noise` for these inputs and outputs."""
         raise TypeError(f"{type(self).__name__} does not say what noise it needs")
 
     def draw(self, noise: Tensor, generator) -> None:

@@ -1,4 +1,4 @@
-"""What one process does at a time: locks beside files and folders."""
+"""Locks beside files and folders, so that one process at a time works on them."""
 
 import logging
 import warnings
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold `path` against other processes of all machines that see it, and give whether it is held.
+    """Lock `path` against other processes on all machines that see it; yield whether the lock is held.
 
-    Without `wait` it is not where another process holds it. The system releases the lock of a process that died; on a
-    disk that knows no locks the next one of the same machine does.
+    Without `wait` it is not held if another process has it. The lock of a process that died is released by the system,
+    or, on a file system without locks, by the next process on the same machine.
     """
     make_folder(path.parent)
-    # Beside it, so that removing a folder leaves its lock alone.
+    # Beside the folder, so that removing the folder does not remove its lock.
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     if not _taken(lock, path, wait=wait):
         yield False
@@ -34,7 +34,7 @@ def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def _taken(lock: FileLock, path: Path, *, wait: bool) -> bool:
     with warnings.catch_warnings():
-        # A lock by a file's presence serves as well.
+        # Without file locks, the presence of a file is the lock.
         warnings.filterwarnings("ignore", "flock not supported", UserWarning)
         try:
             lock.acquire(timeout=0)

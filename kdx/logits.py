@@ -1,4 +1,4 @@
-"""The teacher-logit store: a row per view of a training sample, on disk, that knows its origin."""
+"""The store of teacher logits: on disk, one row per view of a training sample, with a manifest of its origin."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ SHIFTED = (
     " further down and, changing faster, further to the right, with the nearest pixel for those outside"
 )
 SAMPLES_AT_ONCE = 10_000
-"""So many samples' rows are put together before they are written."""
+"""The number of samples whose rows are collected before they are written."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What stored logits were computed from; stored logits of any other source are refused."""
+    """The origin of stored logits (teacher, data, number format); logits of any other origin are rejected."""
 
     teacher_sha256: str
     data_fingerprint: str
@@ -52,22 +52,22 @@ class Source:
 
     @property
     def kind(self) -> torch.dtype:
-        """`dtype` as torch calls it."""
+        """The stored dtype."""
         return torch.float16 if self.dtype.startswith("float16") else torch.float32
 
     @property
     def file(self) -> str:
-        """The name of the file of rows."""
+        """The name of the file with the rows."""
         return f"logits.f{8 * self.kind.itemsize}"
 
 
 def teacher_logits(teacher: nn.Module, data: Data, outputs: Path) -> Tensor:
-    """The teacher's logits of the training split, (samples * views, classes): row i is the view i of `Split`.
+    """The teacher's logits of the training split, (samples * views, classes): row i is view i of `Split`.
 
-    They are float32 or, where images are shifted, so that there are many views, float16: off by a part in 2048 at most
-    (and by 2^-25 next to zero). They are memory-mapped from the store under `outputs`, and computed where it lacks them
-    or is damaged, by one process at a time; the log says so. Raises UserError where one is too large for float16, and
-    Interrupted when stopped from outside: the views that were computed until then are not computed again.
+    They are float32 or, if images are shifted, so that there are many views, float16: off by at most one part in 2048
+    (by 2^-25 next to zero). They are memory-mapped from the store under `outputs`, and computed first if it lacks them
+    or is damaged, by one process at a time. Raises UserError if one is too large for float16, and Interrupted when
+    stopped from outside: views that are computed by then are kept.
     """
     source = _source(teacher, data)
     folder = outputs / "logits" / source.key
@@ -80,7 +80,7 @@ def teacher_logits(teacher: nn.Module, data: Data, outputs: Path) -> Tensor:
             damage = _damage(folder, source, data)
             if damage is not None:
                 raise OSError(f"logit store {folder}: {damage}, although it was written just now")
-        # What is left of them takes room only.
+        # The single views are no longer needed.
         shutil.rmtree(_views_folder(folder), ignore_errors=True)
     return _mapped(folder, source).flatten(0, 1).to(data.train.images.device)
 
@@ -98,7 +98,7 @@ def _source(teacher: nn.Module, data: Data) -> Source:
 
 def _build(folder: Path, source: Source, teacher: nn.Module, data: Data) -> None:
     manifest = folder / "manifest.json"
-    # The manifest vouches for the rows: it goes first and comes back last.
+    # The manifest vouches for the rows, so it is removed first and written last.
     manifest.unlink(missing_ok=True)
     views = _views(_views_folder(folder), source, teacher, data)
     rows = folder / source.file
@@ -111,12 +111,12 @@ def _build(folder: Path, source: Source, teacher: nn.Module, data: Data) -> None
 
 
 def _views_folder(folder: Path) -> Path:
-    """Where the logits of every view lie, a file for each with its own hash, until all of them are rows."""
+    """The folder of finished views, a file with its own hash for each, until all are merged into rows."""
     return folder / "views"
 
 
 def _views(folder: Path, source: Source, teacher: nn.Module, data: Data) -> list[Tensor]:
-    """The logits (rows, classes) of every view; those that an earlier pass left in `folder` are taken from there."""
+    """The logits (rows, classes) of every view; those that an interrupted pass left in `folder` are reused."""
     left = [_left(folder, source, number) for number in range(source.views)]
     missing = [number for number, view in enumerate(left) if view is None]
     found = source.views - len(missing)
@@ -150,7 +150,7 @@ def _view(teacher: nn.Module, data: Data, source: Source, number: int, answered:
 
 
 def _left(folder: Path, source: Source, number: int) -> Tensor | None:
-    """The logits of a view as an earlier pass left them; None where it did not, or where they cannot be trusted."""
+    """The logits of a view from an interrupted pass; None if there are none that can be trusted."""
     file = _file(folder, number)
     try:
         tensors, header = load_tensors(file)
@@ -181,7 +181,7 @@ def _write_rows(path: Path, source: Source, views: Sequence[Tensor]) -> None:
 
 
 def _damage(folder: Path, source: Source, data: Data) -> str | None:
-    """What is wrong with the store, in words; None when it can be trusted."""
+    """The reason why the store cannot be trusted; None if it can."""
     rows, manifest = folder / source.file, folder / "manifest.json"
     if not rows.exists() and not manifest.exists():
         return "absent"
@@ -201,7 +201,7 @@ def _damage(folder: Path, source: Source, data: Data) -> str | None:
 
 
 def _mapped(folder: Path, source: Source) -> Tensor:
-    """The rows (rows, views, classes), read from the file as they are needed."""
+    """The rows (rows, views, classes), memory-mapped."""
     size = source.rows * source.views * source.classes
     flat = torch.from_file(str(folder / source.file), shared=False, size=size, dtype=source.kind)
     return flat.view(source.rows, source.views, source.classes)

@@ -1,4 +1,4 @@
-"""The machine that the figures belong to."""
+"""A description of the machine, recorded with every result."""
 
 import os
 import platform
@@ -17,8 +17,8 @@ QUIET_LOAD = 0.5
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, versions, load and date."""
-    import torch  # here, so that a mistake on the command line is told before it is imported
+    """Processor, number of cores, software versions, load and date."""
+    import torch  # imported here, so that a mistake on the command line is reported first
 
     return {
         "cpu": cpu_model(),
@@ -35,12 +35,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:
-    """The processor's name; clouds hide it, so family and model number go with it where the system tells them."""
+    """The processor's name, with family and model number if the system tells them, since clouds hide the name."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -52,7 +52,7 @@ def cpu_model() -> str:
 
 
 def peak_rss_bytes() -> int:
-    """The most resident memory that the process had since it was started, in bytes."""
+    """The process's peak resident memory so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts kilobytes
 
@@ -68,15 +68,15 @@ def now() -> str:
 
 
 def kdx_source() -> str:
-    """Twelve digits of the SHA-256 of kdx's own modules, which tell a changed checkout from another."""
+    """Twelve digits of the SHA-256 of kdx's modules, which distinguish a modified checkout."""
     return source_sha256([Path(kdx.__file__).parent])[:12]
 
 
 def commit() -> str | None:
-    """The commit of a checkout, with -dirty where its files are others; results, which kdx writes, do not count."""
+    """The commit of a checkout, with -dirty if files are modified (results under outputs do not count); else None."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        # An environment inside somebody's checkout is no checkout of kdx.
+        # A virtual environment inside another project's checkout is no checkout of kdx.
         _output([*git, "ls-files", "--error-unmatch", Path(__file__).name])
         name = _output([*git, "describe", "--always"])
         changed = _output([*git, "diff", "--name-only", "HEAD", "--", ":/", ":(top,exclude)outputs"])

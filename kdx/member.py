@@ -1,4 +1,4 @@
-"""One model under training: what a checkpoint holds of it, and what each of its epochs leaves."""
+"""One model in training: its state, checkpoint, history and result."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,24 +22,24 @@ from kdx.step import Batch, Noise, number_names
 from kdx.streams import stream
 
 NAMED = 3
-"""How many of the tensors that are no longer finite a message names."""
+"""The maximum number of non-finite tensors that a message names."""
 
 Reading = Callable[[], dict[str, float | None]]
-"""Waits for the device and gives what was asked."""
+"""Waits for the device and returns the figures."""
 
 Evaluate = Callable[[int], Reading]
-"""Asks for figures of the student as it stands after epoch n (from 1): validation error, sparsity, ...
+"""Starts computing the student's figures after epoch n (from 1): validation error, sparsity, ...
 
-Asking does not wait for the device, so that several students can be asked before the first answer is read.
+It does not wait for the device, so that several students can be evaluated before the first result is read.
 """
 
 
 @dataclass(frozen=True)
 class Training:
-    """What one training works on, besides the student and its objective.
+    """Everything that a training needs besides the student and its objective.
 
-    `identity` names the training, so that no other one's checkpoint is taken for its own; `teacher_logits`, float32 or
-    float16, has one row for every view of `examples`, (samples * views, classes), or is None.
+    `identity` names the training, so that only its own checkpoint is loaded; `teacher_logits`, float32 or float16, has
+    one row per view of `examples`, (samples * views, classes), or is None.
     """
 
     title: str
@@ -51,19 +51,19 @@ class Training:
     checkpoint: Path
 
     def batch(self, chosen: Tensor) -> Batch:
-        """The examples of these numbers (batch,), with their teacher logits."""
+        """The mini-batch of the views `chosen` (batch,), with their teacher logits in float32."""
         logits = self.teacher_logits
-        # What is stored in half precision is a float32 from here on.
+        # Logits stored as float16 are float32 from here on.
         return Batch(*self.examples.take(chosen), None if logits is None else logits.index_select(0, chosen).float())
 
     def order(self, epoch: int) -> Tensor:
-        """The examples (per_epoch,) of an epoch, in its order."""
+        """The views (per_epoch,) of an epoch, in random order."""
         return self.examples.order(*(stream(self.seed, purpose, epoch) for purpose in ("order", "mirror", "shift")))
 
 
 @dataclass(frozen=True)
 class Trainee:
-    """A student, what it minimises, what it learns from and how it is looked at after every epoch."""
+    """The arguments of one training: student, objective, data and settings, and the evaluation after every epoch."""
 
     student: nn.Module
     objective: Objective
@@ -72,9 +72,9 @@ class Trainee:
 
 
 class Member:
-    """A trainee under way; `progress` and the state's tensors are all that a checkpoint must hold.
+    """A model in training; `progress` and the tensors of `state` are what a checkpoint holds.
 
-    `failure` says why it was given up, if it was.
+    `failure` is the reason why its training was abandoned, or None.
     """
 
     def __init__(self, trainee: Trainee) -> None:
@@ -84,7 +84,7 @@ class Member:
         self.objective = trainee.objective.smoothed(trainer.label_smoothing)
         self.optimizer = _optimizer(trainer, self.student, self.objective)
         self.batch_size = min(trainer.batch_size, examples.per_epoch)
-        # The last incomplete batch of an epoch is left out; every epoch has another order, so no example is.
+        # An epoch's last, incomplete batch is dropped; every epoch has another order, so no example is always dropped.
         self.steps_per_epoch = examples.per_epoch // self.batch_size
         self.state = State.of(
             self.student,
@@ -98,28 +98,28 @@ class Member:
         generator = stream(self.training.seed, "noise", device=device)
         self.noise = NoiseSource(self.student, images, generator, self.objective.draws)
         self.progress = Progress()
-        # The network of the best epoch so far, where the training may stop early.
+        # The best epoch's network so far, for early stopping.
         self.best = {name: value.clone() for name, value in self.state.result().items()} if trainer.patience else {}
 
     @property
     def epoch(self) -> int:
-        """How many epochs are finished."""
+        """The number of finished epochs."""
         return len(self.progress.history)
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether training has ended: all epochs done, stopped early, or failed."""
         trainer, best = self.training.trainer, self.progress.best_epoch
         impatient = trainer.patience is not None and best is not None and self.epoch - best >= trainer.patience
         return self.failure is not None or impatient or self.epoch >= trainer.epochs
 
     def move(self, state: State, noise: Noise) -> None:
-        """Go on in other memory, in which the same values lie."""
+        """Continue in the memory of `state` and `noise`, which hold the same values."""
         self._point_at(state.network())
         self.state, self.noise.buffers = state, noise
 
     def resume(self) -> bool:
-        """Go on from the checkpoint where there is one; whether there is."""
+        """Continue from the checkpoint, if there is one; return whether there was."""
         tensors = self._tensors()
         found = load_checkpoint(self.training.checkpoint, self.training.identity, tensors)
         if found is not None:
@@ -132,17 +132,18 @@ class Member:
         save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
 
     def means(self) -> list[float]:
-        """The mean over the epoch's steps of the loss and of every term; reading them waits for the device."""
+        """The means over the epoch's steps of the loss and of every term; waits for the device."""
         return (self.state.sums / self.steps_per_epoch).tolist()
 
     def broken_term(self) -> Diverged | None:
-        """What is no longer finite, if the loss is not; looking waits for the device."""
+        """The loss term that is no longer finite, if the loss is not, as an exception; waits for the device."""
         return self.broken() if self.state.broken[0] else None
 
     def broken(self) -> Diverged | None:
-        """What is no longer finite, if anything is: what was so first, or a gradient or weight that the loss hides."""
+        """Whatever is no longer finite, as an exception: a loss term, or a gradient or weight that the loss hides."""
         steps, *by_term = (int(count) for count in self.state.broken.tolist())
-        # The parameters have not moved since the loss broke, so what is broken in them was so before. Buffers have.
+        # Parameters are frozen from the step on in which the loss is not finite, so what is not finite in them was its
+        # cause; buffers have been updated since.
         step, broken = self.progress.steps - steps, self.state.broken_parts(buffers=not steps)
         if steps and not broken:
             step += 1
@@ -157,12 +158,12 @@ class Member:
         )
 
     def look(self) -> Reading:
-        """Ask for the figures of the student at the end of an epoch, in which everything was finite."""
+        """Start evaluating the student at the end of an epoch in which everything was finite."""
         with self._as_result():
             return self.evaluate(self.epoch + 1)
 
     def close_epoch(self, means: list[float], seen: Reading) -> None:
-        """Add the epoch to the history, with the means of its terms and what was seen of the student."""
+        """Add the epoch to the history: the means of the loss terms, and the evaluation `seen`."""
         terms = dict(zip(["loss", *self.objective.terms], means, strict=True))
         result = self.state.result()
         parameters = {name: result[f"parameter/{name}"] for name in self.state.parameters}
@@ -184,19 +185,19 @@ class Member:
         self.state.sums.zero_()
 
     def take_result(self) -> None:
-        """Give the student what it ends with: the best epoch's weights where it may stop early, or the average."""
+        """Give the student its final weights: those of the best epoch with early stopping, or the running average."""
         result = self.best or self.state.average
         for name, value in self.state.network().items() if result else ():
             value.copy_(result[name])
 
     def headline(self) -> dict[str, float]:
-        """The figures that are shown while it trains."""
+        """The figures to show during training."""
         latest = self.progress.history[-1]
         shown = {name: latest.get(name) for name in ("loss", "val_error_percent", "sparsity_percent")}
         return {name: value for name, value in shown.items() if value is not None}
 
     def rows(self, epoch: int) -> np.ndarray:
-        """The numbers of every step of an epoch: (steps, numbers), in float64."""
+        """The hyper-parameters of every step of an epoch: float64 (steps, numbers)."""
         count = self.steps_per_epoch
         times = [epoch + index / count for index in range(count)]
         columns = {name: [number(time) for time in times] for name, number in self.objective.numbers.items()}
@@ -208,7 +209,7 @@ class Member:
         return learning_rate(self.training.trainer, time_in_epochs, 1 / self.steps_per_epoch)
 
     def _step_sizes(self) -> dict[str, Schedule]:
-        """What the user set for how far a step goes, by its key: the rate, where anything has one, and others."""
+        """The settings of the step size, by key: the learning rate, if any parameter has one, and others."""
         names = dict.fromkeys(how.eta for how in self.objective.langevin.values())
         sampled = {f"method.{name}": self.objective.numbers[name] for name in names}
         return ({"trainer.lr": self._lr} if self.state.first else {}) | sampled
@@ -226,7 +227,7 @@ class Member:
         return self.state.tensors() | best | {"noise_position": self.noise.position()}
 
     def _point_at(self, network: Mapping[str, Tensor]) -> None:
-        """Have the student's tensors be those of the network, in their memory."""
+        """Let the student's parameters and buffers share the memory of these tensors."""
         for name, parameter in self.student.named_parameters():
             parameter.data = network[f"parameter/{name}"]
         for name, buffer in self.student.named_buffers():
@@ -234,7 +235,7 @@ class Member:
 
     @contextmanager
     def _as_result(self) -> Iterator[None]:
-        """For a look, the student is what it would end with now: the running average, where there is one."""
+        """The student with the weights it would end with now: the running average, if there is one."""
         if not self.state.average:
             yield
             return
@@ -246,6 +247,6 @@ class Member:
 
 
 def _optimizer(trainer: TrainerSettings, student: nn.Module, objective: Objective) -> Optimizer:
-    """The optimizer that the trainer asks for; weights decay, but no bias, variance or scale of a batch norm."""
+    """The optimizer that the trainer asks for; weight decay leaves out biases, variances and batch norm."""
     weights = [name for name in weight_parameters(student) if name not in objective.langevin]
     return Optimizer(trainer.optimizer, tuple(weights) if trainer.weight_decay else (), trainer.average is not None)

@@ -14,13 +14,13 @@ from kdx.objective import Draw
 class NoiseSource:
     """Buffers for the noise of every `NoisyLayer` of a model and of every `Draw` of its objective.
 
-    They are filled anew for each step from one generator.
+    They are filled before each step from one generator.
     """
 
     def __init__(
         self, model: nn.Module, images: Tensor, generator: torch.Generator, draws: Mapping[str, Draw] | None = None
     ) -> None:
-        """Learn the shapes from one pass of `images`, a batch of the size that will be trained on."""
+        """Find the shapes by one forward pass of `images`, a batch of the size that is trained on."""
         self.generator = generator
         layers = {f"{name}.noise": layer for name, layer in model.named_modules() if isinstance(layer, NoisyLayer)}
         self.buffers = _empty_noise(model, layers, images)
@@ -32,17 +32,17 @@ class NoiseSource:
             self._fill[name] = draw.fill
 
     def draw(self) -> dict[str, Tensor]:
-        """Fresh noise, by buffer name; the same memory every time."""
+        """Draw new noise, by buffer name, into the same memory every time."""
         for name, fill in self._fill.items():
             fill(self.buffers[name], self.generator)
         return self.buffers
 
     def position(self) -> Tensor:
-        """Where the generator stands, for a checkpoint."""
+        """The state of the generator, for a checkpoint."""
         return self.generator.get_state()
 
     def seek(self, position: Tensor) -> None:
-        """Go on from a position that `position` gave."""
+        """Restore a generator state that `position` returned."""
         self.generator.set_state(position)
 
 
@@ -57,7 +57,7 @@ def _empty_noise(model: nn.Module, layers: dict[str, NoisyLayer], images: Tensor
 
     hooks = [shaped(name, layer) for name, layer in layers.items()]
     try:
-        # In eval mode, so that looking at the shapes does not move the statistics of a batch norm.
+        # In eval mode, so that this pass does not update batch norm's statistics.
         with evaluating(model):
             model(images)
     finally:

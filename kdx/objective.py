@@ -1,4 +1,4 @@
-"""What the trainer minimises: named loss terms, each a pure function of a step."""
+"""The objective that the trainer minimises: a weighted sum of loss terms, each a pure function of a step."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -8,18 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Schedule = Callable[[float], float]
-"""A number as a function of the time in epochs (0.0 at the first step)."""
+"""A hyper-parameter as a function of the time in epochs (0.0 at the first step)."""
 
 LABEL_SMOOTHING = "trainer.label_smoothing"
-"""The number by which labels are smoothed, where they are; of the trainer and no method, so it is named as typed."""
+"""The hyper-parameter of label smoothing; a setting of the trainer, not of a method, so it has the full key."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Everything that a loss term may look at in one training step of `batch` examples.
+    """Everything that a loss term can read in one training step on `batch` examples.
 
-    `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `numbers` are 0-dimensional. `activations`
-    are the outputs of the student's watched layers, `noise` what the objective's `Draw`s gave for this step.
+    `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `numbers` are 0-dimensional hyper-parameters.
+    `activations` are the outputs of the student's watched layers, `noise` the random numbers of the objective's
+    `Draw`s.
     """
 
     logits: Tensor
@@ -32,15 +33,15 @@ class Step:
 
     @property
     def taught(self) -> Tensor:
-        """`teacher_logits`, for terms of methods that need a teacher."""
+        """`teacher_logits`, for methods that need a teacher."""
         assert self.teacher_logits is not None, "the trainer was given no teacher logits"
         return self.teacher_logits
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Cross entropy of (batch, classes) logits with the labels, a mean over the batch in nats.
 
-        Where labels are smoothed by s, theirs is 1 - s of it and s is that with all classes alike (Szegedy et al. 2016,
-        sec. 7).
+        With label smoothing s it is (1 - s) times that with the labels + s times that with the uniform distribution
+        (Szegedy et al. 2016, sec. 7).
         """
         smoothing = self.numbers.get(LABEL_SMOOTHING)
         if smoothing is None:
@@ -51,7 +52,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Draw:
-    """Random numbers that loss terms read: `new` makes their tensor for a batch size, `fill` draws them anew."""
+    """Random numbers that loss terms read: `new` allocates them for a batch size, `fill` draws them."""
 
     new: Callable[[int], Tensor]
     fill: Callable[[Tensor, torch.Generator], object]
@@ -59,7 +60,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Term:
-    """A scalar loss term; `weight` names the number that multiplies it, None means 1."""
+    """A scalar loss term; `weight` is the name of the hyper-parameter that multiplies it, None means 1."""
 
     value: Callable[[Step], Tensor]
     weight: str | None = None
@@ -67,10 +68,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Langevin:
-    """How a parameter is sampled instead of learnt: by stochastic gradient Langevin dynamics (Welling and Teh 2011).
+    """How a parameter is sampled by stochastic gradient Langevin dynamics instead of trained (Welling and Teh 2011).
 
-    `noise` names its `Draw` of standard normal numbers, `eta` the number that is the step size. The objective is a mean
-    over examples, so its gradient times `examples` is that of the negative log posterior.
+    `noise` names its `Draw` of standard normal numbers, `eta` the hyper-parameter that is the step size. The objective
+    is a mean over examples, so its gradient times `examples` is that of the negative log posterior.
     """
 
     noise: str
@@ -79,15 +80,15 @@ class Langevin:
 
 
 Monitor = Callable[[Mapping[str, Tensor]], float]
-"""A figure of the parameters, computed once per epoch for the history."""
+"""A figure computed from the parameters once per epoch, for the history."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Loss terms, the numbers that they and the optimiser read, and which parameters learn at a rate of their own.
+    """Loss terms, the hyper-parameters that they and the optimizer read, and parameters with their own learning rates.
 
-    `rates` maps a parameter's name to the number that multiplies its learning rate, `langevin` those that are sampled
-    to how; `watched` names the student's layers whose outputs the terms see, `draws` the random numbers.
+    `rates` maps a parameter's name to the hyper-parameter that multiplies its learning rate, `langevin` to how it is
+    sampled; `watched` names the student's layers whose outputs the terms read, `draws` the random numbers.
     """
 
     terms: dict[str, Term]
@@ -99,7 +100,7 @@ class Objective:
     langevin: dict[str, Langevin] = field(default_factory=dict)
 
     def loss(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The weighted sum of all terms, and the terms themselves before weighting (terms,)."""
+        """The weighted sum of all terms, a scalar, and the unweighted terms (terms,), detached."""
         values = {name: term.value(step) for name, term in self.terms.items()}
         weighted = [
             values[name] if term.weight is None else step.numbers[term.weight] * values[name]
@@ -108,5 +109,5 @@ class Objective:
         return torch.stack(weighted).sum(), torch.stack(list(values.values())).detach()
 
     def smoothed(self, amount: float) -> "Objective":
-        """The objective whose labels are smoothed by this amount; zero leaves it as it is."""
+        """The objective with label smoothing `amount`; 0 leaves it unchanged."""
         return replace(self, numbers={**self.numbers, LABEL_SMOOTHING: lambda epoch: amount}) if amount else self

@@ -1,4 +1,4 @@
-"""How a step moves the parameters along their gradients: Adam, SGD or Langevin dynamics, and the running average."""
+"""The parameter updates: Adam, SGD and Langevin dynamics, and the running average of the weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from kdx.objective import Langevin
 from kdx.state import State, unstacked
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's constants (Kingma and Ba 2015), also those of the papers' frameworks, but for Keras' later epsilon of 1e-7."""
+"""Adam's constants (Kingma and Ba 2015), also the defaults of the papers' frameworks, except Keras' epsilon of 1e-7."""
 
 Tensors = Mapping[str, Tensor]
 Update = Callable[[State, Tensors, Tensors, Tensor], None]
-"""update(state, gradients, numbers, broken) -> None: the state in place; where `broken` is 1 everything stands still.
+"""update(state, gradients, numbers, broken) -> None: updates the state in place, and nothing where `broken` is 1.
 
 For several models gradients, numbers and `broken` have a leading dimension for the model.
 """
@@ -25,7 +25,7 @@ For several models gradients, numbers and `broken` have a leading dimension for 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What is done with the gradients; how much of it is in the numbers of each step.
+    """Which optimizer is used, and for which parameters; its hyper-parameters are among the numbers of each step.
 
     `decays` names the parameters with weight decay, `averages` says whether the state has a running average.
     """
@@ -36,7 +36,7 @@ class Optimizer:
 
     @property
     def numbers(self) -> list[str]:
-        """The numbers that it reads, in their order in a row."""
+        """The names of the hyper-parameters that it reads, in their order in a row."""
         own = {"adam": ["lr", "steps", "bias1", "bias2"], "sgd": ["lr", "momentum"]}[self.kind]
         return own + ["weight_decay"] * bool(self.decays) + ["average"] * self.averages
 
@@ -45,11 +45,11 @@ ADAM = Optimizer()
 
 
 def learning_rate(trainer: TrainerSettings, time: float, step: float) -> float:
-    """The rate at `time`, in epochs, of a training whose steps are `step` epochs long.
+    """The learning rate at `time`, in epochs, of a training whose steps last `step` epochs.
 
     `hold`: constant for the fraction `hold` of the epochs, then linearly towards zero. `one-cycle`: linearly from near
-    zero to the full rate at the fraction `peak`, then linearly towards zero (Smith and Topin 2019, without momentum's
-    counter-cycle). Neither first nor last step has rate zero.
+    zero to the full rate at the fraction `peak`, then linearly towards zero (Smith and Topin 2019, without the inverse
+    cycle of the momentum). Neither the first nor the last step has rate zero.
     """
     epochs, rising, falling = trainer.epochs, 0.0, trainer.epochs * (1 - trainer.hold)
     if trainer.schedule == "one-cycle":
@@ -60,22 +60,22 @@ def learning_rate(trainer: TrainerSettings, time: float, step: float) -> float:
 
 
 def step_numbers(trainer: TrainerSettings, first: int, count: int) -> dict[str, list[float]]:
-    """What any optimizer reads beside the rate, in so many steps from number `first` (from 1) on."""
+    """The hyper-parameters besides the rate of `count` steps from step `first` (from 1) on, by name."""
     numbers = _adam_numbers(first, count) | {
         "momentum": [trainer.momentum] * count,
         "weight_decay": [trainer.weight_decay] * count,
     }
     if trainer.average is not None:
         decay = trainer.average
-        # With these weights the average is Adam's bias-corrected one at every step: the first has all the weight.
+        # These weights give Adam's bias-corrected average at every step: the first step's network has all the weight.
         numbers["average"] = [(1 - decay) / (1 - decay**step) for step in range(first, first + count)]
     return numbers
 
 
-# Of an epoch they are the same for all models that are trained together.
+# Cached, since an epoch's numbers are the same for all models that are trained together.
 @lru_cache(maxsize=2)
 def _adam_numbers(first: int, count: int) -> dict[str, list[float]]:
-    """What Adam divides its moments by in so many steps from number `first` (from 1) on, and these numbers."""
+    """Adam's bias corrections, and the step numbers, of `count` steps from step `first` (from 1) on."""
     steps = range(first, first + count)
     return {
         "steps": list(steps),
@@ -85,9 +85,9 @@ def _adam_numbers(first: int, count: int) -> dict[str, list[float]]:
 
 
 def make_update(optimizer: Optimizer, rates: Mapping[str, str], *, eager: bool, several: bool) -> Update:
-    """The update of the parameters that have gradients; `rates` names the number that multiplies a parameter's rate.
+    """The update of the parameters that have gradients; `rates` names the factors of single parameters' learning rates.
 
-    `eager` takes torch's fused Adam kernel; everything else is written out, which a compiler sees through.
+    `eager` uses torch's fused Adam kernel; otherwise everything is written out, for the compiler.
     """
     adam = (_fused_adams if several else _fused_adam) if eager else _adam
 
@@ -109,7 +109,7 @@ def _sgd(
     broken: Tensor,
     decays: tuple[str, ...],
 ) -> None:
-    """SGD with Nesterov momentum, the gradient looked up ahead (Sutskever et al. 2013), as torch.optim.SGD has it.
+    """SGD with Nesterov momentum (Sutskever et al. 2013), as in torch.optim.SGD.
 
     Weight decay is L2: part of the gradient, and so of the momentum.
     """
@@ -166,12 +166,12 @@ def _fused_adam(state: State, gradients: Tensors, numbers: Tensors, rates: Mappi
 
 
 def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in the same order in memory as the parameter, which the kernel takes for granted."""
+    """The gradient in the parameter's memory layout, which the fused kernel assumes."""
     return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
 
 
 def _fused_adams(state: State, gradients: Tensors, numbers: Tensors, rates: Mapping[str, str], broken: Tensor) -> None:
-    # The kernel takes one rate for all that it updates; the gradients of all models are put in order at once.
+    # The kernel has one rate for all its tensors; the gradients of all models get the right layout at once.
     models = len(state.sums)
     own = unstacked({name: gradient.contiguous() for name, gradient in gradients.items()}, models)
     for model, (own_gradients, own_numbers) in enumerate(zip(own, unstacked(numbers, models), strict=True)):
@@ -181,7 +181,7 @@ def _fused_adams(state: State, gradients: Tensors, numbers: Tensors, rates: Mapp
 def sample(
     state: State, gradients: Tensors, numbers: Tensors, noise: Tensors, sampled: Mapping[str, Langevin], broken: Tensor
 ) -> None:
-    """theta - eta/2 * examples * gradient + sqrt(eta) * N(0, 1) (Welling and Teh 2011, eq. 4)."""
+    """Langevin step: theta - eta/2 * examples * gradient + sqrt(eta) * N(0, 1) (Welling and Teh 2011, eq. 4)."""
     for name, how in sampled.items():
         eta = beside(numbers[how.eta], gradients[name])
         move = eta / 2 * how.examples * gradients[name] - eta.sqrt() * noise[how.noise]
@@ -189,11 +189,11 @@ def sample(
 
 
 def average(state: State, numbers: Tensors, broken: Tensor) -> None:
-    """Move the running average towards the network: exponential, with bias correction (Kingma and Ba 2015, sec. 7.2).
+    """Update the running average: exponential, with bias correction (Kingma and Ba 2015, sec. 7.2).
 
-    The statistics of batch norm are averaged as the weights are. Those of the averaged network would take a pass over
-    the training set each time that it is looked at (Izmailov et al. 2018, sec. 3); as the rate falls to zero the
-    networks that are averaged come together, and so do both.
+    The statistics of batch norm are averaged like the weights. Computing those of the averaged network would take a
+    pass over the training set at each evaluation (Izmailov et al. 2018, sec. 3); as the learning rate falls to zero the
+    averaged networks converge, and both become the same.
     """
     still = broken.bool()
     for name, value in state.network().items():
@@ -206,7 +206,7 @@ def average(state: State, numbers: Tensors, broken: Tensor) -> None:
 
 
 def beside(number: Tensor, tensor: Tensor) -> Tensor:
-    """A number, or one of each model (models,), in a shape that multiplies the tensor."""
+    """A number, or one per model (models,), reshaped to be multiplied with the tensor."""
     return number.reshape(-1, *(1,) * (tensor.dim() - 1)) if number.dim() else number
 
 
@@ -216,5 +216,5 @@ def _rate(name: str, numbers: Tensors, rates: Mapping[str, str]) -> Tensor:
 
 
 def _unless(broken: Tensor, number: Tensor, otherwise: float) -> Tensor:
-    """The number, or another one where the step is broken."""
+    """The number, or `otherwise` if the step is broken."""
     return number.masked_fill(broken.bool(), otherwise)

@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run: which launcher, how many at once, with how many cores, on which GPU."""
+"""Where the jobs of a sweep run: the launcher, how many jobs at once, with how many cores, on which GPU."""
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,12 +24,12 @@ _NEEDS = {
 }
 
 
-# The classes of those whose jobs may run on another machine.
+# The launchers whose jobs may run on another machine.
 ELSEWHERE = ("RayLauncher", "SlurmLauncher")
 
 
 def check_launcher(overrides: Sequence[str]) -> None:
-    """Raise UserError, which names the extra, where the launcher that is asked for is not installed."""
+    """Raise UserError, which names the extra to install, if the chosen launcher is not installed."""
     for word in overrides:
         key, _, launcher = word.partition("=")
         module, extra = _NEEDS.get(launcher, ("", "")) if key == "hydra/launcher" else ("", "")
@@ -41,9 +41,9 @@ def check_launcher(overrides: Sequence[str]) -> None:
 
 
 def check_here(overrides: Sequence[str], configs: Iterable[Config]) -> None:
-    """Raise UserError for a wrong setting of the launcher, and for more threads than this machine can give a job of it.
+    """Raise UserError for a wrong launcher setting, and for jobs with more threads than this machine has cores.
 
-    Ray and Slurm may run a job on a larger machine; there it is asked again.
+    With Ray and Slurm the threads are checked where the job runs, which may be a larger machine.
     """
     if _kind(launcher_settings(overrides)) not in ELSEWHERE:
         for config in configs:
@@ -51,10 +51,10 @@ def check_here(overrides: Sequence[str], configs: Iterable[Config]) -> None:
 
 
 def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
-    """The overrides that give each process of this launcher its share of the machine; what the user says stands.
+    """The overrides that give each process of the launcher its share of cores and GPUs; the user's own settings stay.
 
-    The built-in launcher and the fused one have one process, which gets everything; Ray and Slurm share out
-    themselves. Raises UserError for a setting of the fused one that is not allowed.
+    There are none for the built-in and the fused launcher, whose one process gets everything, and for Ray and Slurm,
+    which allocate by themselves. Raises UserError for a setting of the launcher that is not allowed.
     """
     from joblib import cpu_count
 
@@ -68,7 +68,7 @@ def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
                 )
             at_once, words = _joblib_at_once(launcher["n_jobs"], len(jobs), gpus or cores, cores)
         case "LocalLauncher":
-            # It starts all jobs at once, and hides the GPUs that are not asked for.
+            # This launcher starts all jobs at once, and hides GPUs that are not requested.
             at_once, words = len(jobs), []
             if gpus and launcher["gpus_per_node"] is None:
                 words = [f"hydra.launcher.gpus_per_node={gpus}"]
@@ -92,7 +92,7 @@ def _kind(launcher: Mapping[str, Any]) -> str:
 
 
 def _joblib_at_once(n_jobs: int, jobs: int, default: int, cores: int) -> tuple[int, list[str]]:
-    # joblib's -1 is its default, which would put as many jobs as there are cores on one GPU.
+    # -1, joblib's default, would put as many jobs as there are cores on one GPU.
     if n_jobs == -1:
         at_once = min(jobs, default)
         return at_once, [f"hydra.launcher.n_jobs={at_once}"]
@@ -100,7 +100,7 @@ def _joblib_at_once(n_jobs: int, jobs: int, default: int, cores: int) -> tuple[i
 
 
 def _gpus(jobs: Sequence[Job]) -> int:
-    """How many GPUs the jobs may use."""
+    """The number of GPUs that the jobs may use."""
     import torch
 
     return torch.cuda.device_count() if any(_may_use_gpu(job.config.device.kind) for job in jobs) else 0
@@ -112,9 +112,9 @@ def _may_use_gpu(kind: str) -> bool:
 
 @contextmanager
 def own_gpu(folder: Path, job: int, kind: str) -> Iterator[int | None]:
-    """Choose one of several GPUs for this process: a free one, else a shared one; None where there is no choice.
+    """Choose one of several GPUs for this process: a free one, else a shared one; None if there are fewer than two.
 
-    Which ones are taken is known from locks in `folder`, which the processes of the sweep share.
+    Locks in `folder`, which the processes of the sweep share, tell which ones are taken.
     """
     import torch
 

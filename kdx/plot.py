@@ -1,4 +1,4 @@
-"""`kdx plot`: what compression costs, for all finished runs of a data set and the published networks."""
+"""`kdx plot`: the trade-off between error and compression, for a data set's finished runs and published networks."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 RATIOS = ("R_s", "R_c", "memory_compression", "C", "multiplications_ratio")
 HEIGHT, SMALL = 4.0, 5.5
 LETTERS = ascii_letters
-# A network that saw fewer examples is no rival of the published ones.
+# Networks trained on fewer examples are not comparable with the published ones.
 WHOLE = {"dataset.train_size": "null"}
-# What a figure is called beside its axis; others by their key.
+# The axis labels of figures; others have their key.
 TITLES = {
     "R_s": "R_s = weights / nonzero weights",
     "R_c": "R_c = teacher's parameters / student's",
@@ -48,9 +48,9 @@ APART = 6.0
 
 @dataclass(frozen=True)
 class Point:
-    """An experiment with the estimates over its seeds, or a published network, whose `source` is its table.
+    """One mark: an experiment with its estimates over seeds, or a published network, whose `source` is a paper's table.
 
-    A published network's `student` is what its paper calls it, and it has no method.
+    A published network's `student` is its name in the paper, and it has no method.
     """
 
     student: str
@@ -61,7 +61,7 @@ class Point:
 
 
 def trade_off(points: Sequence[Point], out: Path, x: str, y: str) -> list[Path]:
-    """Draw figure `y` over figure `x` of these points, and list them: the files, `out` with .svg, .png and .csv."""
+    """Draw figure `y` over figure `x` for these points and list them in a table: `out` with .svg, .png and .csv."""
     with mpl.rc_context(STYLE):
         pictures = save(picture(points, x, y), out)
     csv = out.with_name(f"{out.name}.csv")
@@ -81,9 +81,9 @@ def experiments(
     """Figures `x` and `y` (keys of metrics.json) of all experiments on a data set whose runs are finished.
 
     `where` has patterns (* and ?, separated by commas) for `student`, `method` and any setting; only runs that match
-    one of each are among them, and none on a part of the training set unless `dataset.train_size` is chosen. With
-    `recorded` the runs that only a reproduced table tells of are as well. Raises UserError where there is no such run,
-    or none with both figures.
+    all of them are included, and none on a part of the training set unless `dataset.train_size` is given. With
+    `recorded`, runs that only a reproduced table records are included. Raises UserError if there is no such run, or
+    none with both figures.
     """
     groups = _groups(dataset, _known(outputs, recorded=recorded), WHOLE | dict(where or {}))
     known = {key for group in groups for figures in group.figures for key in figures if _is_number(figures[key])}
@@ -97,7 +97,7 @@ def experiments(
 
 
 def published(dataset: str, x: str, y: str) -> list[Point]:
-    """The networks of the papers' tables on this data set for which both numbers are printed."""
+    """The networks of the papers' tables on this data set for which both figures are printed."""
     found: dict[tuple[str, str, str], Point] = {}
     for name in table_names():
         table = load_table(name)
@@ -113,16 +113,16 @@ def published(dataset: str, x: str, y: str) -> list[Point]:
                 log.info("%s, %s: the printed %s of %s is impossible and left out", name, label, x, numbers[0])
                 continue
             point = Point(_printed_name(row, label), "", name, *(Estimate((number,)) for number in numbers))
-            # A teacher is printed in several tables.
+            # A teacher is in several tables, but should be drawn once.
             if not any(replace(other, source=name) == point for other in found.values()):
                 found[identity] = point
     return list(found.values())
 
 
 def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
-    """A colour for each method, a marker for each student, the intervals over seeds; published networks have letters.
+    """A colour per method, a marker per student, and the 95 % intervals over seeds; published networks are letters.
 
-    The methods' colours repeat after a while; then a mark is filled in white.
+    When the colours repeat, marks are filled in white.
     """
     canvas, (axes,) = canvas_of(figsize=(2 * WIDTH, HEIGHT))
     ours, theirs = [[point for point in points if bool(point.source) is paper] for paper in (False, True)]
@@ -177,7 +177,7 @@ def picture(points: Sequence[Point], x: str, y: str) -> Canvas:
 
 
 def _apart(canvas: Canvas, axes: Axes, places: Sequence[Place], marks: Sequence[Place]) -> list[float]:
-    """How many points to the right of its place each letter stands, so that none covers a mark or an earlier one."""
+    """The offset of each letter to the right, in points, so that it covers no mark and no earlier letter."""
 
     def on_paper(place: Place) -> Place:
         across, up = axes.transData.transform(place) * 72 / canvas.dpi
@@ -200,7 +200,7 @@ def _entry(label: str, marker: str, colour: str, fill: str) -> Line2D:
 
 @dataclass(frozen=True)
 class Known:
-    """A finished run, to be read from its folder or read already."""
+    """A finished run, whether its files have been read or not."""
 
     dataset: str
     student: str
@@ -209,7 +209,7 @@ class Known:
     content: Path | Content
 
     def read(self) -> Content:
-        """Its settings and figures; UserError when a file is damaged."""
+        """Its settings and figures; raises UserError if a file is damaged."""
         return read_run(self.content) if isinstance(self.content, Path) else self.content
 
 
@@ -225,16 +225,16 @@ def _known(outputs: Path, *, recorded: bool) -> list[Known]:
         ]
     if not known:
         raise UserError(f"plot: {outputs / 'runs'} holds no finished run; kdx train makes one")
-    # In one order, wherever they are told of, so that the same runs have the same colours.
+    # Sorted, so that the same runs have the same colours, wherever they are recorded.
     return sorted(known, key=lambda each: (each.dataset, each.student, each.method, each.run))
 
 
 def _groups(dataset: str, known: Sequence[Known], where: Mapping[str, str]) -> list[Group]:
-    """The experiments on a data set that match all patterns."""
+    """The experiments on a data set that match all patterns, each with its runs."""
     chosen = [run for run in known if run.dataset == dataset]
     if not chosen:
         raise unknown("plot", dataset, sorted({run.dataset for run in known}))
-    # These two first, so that the files of other runs need not be read.
+    # These two first, since they are in the folder's name, and other runs' files need not be read.
     chosen = _chosen(chosen, "student", where.get("student", "*"), lambda run: run.student)
     chosen = _chosen(chosen, "method", where.get("method", "*"), lambda run: run.method)
     groups = grouped([run.read() for run in chosen])
@@ -247,7 +247,7 @@ def _groups(dataset: str, known: Sequence[Known], where: Mapping[str, str]) -> l
 
 
 def _chosen(things: list[T], key: str, patterns: str, text: Callable[[T], str]) -> list[T]:
-    """Those whose text matches; UserError with all texts where none does."""
+    """The items whose text matches; raises UserError, with all texts, if none does."""
     texts = [text(thing) for thing in things]
     found = [thing for thing, each in zip(things, texts, strict=True) if _matches(each, patterns)]
     if not found:
@@ -273,7 +273,7 @@ def _is_number(value: object) -> bool:
 
 
 def _printed_name(row: Row, label: str) -> str:
-    """What the paper calls a row's network, without its footnotes; the row's label where it has no name."""
+    """The paper's name of a row's network without footnotes; the row's label if it has no name."""
     return row.published.get("network", label).rstrip("*")
 
 

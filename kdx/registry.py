@@ -1,7 +1,7 @@
-"""What the names in a configuration stand for: kdx's own classes, and those of installed packages.
+"""The names in a configuration and the classes they stand for: kdx's own and those of installed packages.
 
 A package registers a class as an entry point (packaging.python.org, "Entry points"), and the folder `conf` beside its
-code has its YAML choices. Nothing is imported before it is used, so that `kdx train --help` needs neither torch nor a
+code has its YAML choices. Classes are imported when they are used, so that `kdx train --help` needs neither torch nor a
 package that works.
 """
 
@@ -25,7 +25,7 @@ GROUPS = ("kdx.datasets", "kdx.models", "kdx.methods", "kdx.procedures")
 
 @dataclass(frozen=True)
 class Package:
-    """An installed package that registers something, where its modules lie, and its folder of YAML choices, if any."""
+    """An installed package that registers something: its version, modules, and folder of YAML choices, if any."""
 
     name: str
     version: str
@@ -34,9 +34,9 @@ class Package:
 
     @cached_property
     def source(self) -> str:
-        """SHA-256 of its modules, in hexadecimal: one that is edited in place makes other runs, whatever its version.
+        """SHA-256, in hexadecimal, of its modules, so that editing a package in place changes the ids of its runs.
 
-        What a process has imported stays what it is, so that it is read once.
+        Read once, since what a process has imported does not change.
         """
         return source_sha256(self.places)
 
@@ -46,7 +46,7 @@ class Package:
 
 @dataclass(frozen=True)
 class _Entry:
-    """An entry point and its package; kdx's own have none."""
+    """An entry point and its package; None for kdx's own."""
 
     point: EntryPoint
     package: Package | None = None
@@ -64,11 +64,11 @@ class Registry(Generic[T]):
         self.own = {name: _Entry(EntryPoint(name, value, group)) for name, value in own.items()}
 
     def names(self) -> list[str]:
-        """All names; UserError where packages contradict each other."""
+        """All names; raises UserError if packages register the same name."""
         return list(self._entries())
 
     def find(self, name: object, key: str) -> type[T]:
-        """The class that `name` stands for, the value of `key`.
+        """The class that `name`, the value of `key`, stands for.
 
         Raises UserError for an unknown name, and for a package that cannot be imported or registers something else.
         """
@@ -77,7 +77,7 @@ class Registry(Generic[T]):
             raise unknown(key, name, entries)
         point, package = entries[name].point, entries[name].package
         if package is None:
-            # What is wrong with our own is no mistake of the user's.
+            # An import error in kdx's own code is no mistake of the user's.
             return point.load()
         source = f"{key}: '{name}' is {point.value} of the package {package}"
         try:
@@ -111,7 +111,7 @@ def package_of(group: str, name: str) -> Package | None:
 
 
 def packages() -> list[Package]:
-    """The packages that register something, by name; UserError where one does it wrongly."""
+    """The installed packages that register something, by name; raises UserError for a wrong registration."""
     return sorted({entry.package for entry in _registered() if entry.package}, key=str)
 
 
@@ -119,7 +119,7 @@ def _registered() -> tuple[_Entry, ...]:
     return _of_packages(tuple(sys.path))
 
 
-# What is installed is read once for each path on which Python looks for it.
+# Cached by sys.path, on which the installed packages depend.
 @cache
 def _of_packages(path: tuple[str, ...]) -> tuple[_Entry, ...]:
     groups = sorted(group for group in entry_points().groups if group.startswith("kdx."))
@@ -141,7 +141,7 @@ def _package(point: EntryPoint) -> Package:
 
 
 def _conf_folders(locations: Sequence[str], below: Sequence[str]) -> Iterator[Path]:
-    """The folders `conf` beside a module, and above it up to its top-level package, where they exist."""
+    """The existing folders `conf` beside a module and above it, up to its top-level package."""
     for depth in range(len(below), -1, -1):
         for location in locations:
             folder = Path(location, *below[:depth], "conf")

@@ -1,4 +1,4 @@
-"""The files of a finished folder, of a run or a teacher."""
+"""The result files of a finished run or teacher."""
 
 import csv
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def write_results(
     figures: Mapping[str, Any],
     machine: Mapping[str, Any],
 ) -> None:
-    """Write the tables of a finished folder; `metrics.json` is last, because its presence means finished.
+    """Write the tables of a finished folder; `metrics.json` is written last, because it marks the run as finished.
 
     `names` say what the run is, `figures` are those that only its procedure knows, `machine` is `Engine.record`.
     Among the metrics `epochs` are those that were trained, in all fits; `best_epoch` is the one whose weights were
@@ -49,7 +49,7 @@ def write_results(
             **stopped,
             **figures,
             "train_seconds": progress.seconds,
-            # A chain whose first generation is refused ends with a teacher that may come from a file.
+            # A chain whose first generation is rejected ends with the teacher, which may come from a checkpoint.
             "seconds_per_epoch": median(row["seconds"] or 0.0 for row in progress.history)
             if progress.history
             else None,
@@ -66,7 +66,7 @@ def write_results(
 
 
 def read_history(folder: Path) -> list[dict[str, float | None]]:
-    """The rows of a finished folder's `history.csv`, as they were before they were written."""
+    """The rows of a finished folder's `history.csv`, with numbers parsed and None for empty cells."""
     check_seal(folder / "history.csv")
     with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]

@@ -1,9 +1,9 @@
-"""What things take, timed in turn, so that noise falls on all of them, and compared within rounds, so that it shows.
+"""Timing in rounds: several functions are timed in turn and compared within rounds, so that noise becomes visible.
 
-Whatever else the machine does lasts a while. Timed one after the other, the thing that meets it seems slow; and of
-calls that are longer than a program may run at a stretch nearly every one is interrupted, of short ones hardly any, so
-that a median over calls is worth nothing where others want the cores too. Here each round times everything once for the
-same while, and the interruptions count.
+Disturbances by other programs last a while. Timed one after the other, the function that meets one seems slow; and
+nearly every call that is longer than the scheduler's time slice is interrupted, of short ones hardly any, so that a
+median over calls is worthless on a busy machine. Here each round times everything once for the same time, interruptions
+included.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -17,18 +17,18 @@ from scipy import special
 
 ROUNDS = 20
 LEAST_ROUNDS = 6
-"""Of fewer values the median has no interval of 95 %."""
+"""With fewer values there is no 95 % interval of the median."""
 NOISY = 1.5
-"""How many times its lower end the upper end of a ratio's interval may be; beyond that the ratio is worthless."""
+"""A ratio is noise if its interval's upper end is more than so many times the lower end."""
 
 Thing = TypeVar("Thing", bound=Hashable)
 Rounds = Sequence[Sequence[float]]
-"""The seconds of every call, by round."""
+"""The seconds of every call, one list per round."""
 
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times as fast one thing is as another: the median of the rounds' ratios, and the 95 % interval of it."""
+    """How many times as fast one function is as another: the median of the rounds' ratios, with its 95 % interval."""
 
     median: float
     low: float
@@ -36,19 +36,19 @@ class Speedup:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the interval leaves open what the ratio is."""
+        """Whether the interval is too wide to tell the ratio."""
         return self.high > NOISY * self.low
 
     def columns(self, name: str) -> dict[str, float | None]:
-        """The cells of a file of results: `name`, which is empty where it is noise, `name`_low and `name`_high."""
+        """The cells of a result table: `name`, None if it is noise, `name`_low and `name`_high."""
         return {name: None if self.is_noise else self.median, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def time_in_rounds(calls: Mapping[Thing, Callable[[], object]], seconds: float) -> dict[Thing, list[list[float]]]:
-    """The seconds of every call by round, each thing for about `seconds` in all.
+    """The seconds of every call by round, for each function about `seconds` in total.
 
-    There are `ROUNDS` rounds, fewer where calls take so long that the time is up before, but `LEAST_ROUNDS` at least.
-    The order is another one in each, so that what comes back every few milliseconds does not meet the same one always.
+    There are `ROUNDS` rounds, or fewer, but at least `LEAST_ROUNDS`, if calls take so long that the time is up. Each
+    round has another random order, so that a periodic disturbance does not always meet the same function.
     """
     start, order = perf_counter(), Random(0)
     taken: dict[Thing, list[list[float]]] = {thing: [] for thing in calls}
@@ -61,7 +61,7 @@ def time_in_rounds(calls: Mapping[Thing, Callable[[], object]], seconds: float) 
 
 
 def speedup(of: Rounds, over: Rounds) -> Speedup:
-    """How many times as fast one thing is as another that was timed in the same rounds."""
+    """How many times as fast one function is as another that was timed in the same rounds."""
     ratios = [fmean(slow) / fmean(fast) for slow, fast in zip(over, of, strict=True)]
     return Speedup(median(ratios), *median_interval(ratios))
 
@@ -80,7 +80,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def seconds_of(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """The seconds that one call takes."""
     start = perf_counter()
     call()
     return perf_counter() - start
@@ -88,7 +88,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 def _timed(call: Callable[[], object], seconds: float) -> list[float]:
     start = perf_counter()
-    # The caches still hold what was timed before; to a call that is longer than its share that does not matter.
+    # One untimed call, since the caches hold the previous function's data; a call longer than its share needs none.
     first = seconds_of(call)
     if first >= seconds:
         return [first]

@@ -1,4 +1,4 @@
-"""The folders of runs and teachers: where they lie, whether they are finished, who works in them, what they log."""
+"""The folders of runs and teachers: where they are, whether they are finished, their lock, metrics and log."""
 
 import json
 import logging
@@ -32,21 +32,21 @@ class RunFolder:
 
     @property
     def log_file(self) -> Path:
-        """Where the run writes its log."""
+        """The run's log file."""
         return self.path / "kdx.log"
 
     @property
     def finished(self) -> bool:
-        """Whether a `metrics.json`, which is written last, is there, and all results are as they were written.
+        """Whether `metrics.json`, which is written last, exists and all result files are unchanged.
 
-        Raises WrittenLater where a later version of kdx wrote them.
+        Raises WrittenLater if a later version of kdx wrote them.
         """
         return (self.path / METRICS).exists() and self.damage() is None
 
     def damage(self) -> str | None:
-        """What is wrong with the results of a finished folder, in words; None where nothing is, or none are there.
+        """The reason why the results of a finished folder are damaged; None if they are intact or there are none.
 
-        Raises WrittenLater where a later version of kdx wrote them.
+        Raises WrittenLater if a later version of kdx wrote them.
         """
         if not (self.path / METRICS).exists():
             return None
@@ -59,9 +59,9 @@ class RunFolder:
         return seal.damage(self.path)
 
     def settled(self, *, repeat: bool = False) -> bool:
-        """Whether results are here to be used; those that are damaged, or are to be repeated, are removed.
+        """Whether there are results to be used; results that are damaged, or to be repeated, are removed.
 
-        Raises WrittenLater where a later version of kdx wrote them.
+        Raises WrittenLater if a later version of kdx wrote them.
         """
         if not (self.path / METRICS).exists():
             return False
@@ -74,9 +74,10 @@ class RunFolder:
         return False
 
     def reservations(self, latency_seconds: float = 0.0) -> list[str]:
-        """What must be known before these results are taken for those of a new order, in words.
+        """Warnings about using these results for a new request, one line each.
 
-        They lack the latency that is asked for, or one of the two orders has a kdx with changes that no commit names.
+        They lack the latency that is asked for, or they were made by another kdx source, one of the two with
+        uncommitted changes.
         """
         metrics, found = self.metrics(), []
         if latency_seconds and metrics.get("latency_ms") is None and not self._timed():
@@ -91,7 +92,7 @@ class RunFolder:
         return bool(config["device"]["latency_seconds"])
 
     def metrics(self) -> dict[str, Any]:
-        """The figures of the finished run; UserError when there are none or the file is damaged."""
+        """The figures of the finished run; raises UserError if there are none or the file is damaged."""
         path = self.path / METRICS
         try:
             content = json.loads(path.read_bytes())
@@ -108,11 +109,11 @@ class RunFolder:
         raise UserError(f"{path} is damaged: {reason}; repeat the run with force=true or delete its folder")
 
     def lock(self, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Hold the folder against other processes: see `held`."""
+        """Lock the folder against other processes; see `held`."""
         return held(self.path, wait=wait)
 
     def clear(self) -> None:
-        """Leave an empty folder."""
+        """Remove everything in the folder."""
         if self.path.exists():
             shutil.rmtree(self.path)
         make_folder(self.path)
@@ -123,20 +124,20 @@ class RunFolder:
         write_text(self.path / "config.yaml", text)
 
     def write_metrics(self, figures: Mapping[str, Any]) -> None:
-        """Write `metrics.json`, which marks the folder as finished, after the hashes of all results."""
+        """Write the hashes of all results, then `metrics.json`, which marks the folder as finished."""
         text = json_text(figures)
         seal.seal(self.path, {METRICS: text})
         write_text(self.path / METRICS, text)
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """Append what the package logs to `kdx.log`, and show warnings on stderr."""
+        """Within the context, append kdx's log to `kdx.log`, and show warnings on stderr."""
         make_folder(self.path)
         logger = logging.getLogger("kdx")
         file = logging.FileHandler(self.log_file, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers: list[logging.Handler] = [file]
-        # Within another folder's log stderr has its handler already.
+        # Inside another folder's context stderr already has a handler.
         if not any(type(handler) is logging.StreamHandler for handler in logger.handlers):
             screen = logging.StreamHandler(sys.stderr)
             screen.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The hashes of finished files, so that no number is shown that was not measured: `sha256sum -c checksums.sha256`."""
+"""Checksums of finished files, so that changed results are never reported: `sha256sum -c checksums.sha256`."""
 
 import hashlib
 import re
@@ -14,13 +14,13 @@ METRICS = "metrics.json"
 # Only files of the folder itself are sealed.
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
 FORMAT = 2
-"""Of metrics.json; format 1, which says nothing of it, had no checksums beside it."""
+"""The format of metrics.json; format 1, which does not name it, had no checksums."""
 
 
 def seal(folder: Path, texts: Mapping[str, str] | None = None) -> None:
-    """Write the hashes of the tables, settings, figures and networks in `folder`, and of `texts`, files still to come.
+    """Write the hashes of the result files in `folder`, and of `texts`, files that are yet to be written.
 
-    Checkpoints and logs are no results.
+    Result files are tables, settings, figures and networks, not checkpoints or logs.
     """
     texts = texts or {}
     suffixes = (".csv", ".json", ".safetensors", ".svg", ".yaml")
@@ -31,13 +31,13 @@ def seal(folder: Path, texts: Mapping[str, str] | None = None) -> None:
 
 
 class WrittenLater(UserError):
-    """Results of a later version of kdx, which this one can neither read nor must replace."""
+    """Results of a later version of kdx, which this version can neither read nor may replace."""
 
 
 def misfit(folder: Path, metrics: Mapping[str, Any]) -> str | None:
-    """Why the metrics of `folder`, intact by themselves, cannot be trusted; None where they can.
+    """The reason why the metrics of `folder`, an intact file, cannot be trusted; None if they can.
 
-    Raises WrittenLater where a later version of kdx wrote them.
+    Raises WrittenLater if a later version of kdx wrote them.
     """
     written = metrics.get("format", 1)
     if not isinstance(written, int) or written > FORMAT:
@@ -49,14 +49,14 @@ def misfit(folder: Path, metrics: Mapping[str, Any]) -> str | None:
 
 
 def unseal(folder: Path) -> None:
-    """Remove the hashes, before files are written anew."""
+    """Remove the hashes before files are written again."""
     (folder / CHECKSUMS).unlink(missing_ok=True)
 
 
 def flaw(path: Path) -> str | None:
-    """What is wrong with a file, in words; None where nothing is.
+    """The reason why a file is damaged; None if it is not.
 
-    A file that was not sealed, as by an earlier version of kdx, cannot be judged.
+    A file without a hash, as of an earlier version of kdx, counts as intact.
     """
     sums = _sums(path.parent)
     if sums is None:
@@ -74,7 +74,7 @@ def _change(path: Path, expected: str) -> str | None:
 
 
 def damage(folder: Path) -> str | None:
-    """The first sealed file in `folder` that is absent or has changed, with the reason; None where all are intact."""
+    """The first file in `folder` that is missing or changed, with the reason; None if all are intact."""
     sums = _sums(folder)
     if sums is None:
         return f"{folder / CHECKSUMS} is damaged: it is no list of checksums"
@@ -86,7 +86,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _sums(folder: Path) -> dict[str, str] | None:
-    """The checksums by file; none where nothing is sealed, None where they are damaged themselves."""
+    """The checksums by file name, empty if there are none, None if the file of checksums is damaged."""
     try:
         text = (folder / CHECKSUMS).read_text(encoding="utf-8", errors="replace")
     except OSError:

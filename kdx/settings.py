@@ -1,13 +1,13 @@
-"""The base of every group of settings: typed, frozen, nothing unknown, nothing infinite."""
+"""The base class of all settings: typed, frozen, without unknown keys, infinity or NaN."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """A frozen group of settings, whose values live in `conf/`.
+    """A frozen group of settings, whose values are in `conf/`.
 
-    A field with a default came later than results: at its default a run is what it was before there was the field, so
-    that configurations from before are read, and ids leave it out.
+    A field with a default is newer than some results: at its default a run is what it was before the field existed, so
+    that old configurations can be read, and ids leave it out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""The step of several models that are trained together: one program for all, or one model after another."""
+"""The training step of several models at once: as one program on stacked tensors, or one model after another."""
 
 import logging
 import time
@@ -20,23 +20,24 @@ from kdx.state import State, stacked, unstacked
 from kdx.step import Batch, Noise, RunStep, Stacking, StepOnBatch, make_step
 
 Way = Literal["auto", "stacked", "loop"]
-"""How several models make a step: as one program over stacked tensors, one after another, or what is faster here."""
+"""How several models are stepped: one program on stacked tensors, one after another, or the faster on this machine."""
 
 Gather = Callable[[Tensor], Batch]
 
 REPETITIONS = 3
-# A training of fewer steps would be over before measuring has paid.
+# In a training of fewer steps measuring takes longer than it saves.
 LEAST_STEPS = 100
 
 log = logging.getLogger(__name__)
 
 
 def stacked_step(members: Sequence[Member], execution: Execution, steps: int, way: Way) -> tuple[State, Noise, RunStep]:
-    """Move the members' tensors into stacked ones, and give state, noise and the step of them all.
+    """Move the members' tensors into stacked ones; return state, noise and the step of all models.
 
-    The members are of one structure and see their own parts of both. `steps` is the length of the training. The way
-    `auto` is measured, but for a compiled or captured step without convolutions, whose batched products are never
-    slower and are only tried, and for a short training, in which `loop` can lose nothing.
+    The members have the same structure and share the memory of the stacked tensors. `steps` is the length of the
+    training. `auto` takes the faster way, by measuring; for a short training it takes `loop`, and for a compiled or
+    captured step without convolutions, whose batched products are never slower, `stacked` without measuring, if it
+    works.
     """
     state, noise = _stack(members)
     gather, stacking = _gathering(members)
@@ -56,7 +57,7 @@ def stacked_step(members: Sequence[Member], execution: Execution, steps: int, wa
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        # A package's network may have a layer that vmap cannot take.
+        # A package's network may have a layer that vmap does not support.
         log.warning("%d models in a step: loop, for they cannot be stacked (%s)", len(members), one_line(error))
         return state, noise, made("loop")
     if never_slower:
@@ -69,7 +70,7 @@ def stacked_step(members: Sequence[Member], execution: Execution, steps: int, wa
 
 
 def orders(members: Sequence[Member], epoch: int) -> Tensor:
-    """The examples of an epoch in the members' order: (per_epoch,), or (models, per_epoch) where it differs."""
+    """The views of an epoch in random order: (per_epoch,), or (models, per_epoch) if the members' orders differ."""
     if _one_order(members):
         return members[0].training.order(epoch)
     by_seed = {member.training.seed: member.training for member in members}
@@ -80,7 +81,7 @@ def orders(members: Sequence[Member], epoch: int) -> Tensor:
 def _stack(members: Sequence[Member]) -> tuple[State, Noise]:
     state = State.stack([member.state for member in members])
     noise = stacked([member.noise.buffers for member in members])
-    # What is measured before the first draw must not be slow because of what lies there.
+    # Uninitialised memory, such as denormals, must not slow down the measurement before the first draw.
     for value in noise.values():
         value.zero_()
     noise |= _layer_numbers([member.student for member in members])
@@ -90,7 +91,7 @@ def _stack(members: Sequence[Member]) -> tuple[State, Noise]:
 
 
 def _layer_numbers(students: Sequence[nn.Module]) -> Noise:
-    """The numbers of the layers in which they differ between the students, by buffer name."""
+    """The layers' own numbers that differ between the students, by buffer name."""
     found = {}
     for name, layer in students[0].named_modules():
         if not isinstance(layer, NoisyLayer):
@@ -112,7 +113,7 @@ def _one_order(members: Sequence[Member]) -> bool:
 
 
 def _gathering(members: Sequence[Member]) -> tuple[Gather, Stacking]:
-    """How the members' batches are put together, and which parts of them have a model dimension."""
+    """The function that gathers the members' batches, and which parts of them have a model dimension."""
     examples = members[0].training.examples
     targets = [member.training.teacher_logits for member in members]
     one_order, one_target = _one_order(members), all(each is targets[0] for each in targets)
@@ -171,7 +172,7 @@ def _loop(first: Member, execution: Execution, gather: Gather, stacking: Stackin
 
 
 def _seconds(step: RunStep, members: Sequence[Member], state: State, noise: Noise, execution: Execution) -> float:
-    """How long a step takes at best, executed as it will be; it is tried on a copy of the state."""
+    """The minimum time of a step, executed as in training, on a copy of the state."""
     scratch, examples = State.stack(state.models), members[0].training.examples
     device = examples.images.device
     epoch = min(member.epoch for member in members)
@@ -179,7 +180,7 @@ def _seconds(step: RunStep, members: Sequence[Member], state: State, noise: Nois
     chosen = orders(members, epoch)[..., : members[0].batch_size]
     best = float("inf")
     with recorded(lambda: step(scratch, chosen, noise, rows), execution.recorder()) as run:
-        # The first call compiles, or warms up.
+        # The first call compiles or warms up, so it is not timed.
         for _ in range(1 + REPETITIONS):
             started = time.perf_counter()
             run()

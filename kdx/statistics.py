@@ -1,4 +1,4 @@
-"""Statistics over seeds, and over the rounds of a measurement."""
+"""Statistics over seeds, and over the rounds of a timing."""
 
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -12,14 +12,14 @@ SIGNIFICANT = 0.05
 
 Relation = Literal["lower", "higher"]
 Answer = Literal["holds", "fails", "undecided", "untested"]
-"""Undecided is what a test leaves open or cannot be made of, as without a seed; untested, what no run tells of."""
+"""undecided: the test leaves it open, or there are too few values for a test; untested: there is no run for it."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Sample mean, standard deviation (n - 1) and 95 % interval of the mean (Student's t) of independent values.
 
-    With one value there is neither deviation nor interval. Raises ValueError without a value or with NaN.
+    With one value there is neither deviation nor interval. Raises ValueError without values or with NaN.
     """
 
     values: tuple[float, ...]
@@ -30,7 +30,7 @@ class Estimate:
 
     @property
     def n(self) -> int:
-        """How many values there are, at least one."""
+        """The number of values, at least one."""
         return len(self.values)
 
     @property
@@ -63,7 +63,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TTest:
-    """A two-sided t test: statistic, degrees of freedom and p; all None where the values do not allow one."""
+    """A two-sided t test: statistic, degrees of freedom and p; all None if there are too few values."""
 
     t: float | None
     df: float | None
@@ -91,10 +91,10 @@ def _two_sided(t: float, df: float) -> TTest:
 
 
 def answer(difference: float, relation: Relation, test: TTest) -> Answer:
-    """Whether a difference (first less second) shows the first to be lower or higher; undecided unless p < 0.05."""
+    """Whether a difference (first minus second) shows the first to be lower or higher; undecided unless p < 0.05."""
     return "undecided" if test.p is None or test.p >= SIGNIFICANT else direction(difference, relation)
 
 
 def direction(difference: float, relation: Relation) -> Answer:
-    """Whether a difference (first less second) without chance in it shows the first to be lower or higher."""
+    """Whether an exact difference (first minus second), without randomness, shows the first to be lower or higher."""
     return "holds" if (difference < 0 if relation == "lower" else difference > 0) else "fails"

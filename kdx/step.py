@@ -1,7 +1,7 @@
-"""One training step as a function of its arguments alone: forward, backward, and the optimizer's arithmetic.
+"""One training step as a pure function of its arguments: forward, backward, and the optimizer's update.
 
 Eager, compiled and captured execution wrap this one function, for one model or for several whose tensors are stacked;
-it draws no random numbers, reads no clock and holds no state, so resuming a run is storing its arguments.
+it draws no random numbers, reads no clock and holds no state, so a run can be resumed from its arguments.
 """
 
 from collections import OrderedDict
@@ -21,9 +21,9 @@ from kdx.state import State
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (batch, C, H, W), labels (batch,) and, where the method needs them, teacher logits (batch, classes).
+    """Images (batch, C, H, W), labels (batch,) and, if the method needs them, teacher logits (batch, classes).
 
-    Of several models that see different batches, each tensor has a leading dimension for the model.
+    If several models see different batches, each tensor has a leading model dimension.
     """
 
     images: Tensor
@@ -33,13 +33,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Stacking:
-    """Which parts of the batch differ between models that are trained in one step: they have a model dimension."""
+    """Which parts of the batch differ between models that are trained in one step, and so have a model dimension."""
 
     examples: bool
     teacher_logits: bool
 
     def batch_of(self, batch: Batch, model: int) -> Batch:
-        """One model's part of the batch of all."""
+        """One model's part of the stacked batch."""
         images, labels, logits = batch.images, batch.labels, batch.teacher_logits
         if self.examples:
             images, labels = images[model], labels[model]
@@ -48,16 +48,16 @@ class Stacking:
 
 Noise = dict[str, Tensor]
 StepOnBatch = Callable[[State, Batch, Noise, Tensor], None]
-"""step(state, batch, noise by buffer name, numbers as one row) -> None; the state is updated in place.
+"""step(state, batch, noise by buffer name, hyper-parameters as one row) -> None; updates the state in place.
 
 For several models noise has a leading dimension for the model, and so do the numbers: (models, numbers).
 """
 RunStep = Callable[[State, Tensor, Noise, Tensor], None]
-"""The same with the numbers of the batch's examples (batch,) in its place."""
+"""The same with the indices of the batch's examples (batch,) instead of the batch."""
 
 
 def number_names(objective: Objective, optimizer: Optimizer = ADAM) -> list[str]:
-    """The order of the numbers in the row that a step is given: the objective's, then the optimizer's."""
+    """The names of the hyper-parameters in a step's row, in order: the objective's, then the optimizer's."""
     return [*objective.numbers, *optimizer.numbers]
 
 
@@ -72,10 +72,10 @@ def make_step(
 ) -> StepOnBatch:
     """The training step of `student` under `objective`.
 
-    `eager` takes torch's autograd and its fused Adam kernel, which are fastest one operation at a time; otherwise the
-    gradient is a function transform and Adam is written out, which a compiler sees through. `autocast` names the
-    device type whose matrix products run in bfloat16; None means float32. With `stacking` the step trains several
-    models of this structure under objectives that differ in nothing but their numbers.
+    `eager` uses torch's autograd and fused Adam kernel, which are fastest if operations are launched singly; otherwise
+    the gradient is a function transform and Adam is written out, for the compiler. `autocast` names the device type
+    whose matrix products run in bfloat16; None means float32. With `stacking` the step trains several models of this
+    structure, whose objectives differ only in their hyper-parameters.
     """
     names = number_names(objective, optimizer)
     loss = _loss(student if stacking is None else _stackable(student), objective, autocast)
@@ -103,8 +103,8 @@ def make_step(
 
 
 def _count(state: State, values: Tensor) -> Tensor:
-    """Add a step's total and terms to the sums; 1 where the total's is not finite, else 0: (), or (models,)."""
-    # Sums remember: once one of them is not finite it never is again. Nothing here waits for the device.
+    """Add a step's total loss and terms to the sums; 1 where the total's sum is not finite, else 0: () or (models,)."""
+    # A sum that is not finite once never is again, so checking it later suffices; nothing here waits for the device.
     rest = state.sums.add_(values) - state.sums
     broken = rest.ne(rest).float()
     state.broken.add_(broken)
@@ -113,12 +113,12 @@ def _count(state: State, values: Tensor) -> Tensor:
 
 Tensors = dict[str, Tensor]
 Aside = tuple[Tensor, Tensors]
-"""What a pass gives beside the total loss: every term, and the buffers after it."""
+"""The outputs of a forward pass besides the total loss: every term, and the updated buffers."""
 Pass = tuple[Tensor, Aside]
 Loss = Callable[[Tensors, Tensors, Tensor, Tensor, Tensor | None, Noise, Tensors], Pass]
 """loss(parameters, buffers, images, labels, teacher logits, noise, numbers by name)."""
 GradientsOf = Callable[[Tensors, Tensors, Tensor, Tensor, Tensor | None, Noise, Tensors], tuple[Tensors, Pass]]
-"""The gradients by the parameters, and what the loss gives."""
+"""The gradients of the parameters, and the outputs of the loss function."""
 
 
 def _loss(student: nn.Module, objective: Objective, autocast: str | None) -> Loss:
@@ -135,7 +135,7 @@ def _loss(student: nn.Module, objective: Objective, autocast: str | None) -> Los
     ) -> Pass:
         term_noise = {name: noise[name] for name in objective.draws}
         layer_noise = {name: value for name, value in noise.items() if name not in objective.draws}
-        # Batch norm moves its statistics in place, which a function transform allows on tensors of its own only.
+        # Batch norm updates its statistics in place, which a function transform allows only on its own tensors.
         buffers = {name: value.clone() for name, value in buffers.items()}
         with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
             output = functional_call(network, {**parameters, **buffers, **layer_noise}, (images,))
@@ -149,12 +149,12 @@ def _loss(student: nn.Module, objective: Objective, autocast: str | None) -> Los
 
 
 def _stackable(student: nn.Module) -> nn.Module:
-    """The student with the same tensors, whose batch norms vmap can take on a GPU."""
+    """The student with the same tensors, its batch norms replaced by those that vmap supports on a GPU."""
     tensors = [*student.parameters(), *student.buffers()]
     copy = deepcopy(student, {id(tensor): tensor for tensor in tensors})
     for layer in copy.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            # cuDNN's asks how its input lies in memory, and vmap answers for the plain layout only.
+            # cuDNN's batch norm queries its input's memory format, which vmap supports for contiguous tensors only.
             layer.register_forward_pre_hook(_laid_out_plainly)
     return copy
 
@@ -164,7 +164,7 @@ def _laid_out_plainly(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 class Watching(nn.Sequential):
-    """The layers of a student, under the same names, that give beside the logits the outputs of the watched ones."""
+    """The student's layers under the same names; returns the outputs of the watched layers besides the logits."""
 
     def __init__(self, student: nn.Module, watched: Sequence[str]) -> None:
         layers = dict(student.named_children())
@@ -175,7 +175,7 @@ class Watching(nn.Sequential):
         self.watched = tuple(watched)
 
     def forward(self, input: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits, and the outputs of the watched layers in float32."""
+        """The logits, and the outputs of the watched layers, in float32."""
         output, seen = input, {}
         for name, layer in self.named_children():
             output = layer(output)
@@ -204,6 +204,6 @@ def _autograd(loss: Loss) -> GradientsOf:
 
 
 def _of_several(gradients_of: GradientsOf, stacking: Stacking) -> GradientsOf:
-    # torch turns the linear maps of all models into one batched product, and their convolutions into a grouped one.
+    # vmap turns the linear layers of all models into one batched product, and convolutions into a grouped one.
     examples, logits = (0 if differs else None for differs in (stacking.examples, stacking.teacher_logits))
     return torch.func.vmap(gradients_of, in_dims=(0, 0, examples, examples, logits, 0, 0))

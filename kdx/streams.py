@@ -21,9 +21,9 @@ def stream(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -
 
 
 def seeded(seed: int, purpose: str, build: Callable[[], T]) -> T:
-    """Call `build` with torch's global generator seeded for one purpose, and put the generator back afterwards.
+    """Call `build` with torch's global generator seeded for one purpose, and restore the generator afterwards.
 
-    torch's layers draw their initial weights from the global generator only.
+    torch's layers draw their initial weights only from the global generator.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, purpose))

@@ -1,4 +1,4 @@
-"""Sweeps: every job is checked first, then Hydra's launcher runs them, and each leaves a record of how it ended."""
+"""Sweeps: every job is validated first, then Hydra's launcher runs them, and each records how it ended."""
 
 import json
 import os
@@ -44,7 +44,7 @@ RECORD = "job.json"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """How one job of a sweep ended: the folder of its run, or why there is none."""
+    """How one job of a sweep ended: the folder of its run, or the reason why there is none."""
 
     number: int
     overrides: list[str]
@@ -54,10 +54,10 @@ class JobRecord:
 
 
 def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
-    """Run all jobs of a sweep; its folder and the records, in the order of the jobs.
+    """Run all jobs of a sweep; return its folder and the jobs' records, in order.
 
-    The same sweep has the same folder; its finished runs are skipped and its interrupted ones continued. Raises
-    UserError, before the first job starts, when any of them is not valid or the launcher is not installed.
+    The same sweep has the same folder; its finished runs are skipped and its interrupted ones resumed. Raises
+    UserError, before the first job starts, if any job is invalid or the launcher is not installed.
     """
     check_launcher(overrides)
     jobs = expand(overrides)
@@ -70,17 +70,17 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
     without_effect: list[str] = []
     for job in jobs:
         without_effect += check_method(job.config, job.overrides)
-        run_folder(job.config)  # finds out whether the teacher's checkpoint is there
+        run_folder(job.config)  # raises if the teacher's checkpoint is missing
     for line in dict.fromkeys(without_effect):
         print(f"kdx: {line}", file=sys.stderr)
     return folder.path, launch(jobs, [word for word in overrides if is_hydras_word(word)], folder)
 
 
 def launch(jobs: Sequence[Job], launcher: Sequence[str], folder: RunFolder, task: Task = "student") -> list[JobRecord]:
-    """Let Hydra's launcher, which the words `launcher` choose and set, run the jobs; their records, in their order.
+    """Run the jobs by Hydra's launcher, which the overrides `launcher` choose and set; return their records, in order.
 
-    `folder` is the sweep's, which all processes share; `task` says what the jobs are to make. Raises UserError for
-    settings of the launcher that are not allowed.
+    `folder` is the sweep's, which all processes share; `task` says whether jobs train their runs or only their
+    teachers. Raises UserError for launcher settings that are not allowed.
     """
     share = shares(launcher, jobs)
     own = [word for word in share if not is_hydras_word(word)]
@@ -89,22 +89,22 @@ def launch(jobs: Sequence[Job], launcher: Sequence[str], folder: RunFolder, task
     words += ["hydra/sweeper=listed", f"hydra.sweep.dir={quoted(str(folder.path.absolute()))}"]
     with folder.lock():
         make_folder(folder.path)
-        # Those of an earlier time are not ours.
+        # Records of an earlier launch are removed.
         for path in folder.path.rglob(RECORD):
             path.unlink()
         write_json(folder.path / JOBS, listed)
         broken = _launched(words, folder)
         records = {record.number: record for record in _records(folder.path)}
         (folder.path / JOBS).unlink()
-    # A launcher may break, and a job's process may be killed.
+    # A job has no record if the launcher failed or the job's process was killed.
     unknown = f"it left no record: {broken or 'its process was killed'}"
     return [records.get(number) or JobRecord(number, job.overrides, None, unknown) for number, job in enumerate(jobs)]
 
 
 def run_job(composed: DictConfig, outcome: Path | Exception | None = None) -> dict[str, object]:
-    """One job, in whatever process Hydra's launcher starts it: a failure is recorded and the others go on.
+    """Run one job, in whatever process Hydra's launcher starts it; a failure is recorded, and other jobs continue.
 
-    `outcome` is its folder or its failure where the launcher has already run it, together with others.
+    `outcome` is its folder or its failure if the launcher has already run it together with others.
     """
     job = HydraConfig.get()
     number, folder = int(job.job.num), Path(job.sweep.dir)
@@ -144,8 +144,8 @@ def _ended(config: Config, outcome: Path | Exception) -> Path:
 
 
 def hindrance(config: Config, folder: Path) -> str | None:
-    """Why a job must not start, if anything: with fail_fast another one that failed."""
-    # The processes of a launcher share nothing but the folder.
+    """The reason why a job must not start, with fail_fast the failure of another one; else None."""
+    # The folder is all that the processes of a launcher share.
     records = _records(folder) if config.sweep.fail_fast else []
     failed = [record.number for record in records if record.error and record.started]
     return f"not started, since job {failed[0]} failed (sweep.fail_fast=true)" if failed else None
@@ -172,7 +172,7 @@ def _folder(jobs: Sequence[Job]) -> RunFolder:
 
 
 def _launched(words: Sequence[str], folder: RunFolder) -> str | None:
-    """Let Hydra run the jobs; why its launcher broke, if it did."""
+    """Let Hydra run the jobs; return the reason if its launcher failed, else None."""
     make_folder(folder.path)
     main = hydra.main(version_base=HYDRA_VERSION, config_path=str(conf_folder()), config_name=CONFIG_NAME)
     with _command_line(["kdx", "--multirun", *hydra_words(words)]):
@@ -188,7 +188,7 @@ def _launched(words: Sequence[str], folder: RunFolder) -> str | None:
 
 @contextmanager
 def _command_line(words: list[str]) -> Iterator[None]:
-    """What `hydra.main` reads: the words, and the wish to get exceptions instead of exits."""
+    """Set what `hydra.main` reads: the arguments, and that errors are raised as exceptions."""
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = words, "1"
     try:

@@ -1,4 +1,4 @@
-"""The teachers: each trained once for all runs that need the same one, or loaded from a file."""
+"""The teachers: each is trained once for all runs that need the same one, or loaded from a checkpoint."""
 
 import logging
 from pathlib import Path
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def check_teachers(config: Config, method: Method) -> None:
-    """Raise UserError, which names both keys, where several teachers are chosen for a method that has no use for them.
+    """Raise UserError, which names both keys, for several teachers with a method that cannot use them.
 
-    That is a method that learns from no teacher, or one that looks at the weights of a teacher.
+    That is a method without a teacher, or one that reads the weights of one teacher.
     """
     for key, teacher in config.teachers.items():
         if key == "teacher":
@@ -46,16 +46,16 @@ def check_teachers(config: Config, method: Method) -> None:
 
 
 def get_teachers(config: Config, data: Data, engine: Engine, *, trained: bool) -> list[nn.Module]:
-    """All teachers of `config`, the first one first; as they are before any training where `trained` is false."""
+    """All teachers of `config`, the first one first; with their initial weights if `trained` is false."""
     get = get_teacher if trained else initial_teacher
     return [get(each, data, engine) for each in config.for_each_teacher()]
 
 
 def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
-    """The first teacher that `config` describes, plain and on the device.
+    """The first teacher that `config` describes, as a plain network on the device.
 
-    It is loaded from `teacher.checkpoint` or from its folder under `outputs/teachers/`, or trained and kept there, by
-    one process at a time. Raises UserError where the checkpoint does not fit.
+    It is loaded from `teacher.checkpoint` or from its folder under `outputs/teachers/`, or trained and saved there, by
+    one process at a time. Raises UserError if the checkpoint does not fit.
     """
     blank = initial_teacher(config, data, engine)
     if config.teacher.checkpoint is not None:
@@ -75,9 +75,9 @@ def get_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
 
 
 def initial_teacher(config: Config, data: Data, engine: Engine) -> nn.Module:
-    """The teacher before any training, on the device: with the weights of `teacher.checkpoint`, or drawn from its seed.
+    """The teacher before training, on the device: with the weights of `teacher.checkpoint`, or drawn from its seed.
 
-    Raises UserError where the checkpoint does not fit.
+    Raises UserError if the checkpoint does not fit.
     """
     settings = config.teacher
     shape = data.image_shape

@@ -1,4 +1,4 @@
-"""Tensors on disk: a safetensors file with a header, and a hash that finds every damage."""
+"""Tensors on disk: a safetensors file with a header, and a hash that reveals any damage."""
 
 import hashlib
 import json
@@ -21,17 +21,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     """Write tensors and a JSON header to `path`, atomically."""
     contents = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = json.dumps(header or {}, sort_keys=True, allow_nan=False)
-    # One entry, because safetensors writes several in random order, and equal results should be equal files.
+    # One metadata entry, because safetensors writes several in random order, and equal results should be equal files.
     entry = json.dumps({"header": text, "sha256": tensors_sha256(contents, text)})
-    # Written by Python, whose errors say what the file system refused.
+    # Written by Python, whose errors tell more than those of safetensors.
     write_atomically(path, lambda file: file.write_bytes(save(contents, {"kdx": entry})))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote: tensors and header.
+    """Read a file of `save_tensors`: its tensors and header.
 
-    A safetensors file from elsewhere has no hash of ours and an empty header. Raises FileNotFoundError where there is
-    no file, and DamagedTensors where it cannot be read or its content has changed.
+    A safetensors file that kdx did not write has an empty header, and no hash to check. Raises FileNotFoundError if
+    there is no file, and DamagedTensors if it cannot be read or its content has changed.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""Several runs of one kind as one program: the story of kdx/experiment.py, told once for all of them."""
+"""Several runs trained together as one program: kdx/experiment.py for all of them at once."""
 
 import gc
 import logging
@@ -39,10 +39,10 @@ class _Run:
 def run_together(configs: Sequence[Config], way: Way, max_models: int | None) -> list[Path | Exception | None]:
     """Run experiments of one `kdx.grouping.kind`, as many at once as fit in memory or `max_models`.
 
-    Gives for each its folder, or what went wrong with it; None for those that are left to `kdx.experiment.run`: they
-    are finished, another process works on them, or no two are left. Each run leaves the folder that it leaves alone;
-    its `train_seconds` are its equal share of the time that it was trained together with others, and `fused_models`
-    in metrics.json says with how many, itself included. Raises Interrupted when stopped from outside.
+    Returns for each its folder or its failure, and None for those that are left to `kdx.experiment.run`: finished runs,
+    runs that another process works on, and a single remaining run. Each run writes the same folder as alone; its
+    `train_seconds` are an equal share of the time, and `fused_models` in metrics.json says how many were trained
+    together, itself included. Raises Interrupted when stopped from outside.
     """
     outcomes: list[Path | Exception | None] = [None] * len(configs)
     with ExitStack() as held:
@@ -56,7 +56,7 @@ def run_together(configs: Sequence[Config], way: Way, max_models: int | None) ->
             for run, outcome in _outcomes(sorted(due, key=lambda run: run.number), way, max_models):
                 outcomes[run.number] = outcome
         except Exception as failure:
-            # It is that of all runs that it left without a result.
+            # The failure counts for all runs that have no result.
             for run in due:
                 outcomes[run.number] = outcomes[run.number] or failure
     if failures := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:
@@ -65,7 +65,7 @@ def run_together(configs: Sequence[Config], way: Way, max_models: int | None) ->
 
 
 def _let_go(failures: Sequence[BaseException]) -> None:
-    """Free what the frames of failures hold, tensors of all models among it; what their tracebacks say stays."""
+    """Free what the failures' stack frames hold, such as the tensors of all models; the traceback text stays."""
     pending = [*failures]
     while pending:
         failure = pending.pop()
@@ -80,7 +80,7 @@ def _in_lock_order(configs: Sequence[Config]) -> list[_Run]:
 
 
 def _is_due(run: _Run, held: ExitStack) -> bool:
-    """Whether the run is not finished, or to be repeated, and its lock is ours."""
+    """Whether the run is unfinished, or to be repeated, and this process has its lock."""
     return held.enter_context(run.folder.lock(wait=False)) and not run.folder.settled(repeat=run.config.force)
 
 
@@ -89,7 +89,7 @@ def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterato
     check_teachers(first, method)
     engine = prepare_device(first.device)
     data = load_data(first.dataset).to(engine.device)
-    # Of one structure for all, which differ in its numbers.
+    # All methods have the same structure and differ only in numbers.
     network = initial_student(first, data)
     refused = {run: failure for run in runs if (failure := _refused(run, network))}
     yield from refused.items()
@@ -106,9 +106,9 @@ def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterato
 
 
 def _refused(run: _Run, network: nn.Module) -> UserError | None:
-    """Why a run's method can do nothing for the network, if so: a setting in which it differs from the others."""
+    """The error if the run's method does not apply to the network, because of a setting in which the runs differ."""
     try:
-        # Runs of one kind have one fit.
+        # `kind` admits only methods of one fit.
         Once().check_network(network, run.method)
     except UserError as error:
         return error
@@ -128,14 +128,14 @@ def _of_part(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> 
 
 
 def _trained(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged] | None:
-    """The results of the runs; None where there was not enough memory for more than one."""
+    """The results of the runs; None if there was not enough memory for more than one model."""
     fits = [Fit(initial_student(run.config, lesson.data), run.method, plan_of(run.config, run.folder)) for run in runs]
     try:
         return fit_together(fits, lesson, engine, way)
     except torch.OutOfMemoryError:
         if len(runs) == 1:
             raise
-    # What did not fit must be gone before less of it is tried; the error held it, and may be part of a cycle.
+    # Free the memory before trying with fewer models; the error holds tensors, and may be in a reference cycle.
     gc.collect()
     return None
 

@@ -1,4 +1,4 @@
-"""The only training loop: of one model, or of several in step with each other."""
+"""The training loop, of one model or of several in step with each other; there is no other."""
 
 import logging
 import signal
@@ -29,17 +29,17 @@ from kdx.step import Noise, RunStep, make_step
 from kdx.transfer import onto
 
 Advance = Callable[[Tensor, Tensor, int], int]
-"""Steps of an epoch from a number on, by its order (..., examples) and its rows (steps, ..., numbers); how many."""
+"""Executes steps from an index on, given the epoch's order (..., examples) and rows (steps, ..., numbers); how many."""
 
 CHECKPOINT_SHARE = 0.02
-"""At most this part of the time goes into checkpoints: one that was slow to write puts the next one off."""
+"""The largest share of the time that goes into checkpoints: after a slow one the next comes later."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training ended: its history, how many models were trained together, and why it was given up if it was."""
+    """The result of one training: its history, how many models were trained together, and its failure, or None."""
 
     progress: Progress
     models: int
@@ -47,11 +47,11 @@ class Trained:
 
 
 def train(student: nn.Module, objective: Objective, training: Training, engine: Engine, evaluate: Evaluate) -> Progress:
-    """Minimise the objective over the student's parameters, in place, and give the history and the time it took.
+    """Minimise the objective over the student's parameters, in place; return the progress, with history and time.
 
-    Goes on from the checkpoint where there is one. Raises Interrupted after writing a checkpoint when the process is
-    asked to stop, and Diverged when a loss term, a gradient or a weight is no longer finite: on a CPU at that step,
-    elsewhere at the end of the epoch, or at a checkpoint, which is not written then.
+    Resumes from the checkpoint, if there is one. Raises Interrupted, after writing a checkpoint, when the process is
+    asked to stop, and Diverged when a loss term, a gradient or a weight is no longer finite: on a CPU at that step, on
+    other devices at the end of the epoch or at a checkpoint, which is then not written.
     """
     (trained,) = train_together([Trainee(student, objective, training, evaluate)], engine)
     if trained.failure is not None:
@@ -60,11 +60,11 @@ def train(student: nn.Module, objective: Objective, training: Training, engine: 
 
 
 def train_together(trainees: Sequence[Trainee], engine: Engine, way: Way = "auto") -> list[Trained]:
-    """`train` for several students of one structure, whose objectives differ in their numbers only, in step.
+    """`train` for several students of one structure, whose objectives differ only in their hyper-parameters, in step.
 
-    Each has its own random streams and checkpoint, so its result is that of a training alone but for the rounding. One
-    that diverges is given up and the others go on. Those that go on from different steps are trained apart. `way` is
-    how several models make a step: see `stacked_step`.
+    Each has its own random streams and checkpoint, so its result is that of a training alone, up to rounding. If one
+    diverges the others go on. Those that resume from different steps are trained separately. `way` is how several
+    models are stepped: see `stacked_step`.
     """
     with _stop_requests() as stop:
         members = [Member(trainee) for trainee in trainees]
@@ -84,7 +84,7 @@ def _standing(member: Member) -> tuple[bool, int]:
 
 
 class _Loop:
-    """Members that are equally far, trained to their end."""
+    """The training loop of members that have done the same number of steps."""
 
     def __init__(self, members: list[Member], engine: Engine, stop: threading.Event, way: Way) -> None:
         self.members, self.stop = members, stop
@@ -98,18 +98,18 @@ class _Loop:
         self.title = first.training.title + (f", {count} models" if count > 1 else "")
         self.epochs, self.steps_per_epoch = first.training.trainer.epochs, first.steps_per_epoch
         self.batch_size, self.device = first.batch_size, first.training.examples.images.device
-        # The number of an epoch and its order and rows, drawn ahead.
+        # The next epoch's number with its order and rows, drawn in advance.
         self._next: tuple[int, tuple[Tensor, Tensor] | None] = (-1, None)
 
     @cached_property
     def execution(self) -> Execution:
-        """How steps are executed: decided when one is needed, since a training that was finished before needs none."""
+        """How steps are executed; decided at the first step, since a training that is already finished needs none."""
         steps = self.epochs * self.steps_per_epoch
         return Execution(self.engine, self.members[0].student, steps * len(self.members))
 
     @cached_property
     def advance(self) -> Advance:
-        """Steps of all members: one, or a captured chunk of them."""
+        """The function that executes one step of all members, or a captured chunk of steps."""
         if len(self.members) > 1:
             steps = self.epochs * self.steps_per_epoch
             state, noise, step = stacked_step(self.members, self.execution, steps, self.way)
@@ -118,7 +118,7 @@ class _Loop:
         sources = [member.noise for member in self.members]
 
         def one(chosen: Tensor, row: Tensor) -> None:
-            # Of those too that ended: they are computed on with the others, but nobody reads them.
+            # Also for members that have ended: stacked with the others they are still computed, and ignored.
             for source in sources:
                 source.draw()
             step(state, chosen, noise, row)
@@ -142,7 +142,7 @@ class _Loop:
         return max(member.epoch for member in self.members)
 
     def run(self) -> None:
-        """Train the members, and give each the weights that it ends with."""
+        """Train the members to their end, and give each its final weights."""
         with display.stage(self.title, self.epochs) as stage, self.held:
             stage.advance(self.epoch)
             while self.active:
@@ -163,7 +163,7 @@ class _Loop:
             for member in self.active:
                 member.progress.steps += taken
                 member.progress.note(self.execution.facts)
-            # Elsewhere the look would wait for the device; it stops moving the weights all the same.
+            # On other devices the check would wait for the device; a broken member's weights are frozen in any case.
             if self.device.type == "cpu":
                 self.give_up(Member.broken_term)
             if self.active and index < self.steps_per_epoch:
@@ -171,11 +171,11 @@ class _Loop:
             if not self.active:
                 return
         if self.device.type != "cpu" and epoch + 1 < self.epochs:
-            # While the device is still busy with this epoch, which nobody has waited for yet.
+            # Drawn while the device is still busy with this epoch.
             self._next = epoch + 1, self._drawn(epoch + 1)
 
     def give_up(self, found: Callable[[Member], Diverged | None]) -> None:
-        """Go on without the members in which something is no longer finite."""
+        """Continue without the members in which something is no longer finite."""
         for member in self.active:
             member.failure = found(member)
             if member.failure is not None and len(self.members) > 1:
@@ -183,7 +183,7 @@ class _Loop:
         self.active = [member for member in self.active if member.failure is None]
 
     def close_epoch(self) -> None:
-        # Reading the sums waits for the device, so the lap ends when the work does.
+        # Reading the sums waits for the device, so that the time of the epoch includes all its work.
         means = {member: member.means() for member in self.active}
         self._lap(training=True)
         self.give_up(Member.broken)
@@ -192,47 +192,47 @@ class _Loop:
             member.close_epoch(means[member], seen[member])
         self._lap(training=False)
         ended = [member for member in self.active if member.done]
-        # Those that ended are computed on with the others, but nobody reads them.
+        # Members that have ended are still computed with the others, and ignored.
         self.active = [member for member in self.active if not member.done]
-        # So that what follows the training repeats nothing of it.
+        # So that a failure after the training does not repeat it.
         self.save(ended)
 
     def heed(self) -> None:
-        """Write checkpoints when it is time, or when the process is asked to stop; then stop."""
+        """Write checkpoints when one is due or the process is asked to stop, and stop in the latter case."""
         stop = self.stop.is_set()
         if not stop and time.monotonic() < self.due:
             return
         self._lap(training=True)
-        # One that diverged keeps the checkpoint it has, which is finite.
+        # A diverged member keeps its last checkpoint, which is finite.
         self.give_up(Member.broken)
         self.save(self.active)
         if stop and any(member.failure is None for member in self.members):
             raise Interrupted(f"{self.title}: stopped in epoch {self.epoch + 1}; the same command goes on")
 
     def save(self, members: list[Member]) -> None:
-        """Write checkpoints, and let more time pass before the next the longer it took."""
+        """Write the members' checkpoints; the longer that takes, the later is the next."""
         if not members:
             return
         began = time.monotonic()
         for member in members:
             member.save()
-        # No epoch is charged for it.
+        # The time of a checkpoint counts for no epoch.
         self._lap(training=False)
         now = time.monotonic()
         log.info(
             "%s: step %d, %d checkpoints in %.3f s", self.title, members[0].progress.steps, len(members), now - began
         )
         slow = (now - began) / CHECKPOINT_SHARE
-        # Who asks for one after every step gets it.
+        # With checkpoint_seconds=0 every step has a checkpoint, however slow.
         self.due = now + (max(self.checkpoint_seconds, slow) if self.checkpoint_seconds else 0)
 
     def headline(self) -> dict[str, float]:
-        """The figures to show: their means over the members that did not fail."""
+        """The figures to show: means over the members that have not failed."""
         shown = [member.headline() for member in self.members if member.failure is None]
         return {name: sum(each[name] for each in shown) / len(shown) for name in (shown[0] if shown else ())}
 
     def _inputs(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """An epoch's order and rows, which may have been drawn before."""
+        """An epoch's order and rows, which may have been drawn in advance."""
         ahead, inputs = self._next
         self._next = -1, None
         return inputs if ahead == epoch and inputs is not None else self._drawn(epoch)
@@ -241,14 +241,14 @@ class _Loop:
         return orders(self.members, epoch), onto(self._rows(epoch), self.device)
 
     def _rows(self, epoch: int) -> Tensor:
-        """The numbers of every step of an epoch: (steps, numbers), or of several models (steps, models, numbers)."""
+        """The hyper-parameters of every step of an epoch: (steps, numbers), or (steps, models, numbers)."""
         rows = torch.from_numpy(np.stack([member.rows(epoch) for member in self.members], axis=1)).float()
         return (rows[:, 0] if len(self.members) == 1 else rows).contiguous()
 
     def _lap(self, *, training: bool) -> None:
         now = time.monotonic()
         for member in self.active:
-            # What members take together is shared out equally.
+            # Each member is charged an equal share of the common time.
             seconds = (now - self.mark) / len(self.active)
             member.progress.seconds += seconds
             if training:
@@ -264,7 +264,7 @@ def _alone(member: Member, execution: Execution) -> tuple[State, Noise, RunStep]
             student, member.objective, eager=eager, autocast=execution.autocast, optimizer=member.optimizer
         )
 
-        # The batch is put together here, so that a compiler makes one pass of reading and preprocessing it.
+        # The batch is gathered inside the step, so that the compiler fuses gathering and preprocessing.
         def gathering(state: State, chosen: Tensor, noise: Noise, row: Tensor) -> None:
             step(state, training.batch(chosen), noise, row)
 
@@ -275,7 +275,7 @@ def _alone(member: Member, execution: Execution) -> tuple[State, Noise, RunStep]
 
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets, so that a step is never cut in half; a second one stops at once."""
+    """An event that SIGINT or SIGTERM sets, so that no step is cut in half; a second signal stops at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,10 +1,10 @@
-"""Tensors from the CPU to the device, without waiting for it."""
+"""Copies from the CPU to the device without synchronising."""
 
 import torch
 from torch import Tensor
 
 
 def onto(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`; a GPU fetches it in its own time, while Python goes on."""
-    # A copy from pageable memory would wait for everything that the GPU still has to do.
+    """A CPU tensor on `device`; a copy to a GPU is asynchronous."""
+    # A copy from pageable memory would wait for all work that is queued on the GPU.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""The weights of a plain network as a file."""
+"""The weights of a plain network as a safetensors file."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -19,7 +19,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
 
 
 def emptied(network: Network) -> Network:
-    """A copy of `network` whose parameters and buffers are all zero."""
+    """A copy of `network` with all parameters and buffers set to zero."""
     blank = deepcopy(network)
     with torch.no_grad():
         for tensor in blank.state_dict().values():
@@ -28,9 +28,9 @@ def emptied(network: Network) -> Network:
 
 
 def load_weights(path: Path, blank: Network, key: str = "") -> Network:
-    """Fill `blank` from the file; UserError where it is absent, damaged or made for another network.
+    """Fill `blank` from the file; raises UserError if it is missing, damaged or made for another network.
 
-    `key` is the user's, where it is the user who names the file; then the message does too.
+    `key` is the setting in which the user named the file, if so; the message names it too.
     """
     named = f"{key}: {path}" if key else str(path)
     try:

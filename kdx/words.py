@@ -1,4 +1,4 @@
-"""The words behind a command: names, such as those of runs, and KEY=VALUE settings."""
+"""Command-line arguments: names, such as those of runs, and KEY=VALUE settings."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,7 +9,7 @@ RUNS = "the folders or ids of finished runs"
 
 
 def split_options(words: Sequence[str], allowed: Collection[str]) -> tuple[list[str], list[str]]:
-    """The options among `words`, and the other words; UserError for an option that is not `allowed`."""
+    """The options among `words`, and the other words; raises UserError for an option that is not `allowed`."""
     options = [word for word in words if word.startswith("-")]
     for option in sorted(set(options).difference(allowed)):
         raise unknown("option", option, (*HELP, *allowed))
@@ -19,7 +19,7 @@ def split_options(words: Sequence[str], allowed: Collection[str]) -> tuple[list[
 def names_and_settings(
     command: str, words: Sequence[str], keys: Collection[str], thing: str = "run", allowed: str = RUNS
 ) -> tuple[list[str], dict[str, str]]:
-    """Sort `words` into names of `thing`s, at least one, and the settings `keys`; UserError as `words_and_settings`."""
+    """Sort `words` into at least one name of a `thing` and the settings `keys`; UserError as `words_and_settings`."""
     names, settings = words_and_settings(words, keys)
     if not names:
         raise UserError(f"{command}: no {thing} is given; allowed: {allowed}")
@@ -27,7 +27,7 @@ def names_and_settings(
 
 
 def words_and_settings(words: Sequence[str], keys: Collection[str]) -> tuple[list[str], dict[str, str]]:
-    """Sort `words` into plain ones and the settings `keys`; UserError for options, unknown or repeated keys."""
+    """Sort `words` into plain ones and the settings `keys`; UserError for options and unknown or repeated keys."""
     plain: list[str] = []
     settings: dict[str, str] = {}
     for word in words:
@@ -46,7 +46,7 @@ def words_and_settings(words: Sequence[str], keys: Collection[str]) -> tuple[lis
 
 
 def flag(key: str, text: str) -> bool:
-    """A setting that is on or off; UserError for another word than true and false."""
+    """The value of a boolean setting; raises UserError for anything but true and false."""
     if text not in ("true", "false"):
         raise unknown(key, text, ("true", "false"))
     return text == "true"

@@ -1,6 +1,6 @@
-"""The commands, a module each: `HELP` is its text (or makes it of the words), `main` does it and gives the exit code.
+"""The commands, a module each: `HELP` is its help text or makes it from the arguments, `main` returns the exit code.
 
-What is heavy is imported when it is needed, so that help is there at once.
+Heavy imports are inside functions, so that help appears at once.
 """
 
 import os
@@ -8,5 +8,5 @@ from pathlib import Path
 
 
 def outputs_folder() -> Path:
-    """The folder of results: $KDX_OUTPUTS, else outputs."""
+    """The folder of results: $KDX_OUTPUTS, else `outputs`."""
     return Path(os.environ.get("KDX_OUTPUTS", "outputs"))

@@ -19,7 +19,7 @@ seconds    for each runtime and batch, 0.5 by default"""
 
 
 def main(words: Sequence[str]) -> int:
-    """`kdx bench`: the inference table of finished runs."""
+    """`kdx bench`: the inference table of finished runs; returns the exit code."""
     words, settings = names_and_settings("bench", words, ("seconds",))
     try:
         seconds = float(settings.get("seconds", 0.5))

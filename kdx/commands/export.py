@@ -1,4 +1,4 @@
-"""`kdx export`: a finished run's student as a verified file."""
+"""`kdx export`: write a finished run's student as a verified file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ out        the file; by default one in the folder exports of the run"""
 
 
 def main(words: Sequence[str]) -> int:
-    """`kdx export`: a finished run's student as a verified file."""
+    """`kdx export`: write a finished run's student as a verified file; returns the exit code."""
     runs, settings = names_and_settings("export", words, ("format", "values", "out"))
     if len(runs) > 1:
         raise UserError(f"export: '{runs[1]}' is a second run; allowed: one")

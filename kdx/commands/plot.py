@@ -26,7 +26,7 @@ out              outputs/plots/DATASET by default"""
 
 
 def main(words: Sequence[str]) -> int:
-    """`kdx plot`: the trade-off of all finished runs of a data set."""
+    """`kdx plot`: the trade-off of all finished runs of a data set; returns the exit code."""
     typed = [word.partition("=")[0] for word in words]
     keys = (*KEYS, *(key for key in typed if "." in key))
     names, given = names_and_settings("plot", words, keys, "data set", "a data set with finished runs, such as mnist")

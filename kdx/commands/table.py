@@ -15,7 +15,7 @@ several, those that are not finished are left out, and named."""
 
 
 def main(words: Sequence[str]) -> int:
-    """`kdx table`: the tables of finished runs."""
+    """`kdx table`: the tables of finished runs; returns the exit code."""
     if not words:
         raise UserError("table: no run is given; allowed: the folders or ids of finished runs")
     from kdx.report.table import print_comparison, print_run
@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _finished(words: Sequence[str]) -> list[Path]:
-    """The finished runs among several, whose folders a pattern may have found; those that are not are named."""
+    """The finished runs among those named, which a glob may have found; the others are reported."""
     from kdx.report.finished import Unfinished, finished_run
 
     runs, unfinished = [], list[Unfinished]()

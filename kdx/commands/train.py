@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def main(words: Sequence[str]) -> int:
-    """`kdx train`: one run, or a sweep with -m."""
+    """`kdx train`: one run, or a sweep with -m; returns the exit code."""
     options, overrides = split_options(words, ("-m", "--multirun"))
     return _sweep(overrides) if options else _single(overrides)
 
 
 def _help(words: Sequence[str]) -> str:
-    """Every choice, and every key with the value that these words give it."""
+    """The help text: all choices, and all keys with the values that these arguments give."""
     from kdx.help import train_help
 
     return train_help([word for word in words if not word.startswith("-")])
@@ -80,9 +80,9 @@ def _sweep(overrides: list[str]) -> int:
 
 
 def runs_of(records: "Sequence[JobRecord]") -> list[Path | dict[str, Any]]:
-    """The runs of a sweep's jobs, in their order: the folder of a finished one, the settings by dotted key of another.
+    """The runs of a sweep's jobs, in order: the folder of a finished run, the settings by dotted key of another.
 
-    A job that says the same as another one is no further run.
+    Jobs with the same configuration count as one run.
     """
     from kdx.compose import expand
     from kdx.report.finished import flat

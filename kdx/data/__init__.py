@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def load_data(settings: "DatasetSettings") -> "Data":
-    """Load the data set of `settings`, on the CPU; raises UserError when its files are missing or damaged.
+    """Load the data set of `settings` onto the CPU; raises UserError if its files are missing or damaged.
 
-    Raises ValueError where a package's data set is not what its settings declare.
+    Raises ValueError if a package's data set does not match what its settings declare.
     """
     data = settings.load()
     loaded, declared = (data.image_shape, data.classes), (settings.image_shape, settings.classes)
@@ -29,7 +29,7 @@ def content_sha256(settings: "DatasetSettings") -> str:
     return _content_sha256(type(settings), settings.model_dump_json())
 
 
-# Once for all jobs of a sweep; while a process runs the files are taken to stay what they are.
+# Cached for all jobs of a sweep: files are assumed not to change while a process runs.
 @cache
 def _content_sha256(kind: "type[DatasetSettings]", settings: str) -> str:
     from kdx.data.dataset import fingerprint

@@ -1,4 +1,4 @@
-"""CIFAR's Python batches: pickles, read by an unpickler that knows nothing but what they contain."""
+"""CIFAR's Python batches: pickle files, read by an unpickler that allows only what the official files contain."""
 
 import io
 import pickle
@@ -30,9 +30,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def parse_batch(content: bytes, classes: int, name: str) -> tuple[Tensor, Tensor]:
-    """Images, uint8 (N, 3, 32, 32), and labels, uint8 (N,), of one batch.
+    """The images, uint8 (N, 3, 32, 32), and labels, uint8 (N,), of one batch.
 
-    Raises UserError, naming the file, when it holds anything else or asks for any object but a numpy array.
+    Raises UserError, which names the file, if it holds anything else or asks for any object but a numpy array.
     """
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()

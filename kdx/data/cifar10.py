@@ -46,9 +46,9 @@ SOURCES = SourceSet(
 
 
 def load(settings: Cifar10Settings) -> Data:
-    """CIFAR-10 as bytes (N, 3, 32, 32), preprocessed batch by batch as `dataset.preprocessing` says.
+    """CIFAR-10 as uint8 (N, 3, 32, 32), preprocessed mini-batch by mini-batch as `dataset.preprocessing` says.
 
-    Raises UserError when files are missing or damaged, or for an impossible split.
+    Raises UserError if files are missing or damaged, or for an impossible split.
     """
     files = obtain(SOURCES, settings.root, settings.download)
     stored = decoded("cifar10", SOURCES.key(), lambda: _decode(files))

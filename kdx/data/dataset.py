@@ -1,4 +1,4 @@
-"""A data set: three splits of images and labels, whole, as tensors."""
+"""A data set: three splits of images and labels, held in memory as whole tensors."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,13 +16,15 @@ from kdx.transfer import onto
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) as they lie in memory, and their labels, int64 (N,).
+    """Images (N, C, H, W) as stored, and their labels, int64 (N,).
 
-    Without `preprocessing` the images are float32 and are what networks see; otherwise it makes that of a batch.
-    With `mirror` there are two images of every sample: image `2 i` is sample i as it is, image `2 i + 1` its mirror
-    image. Without, image i is sample i. Each is seen from `shifts` places, by up to `shift` pixels off in either
-    direction, and the first is where it is: view `shifts k + p` is image k from place p, so without shifts view k is
-    image k. Both are done after the preprocessing; outside the image is its nearest pixel, so no frame is seen.
+    Without `preprocessing` the images are float32 and go into networks unchanged; otherwise each mini-batch is
+    preprocessed.
+
+    With `mirror` every sample gives two images: image `2 i` is sample i, image `2 i + 1` its mirror image; without,
+    image i is sample i. Every image has `shifts` views, shifted by up to `shift` pixels in each direction, the first
+    unshifted: view `shifts k + p` is image k at shift p. Mirroring and shifting follow the preprocessing; pixels from
+    outside of the image repeat the nearest pixel of its border.
     """
 
     images: Tensor
@@ -36,29 +38,29 @@ class Split:
 
     @property
     def offsets(self) -> list[int]:
-        """From how many pixels further down, and to the right, an image is seen, in the order of the views."""
+        """The possible offsets in pixels, the same down and to the right, in the order of the views."""
         return [*range(self.shift + 1), *range(-self.shift, 0)]
 
     @property
     def shifts(self) -> int:
-        """From how many places every image is seen: from every offset down with every offset to the right."""
+        """The number of shifted views of every image: every offset down with every offset to the right."""
         return len(self.offsets) ** 2
 
     @property
     def views(self) -> int:
-        """How many views every sample has."""
+        """The number of views of every sample, mirror images included."""
         return self.shifts if self.mirror == "none" else 2 * self.shifts
 
     @property
     def per_epoch(self) -> int:
-        """How many examples one epoch of training shows: with mirrored copies, two for each sample."""
+        """The number of examples in one epoch of training: the samples, or twice as many with mirrored copies."""
         return 2 * len(self) if self.mirror == "copies" else len(self)
 
     def order(self, shuffle: torch.Generator, flip: torch.Generator, move: torch.Generator) -> Tensor:
-        """The views (per_epoch,) that one epoch shows, in its order.
+        """The views (per_epoch,) of one epoch in random order.
 
-        `flip` decides which are mirrored at random, and `move` from which place each is seen, all being as likely.
-        Drawn on the CPU, so that a seed has the same order on every device.
+        `flip` draws which are mirrored, `move` the shift of each, uniformly. All are drawn on the CPU, so that a seed
+        gives the same order on every device.
         """
         order = torch.randperm(self.per_epoch, generator=shuffle)
         if self.mirror == "random":
@@ -68,18 +70,18 @@ class Split:
         return onto(order, self.images.device)
 
     def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The images, float32 (batch, C, H, W), and labels (batch,) of the views `chosen` (batch,)."""
+        """The images, float32 (batch, C, H, W), and labels (batch,) of the views with the numbers `chosen` (batch,)."""
         samples = chosen if self.views == 1 else chosen // self.views
         images, labels = self._prepared(self.images.index_select(0, samples)), self.labels.index_select(0, samples)
         return (images if self.views == 1 else self._seen(images, chosen % self.views)), labels
 
     def batches(self, size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every sample once, in order and as it is: images, float32 (at most `size`, C, H, W), and labels."""
+        """Every sample once, in order, not mirrored or shifted: float32 images (at most `size`, C, H, W) and labels."""
         for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
             yield self._prepared(images), labels
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same samples on `device`."""
+        """The same split with its tensors on `device`."""
         preprocessing = self.preprocessing and self.preprocessing.to(device)
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), preprocessing=preprocessing)
 
@@ -87,7 +89,7 @@ class Split:
         return images if self.preprocessing is None else self.preprocessing(images)
 
     def _seen(self, images: Tensor, views: Tensor) -> Tensor:
-        """Of preprocessed images (batch, C, H, W) their views of these numbers (batch,), each from 0 below `views`."""
+        """The views with the numbers `views` (batch,) of preprocessed images (batch, C, H, W)."""
         channels, height, width = images.shape[1:]
         down, right = (self._offset(number).unsqueeze(1) for number in (views // len(self.offsets), views))
         rows = (torch.arange(height, device=images.device) + down).clamp(0, height - 1)
@@ -95,20 +97,20 @@ class Split:
         if self.mirror != "none":
             mirrored = (views // self.shifts % 2 == 1).unsqueeze(1)
             columns = torch.where(mirrored, width - 1 - columns, columns)
-        # All in one pass, which takes as long as mirroring alone.
+        # Mirroring and shifting in one indexing operation, which takes as long as mirroring alone.
         places = (width * rows).unsqueeze(2) + columns.unsqueeze(1)
         places = places.flatten(1).unsqueeze(1).expand(-1, channels, -1)
         return images.flatten(2).gather(2, places).unflatten(2, (height, width))
 
     def _offset(self, number: Tensor) -> Tensor:
-        """Which of the `offsets` has this number, counted on and on."""
-        # Without a table, which would have to come from the CPU.
+        """The offset with this number, modulo the number of offsets."""
+        # Computed, because a table would have to be copied from the CPU.
         return (number + self.shift) % len(self.offsets) - self.shift
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set; `fingerprint` identifies the pixels, labels, order and preprocessing of `train`."""
+    """A data set's three splits; `fingerprint` is a hash of the pixels, labels, order and preprocessing of `train`."""
 
     name: str
     train: Split
@@ -119,7 +121,7 @@ class Data:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+        """The shape (C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
@@ -136,10 +138,10 @@ def build_data(
     preprocessing: Preprocessing,
     held_out: Tensor | None = None,
 ) -> Data:
-    """The splits of `train` and `test`, (stored pixels, labels), as `settings` asks for them.
+    """The splits that `settings` asks for, made of `train` and `test`: (stored pixels, labels).
 
-    `held_out` is the mask (N,) of the validation samples, by default drawn with every class in proportion; the
-    training samples are drawn from the others. Raises UserError when they do not suffice.
+    `held_out` is the mask (N,) of the validation samples, by default a stratified random choice; the training samples
+    are drawn from the others. Raises UserError if there are too few samples.
     """
     images, labels = train
     if held_out is None:
@@ -164,7 +166,7 @@ def build_data(
 
 
 def check_validation(settings: DatasetSettings, samples: int) -> None:
-    """Raise UserError when holding out `dataset.validation` of so many training samples leaves none."""
+    """Raise UserError if `dataset.validation` would leave no training sample of so many."""
     if not 0 <= settings.validation < samples:
         raise UserError(
             f"dataset.validation: {settings.validation} is not possible; allowed: 0 to {samples - 1}, "
@@ -182,7 +184,7 @@ def fingerprint(split: Split, preprocessing: str) -> str:
 
 
 def _kept(settings: DatasetSettings, labels: Tensor, held_out: Tensor) -> Tensor:
-    """The mask (N,) of the samples to train on: all that are not held out, or `dataset.train_size` of them."""
+    """The mask (N,) of the training samples: all that are not held out, or `dataset.train_size` of them."""
     kept = ~held_out
     if settings.train_size is None:
         return kept

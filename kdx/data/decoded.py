@@ -1,4 +1,4 @@
-"""Decoded data sets in the user's cache: validated before they are trusted, rebuilt when damaged."""
+"""A cache of decoded data sets in the user's cache folder: verified before use, rebuilt if damaged."""
 
 import logging
 from collections.abc import Callable
@@ -14,9 +14,9 @@ log = logging.getLogger("kdx.data")
 
 
 def decoded(name: str, key: str, decode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that `decode` gives, taken from the cache when it holds them intact.
+    """The tensors that `decode` returns, taken from the cache if it holds them intact.
 
-    `key` is a hash of all that determines the tensors. A cache that cannot be written is done without, with a warning.
+    `key` is a hash of everything that determines the tensors. If the cache cannot be written, a warning is logged.
     """
     path = user_cache() / "decoded" / f"{name}-{key[:16]}.safetensors"
     tensors = _load(path, key)

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits: real images for a machine without files or network."""
+"""scikit-learn's 1,797 handwritten digits: real images without any download."""
 
 import hashlib
 import logging
@@ -20,14 +20,14 @@ log = logging.getLogger("kdx.data")
 TEST_SAMPLES = 360
 # The test set is the same whatever the settings, so that results of different splits can be compared.
 TEST_SEED = 1797
-# Of the 64 pixels, 0 to 16, of every image, and of the labels, a byte each.
+# Hash of the 64 pixels (0 to 16) of every image and of the labels, a byte each.
 SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
 def load(settings: DigitsSettings) -> Data:
     """The digits as float32 (N, 1, 28, 28), in [0, 1] or [-1, 1].
 
-    Raises UserError for an impossible split, and where scikit-learn has other images than those that are known.
+    Raises UserError for an impossible split, and if scikit-learn's images are not the known ones.
     """
     if settings.root is not None or settings.download:
         log.warning("digits: dataset.root and dataset.download have no effect, since the images need no files")
@@ -55,4 +55,4 @@ PREPROCESSING = {
         "0..16 scaled to [-1,1], 8x8 resized to 28x28 bilinearly", lambda pixels: symmetric(_enlarge(pixels))
     ),
 }
-"""What `dataset.preprocessing` names."""
+"""The choices of `dataset.preprocessing`."""

@@ -1,4 +1,4 @@
-"""The IDX format: a header of sizes, then the bytes of one array."""
+"""The IDX format: a header with the array's sizes, then its bytes."""
 
 import math
 import struct
@@ -13,7 +13,7 @@ UNSIGNED_BYTE = 0x08
 
 
 def parse_idx(content: bytes, dimensions: int, name: str) -> Tensor:
-    """The uint8 tensor in an IDX file; raises UserError, naming the file, when header and length disagree."""
+    """The uint8 tensor in an IDX file; raises UserError, which names the file, if header and length disagree."""
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes([0, 0, UNSIGNED_BYTE, dimensions]):
         raise UserError(f"{name}: is not an IDX file of unsigned bytes with {dimensions} dimensions")

@@ -57,9 +57,9 @@ SOURCES = SourceSet(
 
 
 def load(settings: MnistSettings) -> Data:
-    """MNIST as bytes (N, 1, 28, 28), preprocessed batch by batch as `dataset.preprocessing` says.
+    """MNIST as uint8 (N, 1, 28, 28), preprocessed mini-batch by mini-batch as `dataset.preprocessing` says.
 
-    Raises UserError when files are missing or damaged, or for an impossible split.
+    Raises UserError if files are missing or damaged, or for an impossible split.
     """
     files = obtain(SOURCES, settings.root, settings.download)
     stored = decoded("mnist", SOURCES.key(), lambda: _decode(files))

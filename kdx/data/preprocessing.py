@@ -13,9 +13,10 @@ CHUNK = 1000
 class Preprocessing:
     """How stored pixels (N, C, H, W) become float32 images: `apply(pixels, *constants)`, image by image.
 
-    `name` says so in words and is part of fingerprints, so it changes when the result does. `fit` computes the
-    constants from the stored training pixels. With `per_batch` the stored pixels stay in memory (a quarter of the
-    room where they are bytes) and each batch is preprocessed when it is shown; otherwise it is done once, at load.
+    `name` describes it and is part of fingerprints, so it must change when the result does. `fit` computes the
+    constants from the stored training pixels. With `per_batch` the stored pixels stay in memory (a quarter of the size
+    if they are bytes) and each mini-batch is preprocessed when it is used; otherwise everything is preprocessed once,
+    at load.
     """
 
     name: str
@@ -25,30 +26,30 @@ class Preprocessing:
     constants: tuple[Tensor, ...] = ()
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """The images of a batch of stored pixels."""
+        """The float32 images of stored pixels (batch, C, H, W)."""
         return self.apply(pixels, *self.constants)
 
     def fitted(self, training_pixels: Tensor) -> "Preprocessing":
-        """The same with its constants computed from the stored pixels of the training split."""
+        """The same preprocessing with its constants computed from the stored training pixels."""
         return self if self.fit is None else replace(self, constants=self.fit(training_pixels))
 
     def to(self, device: torch.device | str) -> "Preprocessing":
-        """The same with its constants on `device`."""
+        """The same preprocessing with its constants on `device`."""
         return replace(self, constants=tuple(constant.to(device) for constant in self.constants))
 
 
 def scale(pixels: Tensor) -> Tensor:
-    """Bytes as float32 in [0, 1]."""
+    """Bytes (0 to 255) as float32 in [0, 1]."""
     return pixels.float().div_(255)
 
 
 def symmetric(images: Tensor) -> Tensor:
-    """Images in [0, 1] stretched to [-1, 1], in place."""
+    """Images in [0, 1] rescaled to [-1, 1], in place."""
     return images.mul_(2).sub_(1)
 
 
 def mean_image(pixels: Tensor) -> Tensor:
-    """The mean (C, H, W) of bytes (N, C, H, W), in [0, 1]; exact before the last rounding, so the same everywhere."""
+    """The mean (C, H, W), in [0, 1], of bytes (N, C, H, W), summed in integers so that every machine gets the same."""
     total = torch.zeros(pixels.shape[1:], dtype=torch.int64, device=pixels.device)
     # In chunks, because torch widens a tensor as a whole before it adds.
     for chunk in pixels.split(CHUNK):
@@ -70,7 +71,7 @@ def local_contrast(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     SpatialContrastiveNormalization (zeros around the image would draw a frame).
     """
     centred = images - rows @ images @ columns.T
-    # Rounding may leave a variance of nothing below zero.
+    # Rounding can make a zero variance negative.
     deviation = (rows @ centred.square() @ columns.T).clamp_(min=0).sqrt_()
     return centred / deviation.maximum(deviation.mean(dim=(2, 3), keepdim=True)).clamp_(min=FLOOR)
 
@@ -100,4 +101,4 @@ PER_BATCH = {
         per_batch=True,
     ),
 }
-"""What `dataset.preprocessing` names, for data sets whose images stay in memory as bytes."""
+"""The choices of `dataset.preprocessing` for data sets whose images stay in memory as bytes."""

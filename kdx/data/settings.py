@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from kdx.data.dataset import Data
 
 Mirror = Literal["none", "copies", "random"]
-"""Mirrored training images: never, each as a sample of its own, or each sample mirrored at random in every epoch."""
+"""Mirrored training images: none, one more sample for each, or each sample mirrored at random in every epoch."""
 
 
 class DatasetSettings(Settings):
-    """What all data sets have: from where to load images, which training samples to hold out, and which to show how.
+    """The settings of all data sets: where the files are, which samples to hold out, and the augmentation.
 
-    `name` is the one that the registry has for the class. Training images are moved by up to `shift` pixels down or up
-    and to the right or left, by other ones in every epoch.
+    `name` is the name under which the registry has the class. Training images are shifted at random by up to `shift`
+    pixels in each direction, anew in every epoch.
     """
 
     image_shape: ClassVar[tuple[int, int, int]]
-    """(C, H, W) of every image."""
+    """The shape (C, H, W) of an image."""
     classes: ClassVar[int]
     has_official_checksum: ClassVar[bool] = False
-    """Whether loading compares the files with a published checksum, so that `name` says which images these are."""
+    """Whether loading checks the files against published checksums, so that `name` alone identifies the images."""
 
     name: str
     root: Annotated[str, Field(min_length=1)] | None
@@ -49,19 +49,19 @@ class DatasetSettings(Settings):
         return shift
 
     def load(self) -> "Data":
-        """Load the data set, on the CPU; raises UserError when its files are missing or damaged."""
+        """Load the data set onto the CPU; raises UserError if its files are missing or damaged."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
 
     def content_sha256(self) -> str:
-        """SHA-256, in hexadecimal, of all images and labels, which loads them; raises UserError as `load` does."""
+        """SHA-256, in hexadecimal, of all images and labels; loads them and raises UserError as `load` does."""
         from kdx.data import content_sha256
 
         return content_sha256(self)
 
 
-# Torch is imported where something is loaded, so that settings are read without it.
+# torch is imported only where something is loaded, so that reading settings stays fast.
 class MnistSettings(DatasetSettings):
-    """MNIST; a mirrored digit is another sign, so there is no mirroring."""
+    """MNIST; there is no mirroring, since a mirrored digit is no digit."""
 
     image_shape = (1, 28, 28)
     classes = 10
@@ -72,14 +72,14 @@ class MnistSettings(DatasetSettings):
     mirror: Literal["none"]
 
     def load(self) -> "Data":
-        """From its official files."""
+        """Load it from the official files."""
         from kdx.data import mnist
 
         return mnist.load(self)
 
 
 class DigitsSettings(DatasetSettings):
-    """scikit-learn's digits; not mirrored either."""
+    """scikit-learn's digits; no mirroring, as for MNIST."""
 
     image_shape = (1, 28, 28)
     classes = 10
@@ -90,7 +90,7 @@ class DigitsSettings(DatasetSettings):
     mirror: Literal["none"]
 
     def load(self) -> "Data":
-        """From scikit-learn."""
+        """Load it from scikit-learn."""
         from kdx.data import digits
 
         return digits.load(self)
@@ -108,14 +108,14 @@ class Cifar10Settings(DatasetSettings):
     mirror: Mirror
 
     def load(self) -> "Data":
-        """From its official files."""
+        """Load it from the official files."""
         from kdx.data import cifar10
 
         return cifar10.load(self)
 
 
 class SvhnSettings(DatasetSettings):
-    """SVHN; with `extra` its extra images are training samples too."""
+    """SVHN; with `extra` the images of its extra set are training samples too."""
 
     image_shape = (3, 32, 32)
     classes = 10
@@ -127,7 +127,7 @@ class SvhnSettings(DatasetSettings):
     mirror: Mirror
 
     def load(self) -> "Data":
-        """From its official files."""
+        """Load it from the official files."""
         from kdx.data import svhn
 
         return svhn.load(self)
@@ -143,4 +143,4 @@ DATASETS: Registry[DatasetSettings] = Registry(
         "svhn": "kdx.data.settings:SvhnSettings",
     },
 )
-"""`dataset.name`."""
+"""The names allowed as `dataset.name`."""

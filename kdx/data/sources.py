@@ -1,4 +1,4 @@
-"""The official files of a data set: found or downloaded, and verified before a byte is decoded."""
+"""The official files of a data set: found or downloaded, and verified by md5 before anything is decoded."""
 
 import gzip
 import hashlib
@@ -26,14 +26,14 @@ CHUNK_BYTES = 1 << 16
 
 
 class DownloadError(Exception):
-    """No mirror gave an intact file; the message is the last mirror's reason."""
+    """No mirror had an intact file; the message is the last mirror's reason."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """An official file, `name`, its bytes and md5, and the files that it unpacks to (.gz, .tar.gz), each with its md5.
+    """An official file: `name`, size in bytes, md5 and, for .gz and .tar.gz, its `members` with an md5 each.
 
-    What it unpacks to is accepted in its place, under the same names. Other files have no `members`.
+    The unpacked members are accepted instead of the file, under their names.
     """
 
     name: str
@@ -42,15 +42,15 @@ class SourceFile:
     members: Mapping[str, str] = field(default_factory=dict)
 
     def forms(self) -> list[dict[str, str]]:
-        """The sets of files that are accepted for it, packed and unpacked: names and md5s."""
+        """The accepted sets of files, packed and unpacked, each as md5 by name."""
         return [{self.name: self.md5}, dict(self.members)] if self.members else [{self.name: self.md5}]
 
 
 @dataclass(frozen=True)
 class SourceSet:
-    """All files of the data set `name`, where in a data folder they may lie, and who offers them.
+    """All files of the data set `name`, the subfolders where they may lie, and the mirrors that offer them.
 
-    Downloads go to the first of `places`; `mirrors` gives address prefixes and is called only to download.
+    Downloads go to the first of `places`; `mirrors` returns URL prefixes and is called only to download.
     """
 
     name: str
@@ -66,23 +66,23 @@ class SourceSet:
 
 @dataclass(frozen=True)
 class Verified:
-    """An official file whose md5 was found right: where it lies, whole or as what it unpacks to.
+    """An official file whose md5 was verified: the paths of the file itself or of its unpacked members.
 
-    `content` is only there for a download that could be kept nowhere.
+    `content` holds a download that could not be written to any folder.
     """
 
     paths: tuple[Path, ...]
     content: bytearray | None = None
 
     def open(self) -> BinaryIO:
-        """The one file, to be read."""
+        """The file, opened for reading in binary mode; only if it is a single file."""
         (path,) = self.paths
         return path.open("rb") if self.content is None else io.BytesIO(self.content)
 
     def unpacked(self) -> Iterator[tuple[str, bytes]]:
-        """The file name (without folders) and the bytes of each file in it.
+        """The name (without folders) and the bytes of each file in it.
 
-        Raises UserError where it cannot be unpacked, as when it has changed since it was verified.
+        Raises UserError if it cannot be unpacked, for instance because it has changed since it was verified.
         """
         try:
             yield from self._unpacked()
@@ -105,9 +105,9 @@ class Verified:
 
 
 def obtain(sources: SourceSet, root: str | None, download: bool) -> dict[str, Verified]:
-    """Find every file by its official name below `root` or in kdx's cache, or download what is missing.
+    """Find every file by its official name below `root` or in kdx's cache; download what is missing.
 
-    Raises UserError when a file is damaged, or is missing and cannot be downloaded.
+    Raises UserError if a file is damaged, or is missing and cannot be downloaded.
     """
     folder = data_root(root)
     try:
@@ -137,7 +137,7 @@ def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) ->
                 log.warning("%s is damaged: its md5 is not the official %s", path, official[path])
                 damaged.append(path)
     for path in damaged:
-        # What kdx downloaded into its own cache it may replace; a file that the user put somewhere it may not.
+        # kdx may replace what it downloaded into its own cache, but not the user's files.
         if not (download and path.is_relative_to(download_cache())):
             remedy = "delete it and it is downloaded again" if download else "put an intact copy there"
             raise UserError(f"dataset.root: {path} is damaged (its md5 is not the official one); {remedy}")
@@ -145,7 +145,7 @@ def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) ->
 
 
 def _half_there(sources: SourceSet, file: SourceFile, folder: Path) -> str:
-    """Which of the files that it unpacks to are absent, where others are there."""
+    """The members that are missing in a folder that has others, as a message."""
     for place in sources.places:
         absent = [PurePosixPath(name).name for name in file.members if not (folder / place / name).exists()]
         if 0 < len(absent) < len(file.members):
@@ -186,7 +186,7 @@ def _download(sources: SourceSet, missing: Sequence[SourceFile], folder: Path, a
 
 
 def _stored(content: bytearray, wanted: Path, otherwise: Path) -> Verified:
-    """A download, written to the path `wanted`, or to `otherwise` where that folder cannot be written."""
+    """A download, written to the path `wanted`, or to `otherwise` if that folder is not writable."""
     for path in dict.fromkeys((wanted, otherwise)):
         try:
             write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -200,7 +200,7 @@ def _stored(content: bytearray, wanted: Path, otherwise: Path) -> Verified:
 
 
 def _fetch(mirrors: Sequence[str], file: SourceFile, progress: Stage, done: int) -> bytearray:
-    """The file's bytes from the first mirror that has them intact; `done` bytes of the stage are behind us."""
+    """The file's bytes from the first mirror that has them intact; `done` bytes of the stage were loaded before."""
     reason = "there is no mirror"
     for mirror in mirrors:
         try:

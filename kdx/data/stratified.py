@@ -1,4 +1,4 @@
-"""Drawing samples so that every class keeps its share."""
+"""Random choices of samples that keep the shares of the classes."""
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ def class_counts(labels: Tensor, count: int) -> list[int]:
 
 
 def stratified_choice(labels: Tensor, count: int, seed: int) -> Tensor:
-    """A boolean mask (N,) that picks `count` <= N of the samples with int64 `labels` (N,), at random by class."""
+    """A boolean mask (N,) of `count` <= N samples with int64 `labels` (N,), random, each class in proportion."""
     return _choice(labels, class_counts(labels, count), seed)
 
 
 def balanced_choice(labels: Tensor, count: int, classes: int, seed: int) -> Tensor:
-    """A boolean mask (N,) that picks equally many samples of every class, in all `count`, at random.
+    """A mask, bool (N,), of `count` samples drawn at random, the same number of every class.
 
     A remainder goes to the lower classes; a class with too few samples gives all it has.
     """
@@ -30,9 +30,9 @@ def balanced_choice(labels: Tensor, count: int, classes: int, seed: int) -> Tens
 
 
 def nested_choice(labels: Tensor, count: int, seed: int) -> Tensor:
-    """A boolean mask (N,) that picks `count` <= N samples, every class in proportion; larger counts pick supersets.
+    """A mask, bool (N,), of `count` <= N samples with each class in proportion; larger counts choose supersets.
 
-    `stratified_choice` is no such thing: by the largest remainder a class can lose a sample when `count` grows.
+    `stratified_choice` does not nest: by the largest remainder a class can lose a sample when `count` grows.
     """
     by_class = _shuffled_by_class(labels, seed)
     # Sainte-Lague: sample r of a class of n comes at (2r + 1) / n, so every beginning has the classes in proportion.

@@ -41,10 +41,10 @@ SOURCES = SourceSet(
 
 
 def load(settings: SvhnSettings) -> Data:
-    """SVHN as bytes (N, 3, 32, 32), preprocessed batch by batch as `dataset.preprocessing` says.
+    """SVHN as uint8 (N, 3, 32, 32), preprocessed mini-batch by mini-batch as `dataset.preprocessing` says.
 
     The training samples are those of train and then, with `dataset.extra`, those of extra: 598,388 beside 6,000 for
-    validation. Raises UserError when files are missing or damaged, or for an impossible split.
+    validation. Raises UserError if files are missing or damaged, or for an impossible split.
     """
     wanted = SOURCES.files if settings.extra else SOURCES.files[:2]
     verified = obtain(replace(SOURCES, files=wanted), settings.root, settings.download)

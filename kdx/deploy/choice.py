@@ -1,4 +1,4 @@
-"""Which matrices are faster as CSR and which dense: measured on this machine, for one batch size."""
+"""Which matrices are faster as CSR and which dense: measured on this machine for one batch size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +20,10 @@ CSR, DENSE = "csr", "dense"
 
 @dataclass(frozen=True)
 class Choice:
-    """One matrix: its sparsity, milliseconds as CSR and dense, and how many times as fast as dense CSR is.
+    """The measurement of one matrix: its sparsity, milliseconds as CSR and as dense, and the speedup of CSR over dense.
 
-    `crossover` is the sparsity from which CSR wins (None: never), as far as noise does not leave it open.
+    `crossover` is the sparsity from which CSR is faster, None for never; `crossover_is_noise` says whether noise leaves
+    it open.
     """
 
     name: str
@@ -36,17 +37,17 @@ class Choice:
 
     @property
     def runtime(self) -> Runtime:
-        """The faster one; dense where noise leaves that open."""
+        """The faster runtime; dense if noise leaves it open."""
         return "csr" if self.against_dense.median >= 1 and not self.against_dense.is_noise else "dense"
 
 
 def choices(network: Network, images: Array) -> list[Choice]:
-    """Time every matrix both ways on what it sees of `images` (batch, C, H, W), and random ones for the crossover."""
+    """Time every matrix as CSR and dense on its inputs for `images` (batch, C, H, W), and find its crossover."""
     return [_choice(matrix, columns) for matrix, columns in network.columns(images)]
 
 
 def fastest(network: Network, measured: Sequence[Choice]) -> Network:
-    """The network with every matrix multiplied as its choice says."""
+    """The network with every matrix multiplied by its faster runtime."""
     return network.with_runtimes({choice.name: choice.runtime for choice in measured})
 
 
@@ -67,9 +68,9 @@ def _choice(matrix: Matrix, columns: Array) -> Choice:
 
 
 def _crossover(taken: Mapping[str | float, Rounds]) -> tuple[float | None, bool]:
-    """The least sparsity at which random matrices of this shape are as fast as dense ones, on a line between steps.
+    """The least sparsity at which random matrices of this shape are as fast as dense ones, linearly interpolated.
 
-    And whether the steps that tell it are noise.
+    Also whether the measurements around it are too noisy to tell.
     """
     before: tuple[float, Speedup] | None = None
     for sparsity in LADDER:
@@ -78,7 +79,7 @@ def _crossover(taken: Mapping[str | float, Rounds]) -> tuple[float | None, bool]
             if before is None:
                 return sparsity, ratio.is_noise
             earlier, slower = before
-            # In times of the dense one.
+            # In units of the dense time.
             longer, shorter = 1 / slower.median, 1 / ratio.median
             crossing = earlier + (sparsity - earlier) * (longer - 1) / (longer - shorter)
             return crossing, slower.is_noise or ratio.is_noise

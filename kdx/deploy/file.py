@@ -1,4 +1,4 @@
-"""Reading an exported network: a safetensors file, checked against its hash; nothing in it is ever executed."""
+"""Reads an exported network: a safetensors file, checked against its hash; no code in it is ever executed."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from kdx.deploy.layers import (
 from kdx.deploy.network import Network
 
 FORMAT = "kdx-csr-1"
-# By safetensors' names: numpy's type, and the name by which the file's hash knows it.
+# By safetensors' dtype name: numpy's dtype, and the name that goes into the file's hash.
 _TYPES = {
     "F32": (np.float32, "torch.float32"),
     "F16": (np.float16, "torch.float16"),
@@ -40,13 +40,13 @@ _LONGEST_HEADER = 2**24
 
 
 class DamagedFile(ValueError):
-    """A file that is not what was exported; the message is one line."""
+    """A file is not what was exported; the message is one line."""
 
 
 def load(path: Path | str) -> Network:
-    """Read an exported network; every matrix is multiplied as CSR.
+    """Read an exported network, every matrix of which is multiplied as CSR.
 
-    Raises FileNotFoundError where there is no file and DamagedFile where it was truncated, changed or made otherwise.
+    Raises FileNotFoundError if there is no file, and DamagedFile if it was truncated, changed or not written by kdx.
     """
     content = Path(path).read_bytes()
     try:
@@ -60,7 +60,7 @@ def load(path: Path | str) -> Network:
 
 
 def _parsed(content: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Tensors and our header; ValueError, KeyError or TypeError where the content is not whole."""
+    """The tensors and kdx's header; raises ValueError, KeyError or TypeError if the content is incomplete."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or not 2 <= length <= min(len(content) - 8, _LONGEST_HEADER):
         raise ValueError("it is truncated or not a safetensors file")
@@ -82,7 +82,7 @@ def _parsed(content: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def _sha256(tensors: Mapping[str, Array], entries: Mapping[str, Any], header: str) -> str:
-    """The hash of `kdx.tensors.tensors_sha256`, which needs torch."""
+    """The same hash as `kdx.tensors.tensors_sha256`, which needs torch."""
     digest = hashlib.sha256(header.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {_TYPES[entries[name]['dtype']][1]} {tensor.shape}\n".encode())

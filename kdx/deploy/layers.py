@@ -1,6 +1,6 @@
 """The layers of an exported network, in numpy and scipy.
 
-Numbers lie feature-major, with the batch last: then each nonzero weight scales one contiguous row.
+Arrays are feature-major, with the batch as last axis: then each nonzero weight scales one contiguous row.
 """
 
 import math
@@ -22,7 +22,7 @@ Padding = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight (out, in) as CSR, how it is multiplied, and its bias (out, 1) or None."""
+    """A weight (out, in) as CSR, its runtime (CSR or dense), and its bias (out, 1) or None."""
 
     name: str
     csr: scipy.sparse.csr_array
@@ -40,7 +40,7 @@ class Matrix:
         return outputs
 
     def as_runtime(self, runtime: Runtime) -> "Matrix":
-        """The same, multiplied as CSR or dense."""
+        """The same matrix, multiplied as CSR or dense."""
         return replace(self, dense=self.csr.toarray() if runtime == "dense" else None)
 
     @property
@@ -57,7 +57,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix product for inputs (in, N)."""
+    """A linear layer for inputs (in, N)."""
 
     matrix: Matrix
 
@@ -68,7 +68,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution as (out, in*kh*kw) times unfolded images; `padding` is left, right, top, bottom."""
+    """A convolution as (out, in*kh*kw) times unfolded images; `padding` is (left, right, top, bottom)."""
 
     matrix: Matrix
     kernel: tuple[int, int]
@@ -98,7 +98,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Pooling:
-    """The maximum or average of windows; windows that reach over the border count what is inside."""
+    """Maximum or average pooling; at the border only what lies in the image counts."""
 
     kind: Literal["max", "average"]
     kernel: tuple[int, int]
@@ -137,7 +137,7 @@ class Pooling:
 
 @dataclass(frozen=True)
 class Average:
-    """The averages of as many bins as `size` says, whatever the image's size."""
+    """Adaptive average pooling to `size`, for images of any size."""
 
     size: tuple[int, int]
 
@@ -154,7 +154,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Pad:
-    """Zeros around images: left, right, top, bottom."""
+    """Zero padding: left, right, top, bottom."""
 
     padding: Padding
 
@@ -165,29 +165,29 @@ class Pad:
 
 @dataclass(frozen=True)
 class Affine:
-    """A batch norm: one factor and one summand for each neuron or channel, both (C,)."""
+    """A batch norm in eval mode: one scale and one offset for each neuron or channel, both (C,)."""
 
     factor: Array
     summand: Array
 
     def __call__(self, inputs: Array) -> Array:
-        """(C, ..., N) to the same."""
+        """(C, ..., N) to the same shape."""
         shape = (-1, *[1] * (inputs.ndim - 1))
         return inputs * self.factor.reshape(shape) + self.summand.reshape(shape)
 
 
 @dataclass(frozen=True)
 class Relu:
-    """The positive part."""
+    """The rectified linear unit."""
 
     def __call__(self, inputs: Array) -> Array:
-        """Any shape to the same."""
+        """Any shape to the same shape."""
         return np.maximum(inputs, _ZERO)
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """Channels, rows and columns as one axis."""
+    """Flattens channels, rows and columns into one axis."""
 
     def __call__(self, images: Array) -> Array:
         """(C, H, W, N) to (C*H*W, N)."""
@@ -196,14 +196,14 @@ class Flatten:
 
 @dataclass(frozen=True)
 class Joined:
-    """What two branches make of the same inputs, added (residual) or one behind the other (dense block)."""
+    """Two branches of the same inputs, added (residual block) or concatenated (dense block)."""
 
     how: Literal["sum", "concatenation"]
     branch: "tuple[Layer, ...]"
     shortcut: "tuple[Layer, ...]"
 
     def __call__(self, inputs: Array) -> Array:
-        """(C, ...) to what both branches give, joined."""
+        """(C, ..., N) to the sum or concatenation of both branches."""
         first, second = through(self.shortcut, inputs), through(self.branch, inputs)
         return first + second if self.how == "sum" else np.concatenate([first, second])
 
@@ -212,7 +212,7 @@ Layer = Linear | Convolution | Pooling | Average | Pad | Affine | Relu | Flatten
 
 
 def through(layers: Sequence[Layer], inputs: Array) -> Array:
-    """What layers in a row make of inputs (C, ..., N)."""
+    """Apply layers in order to inputs (C, ..., N)."""
     for layer in layers:
         inputs = layer(inputs)
     return inputs

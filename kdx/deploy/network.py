@@ -1,4 +1,4 @@
-"""An exported network as a function of images."""
+"""An exported network as a function from images to logits."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from kdx.deploy.layers import Array, Convolution, Joined, Layer, Linear, Matrix,
 
 @dataclass(frozen=True)
 class Network:
-    """An exported network: call it with images, float32 (batch, C, H, W), for logits (batch, classes)."""
+    """An exported network; called with images, float32 (batch, C, H, W), it returns logits (batch, classes)."""
 
     layers: tuple[Layer, ...]
     image_shape: tuple[int, ...]
@@ -24,7 +24,7 @@ class Network:
         return np.ascontiguousarray(through(self.layers, inputs).T)
 
     def columns(self, images: Array) -> list[tuple[Matrix, Array]]:
-        """Every matrix with the first columns (in, n) that it multiplies when the network sees `images`."""
+        """Every matrix with the first columns (in, n) that it multiplies for `images`."""
         seen: dict[str, tuple[Matrix, Array]] = {}
 
         def recording(matrix: Matrix) -> Matrix:
@@ -34,7 +34,7 @@ class Network:
         return list(seen.values())
 
     def matrices(self) -> list[Matrix]:
-        """Every weight matrix, in the order in which they are used."""
+        """All weight matrices in order of execution."""
         return [layer.matrix for layer in _all(self.layers) if isinstance(layer, Linear | Convolution)]
 
     def with_runtimes(self, runtimes: Mapping[str, Runtime]) -> "Network":

@@ -1,4 +1,4 @@
-"""Finished students as files for use elsewhere; `export` is the way in."""
+"""Export of finished students as verified files; `export` is the entry point."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ FOLDER = "exports"
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported and verified file beside the student of its run.
+    """An exported and verified file, compared with the student of its run.
 
-    Errors in percent; `logit_difference` is the largest between the logits of file and student over the test set;
-    multiplications are for one image. `teacher_bytes` are the teacher's dense bytes, None where there was no teacher.
+    Errors are in percent; `logit_difference` is the largest between the logits of file and student over the test set;
+    multiplications are per image. `teacher_bytes` are the teacher's dense bytes, None without a teacher.
     """
 
     path: Path
@@ -36,10 +36,10 @@ class Exported:
 def export(run: Path, format: str, values: str = "fp32", out: Path | None = None) -> Exported:
     """Write the student of the finished `run` as `format` to `out`, by default into the run's folder `exports`.
 
-    The file is read again and compared with the student on the whole test set before it gets its name. Raises
-    UserError for what the user can mend, NotTheSame where the file does not do what the student does.
+    The file is read again and compared with the student on the whole test set before it gets its final name. Raises
+    UserError for the user's mistakes, and NotTheSame if the file does not compute what the student does.
     """
-    # Here, so that the names above do not import torch.
+    # Imported here, so that importing the names above does not import torch.
     from kdx.export.csr import VALUES, Values
     from kdx.export.formats import FORMATS
     from kdx.export.student import finished_student

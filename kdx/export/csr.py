@@ -1,4 +1,4 @@
-"""A plain network as one file of compressed sparse rows, for `kdx.deploy`."""
+"""A plain network as one file of compressed sparse rows (CSR), for `kdx.deploy`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +24,8 @@ Entry = dict[str, Any]
 def save_csr(path: Path, network: nn.Module, image_shape: tuple[int, ...], values: Values) -> None:
     """Write `network`, for images of `image_shape` (C, H, W), with its weights as `values`, atomically.
 
-    Row pointers and columns take 2 bytes where they fit; int8 has one float32 factor per row. Raises UserError for a
-    layer that `kdx.deploy` does not have.
+    Row pointers and column indices take 2 bytes if they fit; int8 has one float32 scale per row. Raises UserError for a
+    layer that `kdx.deploy` does not support.
     """
     tensors: dict[str, Tensor] = {}
     layers = _entries(network, "", tensors, values)
@@ -33,7 +33,7 @@ def save_csr(path: Path, network: nn.Module, image_shape: tuple[int, ...], value
 
 
 def rounded(network: nn.Module, values: Values) -> None:
-    """Round every weight to what its file will hold, in place, so that torch can say what the file must give."""
+    """Round every weight, in place, to the value that its file will hold, so that torch can compute the reference."""
     with torch.no_grad():
         for layer in network.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -43,7 +43,7 @@ def rounded(network: nn.Module, values: Values) -> None:
 
 
 def _entries(module: nn.Module, name: str, tensors: dict[str, Tensor], values: Values) -> list[Entry]:
-    """The layers of `module` in the order of their execution; their numbers go to `tensors`."""
+    """The header entries of the layers of `module`, in execution order; their numbers are added to `tensors`."""
 
     def inside(child: nn.Module, child_name: str) -> list[Entry]:
         return _entries(child, f"{name}.{child_name}".removeprefix("."), tensors, values)
@@ -72,7 +72,7 @@ def _entries(module: nn.Module, name: str, tensors: dict[str, Tensor], values: V
 def _matrix(layer: nn.Linear | nn.Conv2d, name: str, tensors: dict[str, Tensor], values: Values) -> Entry:
     weight = layer.weight.detach().cpu().float().flatten(1).numpy()
     stored, scale = _stored(weight, values)
-    # By the rounded weights: what becomes zero is not stored.
+    # Of the rounded weights, so that weights that are rounded to zero are not stored.
     matrix = scipy.sparse.csr_array(stored.astype(np.float32))
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         blocks = np.split(stored.astype(np.float32), layer.groups)
@@ -83,14 +83,14 @@ def _matrix(layer: nn.Linear | nn.Conv2d, name: str, tensors: dict[str, Tensor],
     if scale is not None:
         tensors[f"{name}.scale"] = torch.from_numpy(scale)
     if layer.bias is not None:
-        # Biases are few, and rounding them would gain nothing.
+        # Biases are too few for rounding to save space.
         tensors[f"{name}.bias"] = layer.bias.detach().cpu().float()
     assert matrix.shape is not None, "a matrix has a shape"
     return {"name": name, "shape": list(map(int, matrix.shape))}
 
 
 def _stored(weight: np.ndarray, values: Values) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights (out, in) as they are written, and for int8 the factor (out,) of each row, symmetric around zero."""
+    """Weights (out, in) as they are written and, for int8, the scale (out,) of each row, symmetric around zero."""
     if values == "int8":
         largest = np.abs(weight).max(axis=1)
         scale = np.where(largest > 0, largest / INT8_LARGEST, 1).astype(np.float32)
@@ -140,7 +140,7 @@ def _without_weights(module: nn.Module, name: str) -> Entry:
                 return {"layer": "bins", "size": size}
         case nn.ZeroPad2d():
             return {"layer": "pad", "padding": list(module.padding)}
-    # A layer in full, a network within the network by its kind alone.
+    # A single layer with its settings, a nested network by its type only.
     raise _unsupported(name, type(module).__name__ if any(module.children()) else str(module))
 
 

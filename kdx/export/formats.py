@@ -1,4 +1,4 @@
-"""The formats of an export: how each is written, and how it is run once it has been read again."""
+"""The export formats: how each is written, and how it is run after it has been read again."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,20 +18,20 @@ from kdx.export.verification import Run
 
 @dataclass(frozen=True)
 class Format:
-    """One format: the ending of its files, whether it leaves out unused pixels, and how it is written and read.
+    """One export format: its file ending, whether unused pixels are left out, and how it is written and read.
 
-    `write` gets the shrunk network; `values` are those of the weights, which only CSR files may round.
+    `write` gets the shrunk network and `values`, the type of the weights, which only CSR files may round.
     """
 
     ending: str
     write: Callable[[Path, nn.Module, Student, Values], None]
     read: Callable[[Path], Run]
-    # It saves bytes. Choosing pixels costs more time than it saves: on 784-300-100-10 with a quarter of its pixels
+    # Leaving pixels out saves bytes, but selecting them costs time: on 784-300-100-10 with a quarter of its pixels
     # unused, onnxruntime takes 14 us with it and 10 us without for one image, 9.6 ms and 1.5 ms for 1024.
     drops_inputs: bool = False
 
     def network(self, student: Student, values: Values) -> nn.Module:
-        """The network that the file must equal: shrunk, and rounded where its values are."""
+        """The network that the file must reproduce: shrunk, with its weights rounded to `values`."""
         smaller = shrink(deepcopy(student.network), inputs=self.drops_inputs)
         rounded(smaller, values)
         return smaller
@@ -48,7 +48,7 @@ def _run_shrunk(path: Path) -> Run:
 
 
 def _write_onnx(path: Path, network: nn.Module, student: Student, _values: Values) -> None:
-    from kdx.export.onnx_file import save_onnx  # Here, because other formats do not need onnx.
+    from kdx.export.onnx_file import save_onnx  # imported here, because other formats do not need onnx
 
     save_onnx(path, network, student.data.image_shape)
 

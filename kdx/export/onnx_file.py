@@ -1,4 +1,4 @@
-"""A plain network as an ONNX file for any batch size, with a hash in its metadata that finds every damage."""
+"""A plain network as an ONNX file for any batch size, with a hash in its metadata that reveals any damage."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from kdx.errors import UserError
 from kdx.export.quiet import without_torchs_own_warnings
 from kdx.files import write_atomically
 
-# What onnxruntime has known since 2023, and torch writes without converting.
+# onnxruntime has supported it since 2023, and torch writes it without conversion.
 OPSET = 20
 INPUT, OUTPUT = "images", "logits"
 HASH = "kdx_sha256"
@@ -21,7 +21,7 @@ _NO_HASH = "0" * 64
 
 
 def save_onnx(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -> None:
-    """Write `network`: `images`, float32 (batch, C, H, W), to `logits` (batch, classes), atomically."""
+    """Write `network`: `images`, float32 (batch, C, H, W), to `logits`, float32 (batch, classes), atomically."""
     # Two images, because torch takes a dimension of 1 for a constant.
     example = (torch.zeros(2, *image_shape),)
     with without_torchs_own_warnings():
@@ -39,14 +39,14 @@ def save_onnx(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -> N
     model = program.model_proto
     onnx.helper.set_model_props(model, {HASH: _NO_HASH})
     content = model.SerializeToString()
-    # The hash is that of the file with zeros in its place, so it depends on no version of protobuf.
+    # The hash is of the file with zeros in the hash's place, so that it does not depend on protobuf's version.
     assert content.count(_NO_HASH.encode()) == 1, "there is one place for the hash"
     signed = content.replace(_NO_HASH.encode(), hashlib.sha256(content).hexdigest().encode())
     write_atomically(path, lambda temporary: temporary.write_bytes(signed))
 
 
 def load_onnx(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Read what `save_onnx` wrote, to run on the CPU; UserError where it is absent, damaged or from elsewhere."""
+    """Read a file of `save_onnx`, to run on the CPU; raises UserError if it is missing, damaged or not from kdx."""
     try:
         content = path.read_bytes()
         model = onnx.load_model_from_string(content)

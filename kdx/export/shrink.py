@@ -1,7 +1,7 @@
-"""Neurons and channels that cannot matter, removed: a smaller dense network that computes the same function.
+"""Removes neurons and channels that cannot matter: a smaller dense network that computes the same function.
 
-A neuron is removed where every weight that leaves it is zero, or where every weight that enters it is zero: then it
-is a constant, which moves into the biases of the layer behind. What belongs together says `kdx.models.links`.
+A neuron is removed if all its outgoing weights are zero, or if all its incoming weights are: then it is a constant,
+which is added to the biases of the next layer. Which layers feed which is found by `kdx.models.links`.
 """
 
 from copy import deepcopy
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from kdx.models.links import Link, Norm, links
 from kdx.models.widths import keep_inputs, keep_outputs, with_used_inputs
 
-# What lies between the pixels and the first linear layer without changing them.
+# Layers that may precede the first linear layer, because they do not change the pixels.
 _SINGLE = nn.Dropout | nn.Identity | nn.Flatten
 
 
 def shrink(network: nn.Module, *, inputs: bool = True) -> nn.Module:
-    """A copy of `network` in eval mode without the neurons and channels that cannot matter; at least one is left.
+    """A copy of `network` in eval mode without neurons and channels that cannot matter; at least one per layer is left.
 
-    With `inputs` also the pixels are left out that no weight of a first linear layer uses, by a `used_inputs` layer.
-    The function is the same but for rounding.
+    With `inputs` a first linear layer's unused pixels are left out too, by a `used_inputs` layer. The function is the
+    same up to rounding.
     """
     smaller = deepcopy(network).eval()
     # Removing a neuron can leave another one without weights, before or behind it.
@@ -30,14 +30,14 @@ def shrink(network: nn.Module, *, inputs: bool = True) -> nn.Module:
 
 
 def _shrunk(link: Link) -> bool:
-    """Remove what can be removed between two layers, in place; whether there was anything."""
+    """Remove what can be removed between two layers, in place; return whether anything was."""
     layer, following = link.layer, link.following
     unused = link.unused()
     constant = (layer.weight.detach() == 0).flatten(1).all(dim=1)
     values, exact = _constants(link)
     removed = unused | (constant & exact)
     if removed.all():
-        # A layer needs a width; which neuron stays is all the same.
+        # A layer must have at least one neuron, no matter which.
         removed[0] = False
     if not removed.any():
         return False
@@ -57,9 +57,9 @@ def _shrunk(link: Link) -> bool:
 
 
 def _constants(link: Link) -> tuple[Tensor, Tensor]:
-    """What neurons without inputs hand on, float64 (neurons,), and the mask of those that do so at every position.
+    """The outputs of neurons without inputs, float64 (neurons,), and the mask of those that are the same everywhere.
 
-    Only zero is the same everywhere behind a padding with zeros.
+    Behind zero padding, only a constant of zero is the same at every position.
     """
     bias = link.layer.bias
     values = torch.zeros(len(link.layer.weight)) if bias is None else bias.detach()
@@ -93,7 +93,7 @@ def _pads_with_zeros(module: nn.Module) -> bool:
 
 
 def _without_unused_inputs(network: nn.Module) -> nn.Module:
-    """Let the first linear layer see the pixels only that it uses, where nothing but a flattening is before it."""
+    """Let the first linear layer see only the pixels that it uses, if nothing but a flattening precedes it."""
     if not isinstance(network, nn.Sequential):
         return network
     for name, layer in network.named_children():

@@ -1,4 +1,4 @@
-"""The student of a finished run, and the networks of files whose layers have other widths than were configured."""
+"""The student of a finished run, and networks from files whose layer widths differ from the configured ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ SHRUNK = "kdx-shrunk-1"
 
 @dataclass(frozen=True)
 class Student:
-    """A finished run: its figures and configuration, its data, and its student, plain, on the CPU, in eval mode."""
+    """A finished run: its figures, configuration and data, and its plain student, on the CPU in eval mode."""
 
     run: Path
     figures: Figures
@@ -37,13 +37,13 @@ class Student:
 
     @property
     def settings(self) -> NetworkSettings:
-        """What the student was built from."""
+        """The settings that the student was built from."""
         assert not isinstance(self.config.student, RefinedSettings), "a chain has no student of its own"
         return self.config.student
 
 
 def finished_student(run: Path) -> Student:
-    """Load the student of the finished run in the folder `run`; UserError where a file is absent or does not fit."""
+    """Load the student of the finished run in folder `run`; raises UserError if a file is missing or does not fit."""
     figures, config = read_figures(run), _read_config(run)
     if isinstance(config.student, RefinedSettings):
         raise UserError(f"run: {run} is a chain of runs; allowed: the run of one of them, which its chain.csv lists")
@@ -54,14 +54,14 @@ def finished_student(run: Path) -> Student:
 
 
 def save_shrunk(path: Path, network: nn.Module, student: Student) -> None:
-    """Write the smaller `network` of `student` with all that it takes to build it again, atomically."""
+    """Write the smaller `network` of `student`, with all that is needed to build it again, atomically."""
     settings = student.settings.model_dump(mode="json", exclude={"checkpoint"})
     shape = {"image_shape": list(student.data.image_shape), "classes": student.data.classes}
     save_tensors(path, network.state_dict(), {"format": SHRUNK, "network": settings, **shape})
 
 
 def load_shrunk(path: Path) -> nn.Module:
-    """Read what `kdx export RUN format=shrink` wrote: a plain network on the CPU; UserError where it is damaged."""
+    """Read a file of `kdx export RUN format=shrink`: a plain network on the CPU; raises UserError if it is damaged."""
     tensors, header = _read_tensors(path)
     if header.get("format") != SHRUNK:
         raise UserError(f"{path}: not a shrunk network; allowed: a file written by kdx export RUN format=shrink")
@@ -77,7 +77,7 @@ def load_shrunk(path: Path) -> nn.Module:
 def blank_network(
     settings: NetworkSettings, image_shape: Shape, classes: int, tensors: Mapping[str, Tensor]
 ) -> nn.Module:
-    """A network as `settings` describes it, with the widths, members and chosen inputs of `tensors`, in eval mode."""
+    """A network of `settings` in eval mode with the widths, ensemble members and selected inputs of `tensors`."""
     members = {name.partition(".")[0] for name in tensors if name.startswith("member")}
 
     def single(prefix: str) -> nn.Sequential:
@@ -107,7 +107,7 @@ def _read_config(run: Path) -> Config:
 
 
 def _read_network(path: Path, settings: NetworkSettings, image_shape: Shape, classes: int) -> nn.Module:
-    # A method may have removed neurons (kddp) or made an ensemble (sgld), so the file says what there is.
+    # The file decides the structure, since a method may have removed neurons (kddp) or made an ensemble (sgld).
     tensors, _ = _read_tensors(path)
     network = load_weights(path, blank_network(settings, image_shape, classes, tensors)).eval()
     try:

@@ -1,4 +1,4 @@
-"""A plain network as a file of torch.export for any batch size, without any pickle in it."""
+"""A plain network as a torch.export file for any batch size, without any pickle in it."""
 
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -22,7 +22,7 @@ def save_program(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -
     program.example_inputs = None  # type: ignore[assignment]
 
     def write(temporary: Path) -> None:
-        # By an open file, because torch insists on the ending of a name.
+        # Through an open file, because torch insists on a certain suffix of a path.
         with temporary.open("wb") as file, without_torchs_own_warnings():
             torch.export.save(program, file)
 
@@ -30,9 +30,9 @@ def save_program(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -
 
 
 def load_program(path: Path) -> ExportedProgram:
-    """Read what `save_program` wrote; UserError where it is absent, damaged, or has a pickle in it.
+    """Read a file of `save_program`; raises UserError if it is missing, damaged, or contains a pickle.
 
-    torch.export.load alone reads pickles and does not see changed numbers.
+    torch.export.load alone would read pickles, and would not notice changed weights.
     """
     try:
         with ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""The proof that an exported file does what the student does: every image of the test set, through both."""
+"""Verification of an exported file: its logits for the whole test set are compared with the student's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from kdx.data.dataset import Split
 from kdx.failure import RunFailed
 from kdx.measure.accuracy import evaluating
 
-# The largest difference that rounding may make, of the largest logit: float32 sums of some thousand terms in another
-# order differ by about 1e-6.
+# Allowed difference relative to the largest logit: float32 sums of some thousand terms in another order differ by
+# about 1e-6.
 TOLERANCE = 1e-4
 
 Run = Callable[[Tensor], Tensor]
-"""An exported network as it runs elsewhere: images, float32 (batch, C, H, W), to logits (batch, classes)."""
+"""An exported network in its own runtime: images, float32 (batch, C, H, W), to logits (batch, classes)."""
 
 
 class NotTheSame(RunFailed):
-    """An exported file does not do what the student does; the message is one line."""
+    """An exported file does not compute what the student does; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """Test errors in percent of the export and of the student, and the largest difference between their logits."""
+    """The test errors, in percent, of export and student, and the largest difference between their logits."""
 
     test_error_percent: float
     student_test_error_percent: float
@@ -32,9 +32,9 @@ class Verified:
 
 
 def verify(run: Run, exact: nn.Module, student: nn.Module, test: Split) -> Verified:
-    """Compare `run` with `exact`, the network that it must equal, and with `student`, of which that may be a rounding.
+    """Compare `run` with `exact`, the network that it must equal, and with `student`, before its weights were rounded.
 
-    Raises NotTheSame where the test error differs from that of `exact`, or a logit by more than rounding.
+    Raises NotTheSame if the test error differs from that of `exact`, or a logit by more than rounding allows.
     """
     answers = [_logits(each, test) for each in (run, exact, student)]
     exported, expected, original = answers

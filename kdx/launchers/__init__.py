@@ -1,1 +1,1 @@
-"""Hydra launchers of our own; `hydra_plugins/` makes them known to Hydra."""
+"""kdx's own Hydra launchers and sweeper; `hydra_plugins/` registers them with Hydra."""

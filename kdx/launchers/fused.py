@@ -1,4 +1,4 @@
-"""Hydra's launcher `fused`: the jobs of a sweep that differ in numbers only are trained as one program."""
+"""Hydra launcher `fused`: jobs of a sweep that differ only in numbers are trained as one program."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,10 +17,10 @@ from kdx.settings import Settings
 
 
 class FusedSettings(Settings):
-    """`hydra.launcher.*`: how many models are trained together at most, and how they make a step.
+    """`hydra.launcher.*`: how many models are trained together at most, and how they are executed.
 
-    With `max_models` null it is as many as fit in memory. The way `stacked` makes one program of all models, `loop`
-    takes one after another, and `auto` measures which is faster.
+    `max_models` null means as many as fit in memory. `way` `stacked` makes one program of all models, `loop` steps one
+    after another, and `auto` measures which is faster.
     """
 
     max_models: Annotated[int, Field(ge=1)] | None
@@ -28,19 +28,19 @@ class FusedSettings(Settings):
 
 
 class FusedJobs(Launcher):
-    """Trains each group of jobs that fit together as one program, and all others one after another, in this process."""
+    """Trains each group of jobs that can be combined as one program, and all others one by one, in this process."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = FusedSettings.model_validate(settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra knows."""
+        """Store Hydra's context, task function and configuration."""
         self.hydra_context, self.config = hydra_context, config
         self.task_function: Callable[..., Any] = task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs, group by group; every job ends as Hydra's own launcher would end it."""
-        # Here, because it imports torch.
+        """Run the jobs, group by group; each returns what Hydra's own launcher would return."""
+        # Imported here, because it imports torch.
         from kdx.compose import to_config
         from kdx.grouping import groups
 
@@ -69,13 +69,13 @@ class FusedJobs(Launcher):
         return job
 
     def _together(self, configs: Sequence[Config], number: int) -> list[Path | Exception | None]:
-        """What became of the jobs, None for those that are still to be run."""
+        """The run folder or the failure of each job, and None for jobs that still have to be run one by one."""
         from kdx.placement import own_gpu
         from kdx.sweep import hindrance
         from kdx.together import run_together
 
         folder = Path(self.config.hydra.sweep.dir)
-        # A job that must not start is told so one by one.
+        # If these jobs must not start, each records that itself.
         if len(configs) < 2 or task_of(folder, number) != "student" or hindrance(configs[0], folder):
             return [None] * len(configs)
         with own_gpu(folder, number, configs[0].device.kind):

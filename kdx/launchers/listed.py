@@ -1,4 +1,4 @@
-"""Hydra's sweeper `listed`: hands the jobs that kdx has written down to whatever launcher is chosen."""
+"""Hydra sweeper `listed`: passes the jobs that kdx has written to a file to the chosen launcher."""
 
 import json
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ Task = Literal["student", "teachers"]
 
 
 def task_of(folder: Path, number: int) -> Task:
-    """What the job of this number is to make, in the sweep's folder."""
+    """Whether job `number` of the sweep in `folder` trains its run or only its teachers."""
     return json.loads((folder / JOBS).read_bytes())[number]["task"]
 
 
 class ListedJobs(Sweeper):
-    """Launches all jobs at once; so jobs need have nothing in common, and are exactly those that were checked."""
+    """Launches exactly the jobs that kdx has checked, which need not have any override in common."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra knows, and make the launcher."""
+        """Store Hydra's configuration and make the launcher."""
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -41,6 +41,6 @@ class ListedJobs(Sweeper):
         jobs = json.loads(Path(self.config.hydra.sweep.dir, JOBS).read_bytes())
         returned = self.launcher.launch([job["overrides"] for job in jobs], initial_job_idx=0)
         for job in returned:
-            # Hydra raises here what a job raised.
+            # Reading return_value raises the job's exception.
             _: Any = job.return_value
         return [returned]

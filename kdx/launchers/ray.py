@@ -1,6 +1,6 @@
-"""Hydra's launcher `ray`: the jobs of a sweep as tasks of a Ray cluster, each with its share of cores and GPUs.
+"""Hydra launcher `ray`: the jobs of a sweep as tasks of a Ray cluster, each with its share of cores and GPUs.
 
-It stands in for hydra-ray-launcher, which needs cloudpickle < 3, where joblib needs a newer one.
+It replaces hydra-ray-launcher, which needs cloudpickle < 3, while joblib needs a newer one.
 """
 
 import logging
@@ -16,23 +16,23 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-# What a process on another machine has to know of this one's environment.
+# Environment variables to pass on to processes on other machines.
 _ENVIRONMENT = ("KDX_DATA", "KDX_OUTPUTS", "KDX_PROGRESS", "PYTHONPATH")
 
 
 class RayTasks(Launcher):
-    """Runs every job as one Ray task; a job whose process dies fails alone."""
+    """Runs every job as one Ray task; if a job's process dies, only that job fails."""
 
     def __init__(self, address: str | None, cpus_per_job: int | None, gpus_per_job: float | None) -> None:
         self.address = address
         self.cpus, self.gpus = cpus_per_job, gpus_per_job
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra knows."""
+        """Store Hydra's context, task function and configuration."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs and wait for all of them, whatever becomes of each."""
+        """Run the jobs and wait for all of them, whether they succeed or fail."""
         import ray
 
         # A new local instance, if there is no running cluster, needs no dashboard.
@@ -60,7 +60,7 @@ class RayTasks(Launcher):
 
 
 def share(cluster: Mapping[str, float], jobs: int, cpus: int | None, gpus: float | None) -> tuple[int, float]:
-    """Cores and GPUs of one of so many jobs: what is said, else one GPU where there are any and an equal share."""
+    """The cores and GPUs of one job: `cpus` and `gpus` if given, else an equal share and one GPU if there is any."""
     if gpus is None:
         gpus = 1 if cluster.get("GPU", 0) >= 1 else 0
     if cpus is None:
@@ -92,7 +92,7 @@ def _job(
     config: DictConfig,
     task_function: TaskFunction,
 ) -> JobReturn:
-    """One job in a process of Ray's, in the folder where the sweep was started."""
+    """One job in a Ray process, in the folder where the sweep was started."""
     os.chdir(folder)
     Singleton.set_state(state)
     setup_globals()

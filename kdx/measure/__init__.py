@@ -1,4 +1,4 @@
-"""Everything that is measured of a plain network, knowing no method."""
+"""All measurements of a trained, plain network, whatever method it comes from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Figures = dict[str, float | int | str | None]
 
 @dataclass(frozen=True)
 class Measurements:
-    """The figures of metrics.json that depend on the network alone, and the rows of layers.csv and latency.csv."""
+    """The figures of metrics.json that depend on the network only, and the rows of layers.csv and latency.csv."""
 
     figures: Figures
     layers: list[Layer]
@@ -33,15 +33,16 @@ def measure(
     latency_seconds: float,
     further_teachers: Sequence[nn.Module] = (),
 ) -> Measurements:
-    """Measure the plain network `student`, beside `teacher` where there is one.
+    """Measure the plain network `student` and compare it with `teacher`, if there is one.
 
-    With `further_teachers` the teachers' error is that of all of them together; sizes and work are the first one's.
+    With `further_teachers` the teachers' error is that of the ensemble of all; sizes and multiplications are the first
+    one's.
 
-    `latency_ms` is that of the dense student for one image on one CPU thread (median), `latency_1024_ms` for a batch
+    `latency_ms` is the median for one image of the dense student on one CPU thread, `latency_1024_ms` that for a batch
     of 1024, `csr_*` that of the CSR runtime which is faster for one image; timing takes about `latency_seconds`.
-    Neurons are the inputs of weight matrices. Multiplications are for one image. Figures are None where there is no
-    teacher, no validation split, no timing (0 seconds), and `R_s` where every weight is zero. Raises ValueError for a
-    student without weight matrices.
+    Neurons are the inputs of weight matrices. Multiplications are per image. A figure is None if there is no teacher,
+    no validation split or no timing (0 seconds), and `R_s` if every weight is zero. Raises ValueError for a student
+    without weight matrices.
     """
     rows = layers(student)
     if not rows:
@@ -78,7 +79,7 @@ def _sizes(student: nn.Module, teacher: nn.Module | None, rows: list[Layer]) -> 
         "R_s": sparsity_ratio(rows),
         "neurons": sum(layer.inputs for layer in inputs),
         "nonzero_neurons": sum(layer.nonzero for layer in inputs),
-        # As architectures are written: 311-86-14 are the inputs that are left in three matrices.
+        # In the papers' notation: 311-86-14 are the remaining inputs of three matrices.
         "nonzero_neurons_by_layer": "-".join(str(layer.nonzero) for layer in inputs),
         "R_c": None if teacher is None else parameter_ratio(teacher, student),
         "dense_bytes": dense_bytes(student),

@@ -1,4 +1,4 @@
-"""What a network answers: its logits, and how often they are wrong."""
+"""A network's logits, and its classification error."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ ROUNDING = 1e-7
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Put `model` into eval mode without gradients, give its device, and restore every module's mode afterwards.
+    """Put `model` into eval mode without gradients, yield its device, and restore every module's mode afterwards.
 
-    Within it products and convolutions are in whole float32, in whatever precision the process trains: errors are
+    Matrix products and convolutions are in full float32 meanwhile, whatever the precision of training: errors are
     compared between runs, and runs of every precision share a teacher's stored logits.
     """
     # Mode by mode, because a caller may hold some modules (a frozen batch norm) in eval mode on purpose.
@@ -34,9 +34,9 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 
 
 def error_percent(model: nn.Module, split: Split, batch_size: int = 1000) -> float:
-    """Percentage of the images of `split`, as they are, whose largest logit is not at their label.
+    """Percentage of the images of `split`, neither mirrored nor shifted, whose largest logit is not at their label.
 
-    Computed on the model's device. Raises ValueError when there are no images, or not one label for each.
+    Computed on the model's device. Raises ValueError if there are no images, or not one label for each.
     """
     return 100.0 * wrong_count(model, split, batch_size).item() / len(split.images)
 
@@ -50,9 +50,9 @@ def within_tolerance(error: float, before: float, tolerance: float) -> bool:
 
 
 def wrong_count(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
-    """How many images of `split`, as they are, have their largest logit not at their label: () int64.
+    """How many images of `split`, neither mirrored nor shifted, have their largest logit not at their label: () int64.
 
-    It is on the model's device, which nobody waits for. Raises ValueError as `error_percent` does.
+    The result stays on the model's device, without synchronising. Raises ValueError as `error_percent` does.
     """
     count = len(split.images)
     if count == 0 or count != len(split.labels):
@@ -65,7 +65,7 @@ def wrong_count(model: nn.Module, split: Split, batch_size: int = 1000) -> Tenso
 
 
 def logits_of(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
-    """Logits (N, views, classes) of every view of `split` in eval mode, without gradient, on the model's device."""
+    """Logits (N, views, classes) of every view of `split`, in eval mode, without gradient, on the model's device."""
     return torch.stack([logits_of_view(model, split, view, batch_size) for view in range(split.views)], dim=1)
 
 
@@ -76,9 +76,9 @@ def logits_of_view(
     batch_size: int = 1000,
     answered: Callable[[int], object] = lambda samples: None,
 ) -> Tensor:
-    """Logits (N, classes) of the view of this number, from 0, of every sample, as `logits_of` has them.
+    """Logits (N, classes) of the view with number `view` (from 0) of every sample, as `logits_of` computes them.
 
-    `answered` is told of every batch how many samples are behind it.
+    `answered` is called after every batch with the number of samples done.
     """
     logits, samples = [], 0
     chosen = torch.arange(view, len(split) * split.views, split.views, device=split.images.device)
@@ -92,10 +92,10 @@ def logits_of_view(
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """The mean of several networks' logits (..., classes), each centred over the classes; one network's as they are.
+    """The mean over several networks of their logits (..., classes), centred over the classes; one network's unchanged.
 
-    The geometric mean of their predictions has these logits (Noisy Teachers sec. 3.2; SPEC 4). That of
-    float16 is float32.
+    These are the logits of the geometric mean of their predictions (Noisy Teachers sec. 3.2). The mean of float16
+    logits is float32.
     """
     if len(logits) == 1:
         return logits[0]
@@ -104,12 +104,12 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
 
 
 class MeanLogits(nn.Module):
-    """Several networks that answer as one, by `mean_logits`: images (batch, C, H, W) to logits (batch, classes)."""
+    """Several networks as one, by `mean_logits`: images (batch, C, H, W) to logits (batch, classes)."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """What all of them answer together."""
+        """The mean logits of all networks."""
         return mean_logits([network(images) for network in self.networks])

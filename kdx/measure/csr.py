@@ -1,8 +1,8 @@
-"""The same network with its weight matrices as compressed sparse rows (CSR), multiplied by scipy or by torch.
+"""A copy of a network with its weight matrices as compressed sparse rows (CSR), multiplied by scipy or by torch.
 
 CSR multiplies fastest when its right-hand side is feature-major, (in, batch): then each nonzero weight scales one
-contiguous row. The layers hand their result on as a transposed view, and elementwise layers keep that layout, so
-between linear layers nothing is copied; only a network's first layer pays for a transposition.
+contiguous row. The layers return a transposed view of their result, and elementwise layers keep that layout, so between
+linear layers nothing is copied; only a network's first layer transposes its inputs.
 """
 
 import warnings
@@ -25,18 +25,18 @@ class Product(Protocol):
     """A CSR matrix (out, in) times contiguous columns (in, n): a new tensor (out, n)."""
 
     def __call__(self, columns: Tensor, /) -> Tensor:
-        """Multiply."""
+        """The product (out, n)."""
         ...
 
 
 class ScipyProduct:
-    """The product by scipy, which is single-threaded."""
+    """The product by scipy, on one thread."""
 
     def __init__(self, matrix: scipy.sparse.csr_array) -> None:
         self._matrix = matrix
 
     def __call__(self, columns: Tensor) -> Tensor:
-        """Multiply on the CPU."""
+        """The product (out, n), on the CPU."""
         return torch.from_numpy(self._matrix @ columns.numpy())
 
 
@@ -54,7 +54,7 @@ class TorchProduct:
             self._matrix = torch.sparse_csr_tensor(pointers, indices, values, matrix.shape)
 
     def __call__(self, columns: Tensor) -> Tensor:
-        """Multiply on the CPU."""
+        """The product (out, n), on the CPU."""
         return self._matrix @ columns
 
 
@@ -62,7 +62,7 @@ MakeProduct = Callable[[scipy.sparse.csr_array], Product]
 
 
 class CsrLinear(nn.Module):
-    """Does what `linear` does, for inputs (..., in)."""
+    """The CSR counterpart of an `nn.Linear`: inputs (..., in) to outputs (..., out)."""
 
     def __init__(self, linear: nn.Linear, make_product: MakeProduct) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class CsrLinear(nn.Module):
 
 
 class CsrConv2d(nn.Module):
-    """Does what `conv` does, as (out, in*kh*kw) times unfolded images; groups become blocks on the diagonal."""
+    """The CSR counterpart of an `nn.Conv2d`: (out, in*kh*kw) times unfolded images; groups are diagonal blocks."""
 
     def __init__(self, conv: nn.Conv2d, make_product: MakeProduct) -> None:
         super().__init__()

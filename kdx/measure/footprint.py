@@ -1,8 +1,8 @@
-"""Bytes of a network stored dense and as compressed sparse rows (CSR).
+"""The bytes of a network stored dense and as compressed sparse rows (CSR).
 
-Values take 4 bytes (float32) and so do CSR's column indices and row pointers. A matrix is stored as (out, in), a
-convolution as (out, in*kh*kw), so a matrix has out + 1 row pointers. Whatever is no weight matrix (biases, batch
-norm) is stored dense in both. Buffers, such as batch norm's running statistics, are not counted.
+Values take 4 bytes (float32), as do CSR's column indices and row pointers. A matrix is stored as (out, in), a
+convolution as (out, in*kh*kw), so a matrix has out + 1 row pointers. All other parameters (biases, batch norm) are
+stored dense in both. Buffers, such as batch norm's running statistics, are not counted.
 """
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ VALUE_BYTES = INDEX_BYTES = POINTER_BYTES = 4
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of parameters of `model`, biases included."""
+    """The number of parameters of `model`, biases included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -41,14 +41,14 @@ def csr_bytes(model: nn.Module) -> int:
 
 
 def parameter_ratio(teacher: nn.Module, student: nn.Module) -> float:
-    """R_c: the teacher's parameters per parameter of the student.
+    """The compression ratio R_c: parameters of the teacher over parameters of the student, zeros included (VS).
 
-    Zeros count, and biases count in both; VS counts them in the teacher alone for Le-L (2,395,210 / 266,200), so its
-    8.998 is 8.984 here.
+    Biases count in both; VS counts them in the teacher alone for Le-L (2,395,210 / 266,200), so its 8.998 is 8.984
+    here.
     """
     return parameter_count(teacher) / parameter_count(student)
 
 
 def memory_compression(teacher: nn.Module, student: nn.Module) -> float:
-    """Bytes of the dense teacher per byte of the student stored as CSR."""
+    """The bytes of the dense teacher over those of the student stored as CSR."""
     return dense_bytes(teacher) / csr_bytes(student)

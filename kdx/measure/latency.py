@@ -1,4 +1,4 @@
-"""How long a network takes for one batch: dense and as CSR, on one CPU thread and on the device of the run."""
+"""The latency of a network for one batch: dense and as CSR, on one CPU thread and on the device of the run."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,9 +32,8 @@ log = logging.getLogger(__name__)
 class Latency:
     """Milliseconds for one batch: the median and the 10th and 90th percentile over `repetitions`.
 
-    `against_dense` is how many times as fast it is as the dense network on the same device in the same rounds: their
-    median, with its 95 % interval. It is empty where the interval says that it is noise, and all three where there is
-    none.
+    `against_dense` is the speedup over the dense network on the same device, the median over rounds, with its 95 %
+    interval: None if the interval is too wide to tell. All three are None without a comparison.
     """
 
     device: str
@@ -51,14 +50,14 @@ class Latency:
 
 
 def latencies(model: nn.Module, images: Tensor, device: torch.device, seconds: float) -> list[Latency]:
-    """Time `model` on batches of `images` (N, C, H, W; repeated when fewer than a batch), one CPU thread.
+    """Time `model` on batches of `images` (N, C, H, W; repeated if fewer than a batch), on one CPU thread.
 
-    Dense and both CSR runtimes on the CPU, and dense on `device` when that is another one, in float32 and in turn;
+    Timed in turn, in float32: dense and both CSR runtimes on the CPU, and dense on `device` if that is another one.
     `seconds` bounds the whole for small networks. All runtimes get the same image-major batch, so CSR's time includes
     the transposition. A batch that would take longer than `MAX_CALL_SECONDS` is left out.
     """
     cpu = torch.device("cpu")
-    # In the usual layout of memory, since a network that a GPU has trained has the layout that is fast there.
+    # In contiguous format, since a network trained on a GPU is channels_last.
     plain = deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
     networks = [
         (cpu, DENSE, plain),
@@ -85,7 +84,7 @@ def latencies(model: nn.Module, images: Tensor, device: torch.device, seconds: f
 
 
 def fastest_csr(rows: Sequence[Latency]) -> str | None:
-    """The CSR runtime with the lowest median at batch 1, or None when none was timed."""
+    """The CSR runtime with the lowest median at batch 1, or None if none was timed."""
     candidates = [row for row in rows if row.runtime != DENSE and row.batch == 1]
     return min(candidates, key=lambda row: row.median_ms).runtime if candidates else None
 
@@ -109,14 +108,14 @@ def _rows(taken: Mapping[tuple[torch.device, str], Rounds], batch: int) -> Itera
 
 
 def summary(device: str, threads: int, runtime: str, batch: int, rounds: Rounds) -> Latency:
-    """The row of a batch from the seconds of its calls, without a comparison."""
+    """The row of a batch from the seconds of its calls, without the speedup."""
     milliseconds = 1000 * np.concatenate([np.array(calls) for calls in rounds])
     p10, median, p90 = (float(value) for value in np.percentile(milliseconds, (10, 50, 90)))
     return Latency(device, threads, runtime, batch, median, p10, p90, len(milliseconds))
 
 
 def is_quick_enough(call: Callable[[Any], object], inputs: Tensor | np.ndarray) -> bool:
-    """Judge a large batch by a few of its images, twice, since the first call of a network is always slow."""
+    """Estimate a large batch's time from a few images; timed twice, since a network's first call is always slow."""
     if len(inputs) <= PROBE_IMAGES:
         return True
     probe = partial(call, inputs[:PROBE_IMAGES])
@@ -125,7 +124,7 @@ def is_quick_enough(call: Callable[[Any], object], inputs: Tensor | np.ndarray) 
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """So many torch threads and whole float32 products; a run may have chosen oneDNN, which is slow at batch 1."""
+    """Set the number of torch threads, and full float32 products: oneDNN, which a run may use, is slow at batch 1."""
     threads = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

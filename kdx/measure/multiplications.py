@@ -1,7 +1,7 @@
-"""How many multiplications a network makes for one image.
+"""The number of multiplications that a network makes for one image.
 
-Counted are the products of a weight and an input in nn.Linear and nn.Conv2d, those with the zeros of a padding
-included, as the Noisy paper counts; not those of batch norm, average pooling or biases.
+Counted are products of a weight and an input in nn.Linear and nn.Conv2d, including those with zero padding, as the
+Noisy Teachers paper counts; not those of batch norm, average pooling or biases.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from kdx.measure.accuracy import evaluating
 
 
 def multiplications(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """Count for an image of `image_shape` (C, H, W); a layer that is used twice counts twice."""
+    """The count for an image of `image_shape` (C, H, W); a layer that is used twice counts twice."""
     return sum(positions * weight.numel() for weight, positions in _uses(model, image_shape))
 
 
 def nonzero_multiplications(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """The same without the products of weights that are exactly zero, which a sparse runtime could leave out."""
+    """The same count without the weights that are exactly zero, which a sparse runtime can skip."""
     return sum(positions * int(weight.count_nonzero()) for weight, positions in _uses(model, image_shape))
 
 
 def _uses(model: nn.Module, image_shape: tuple[int, ...]) -> list[tuple[Tensor, int]]:
     """Every weight and the number of positions at which it is used: height times width for filters.
 
-    For a matrix that is 1, or L where its inputs are (batch, L, in).
+    For a matrix that is 1, or L if its inputs are (batch, L, in).
 
-    The network sees one black image where its weights are: computing shapes alone, on the meta device, would import
-    torch's compiler, which takes longer than any network here.
+    The network sees one black image on its own device: computing shapes on the meta device would import torch's
+    compiler, which takes longer than any network here.
     """
     found: list[tuple[Tensor, int]] = []
 

@@ -1,4 +1,4 @@
-"""Zeros among the weight matrices, layer by layer and altogether; biases are excluded."""
+"""Zeros in the weight matrices, per layer and in total; biases are excluded."""
 
 import csv
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from kdx.models.weights import weight_matrices
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight matrix, the columns of layers.csv: `shape` reads like `300x784`, bytes are without the bias."""
+    """One weight matrix, as a row of layers.csv: `shape` reads like `300x784`, bytes exclude the bias."""
 
     layer: str
     shape: str
@@ -46,27 +46,27 @@ def layers(model: nn.Module) -> list[Layer]:
 
 
 def nonzero_count(model: nn.Module) -> Tensor:
-    """The nonzero weights of all matrices: () int64 on the model's device, which nobody waits for."""
+    """The number of nonzero weights in all matrices: () int64 on the model's device, without synchronising."""
     return torch.stack([weight.count_nonzero() for weight in weight_matrices(model).values()]).sum()
 
 
 def weight_count(model: nn.Module) -> int:
-    """The weights of all matrices, zero or not."""
+    """The number of weights in all matrices, zeros included."""
     return sum(weight.numel() for weight in weight_matrices(model).values())
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """The inputs of one weight matrix, and how many of them have a weight that is not zero."""
+    """The number of inputs of one weight matrix, and of those that have a nonzero weight."""
 
     inputs: int
     nonzero: int
 
 
 def neurons(model: nn.Module) -> list[Neurons]:
-    """The inputs of every weight matrix, in module order: numbers of an nn.Linear, channels of an nn.Conv2d.
+    """The inputs of every weight matrix, in module order: the inputs of an nn.Linear, the channels of an nn.Conv2d.
 
-    A neuron is counted by the weights that leave it, so the neurons of 784-300-100-10 are 784, 300 and 100.
+    A neuron is counted by its outgoing weights, so the neurons of 784-300-100-10 are 784, 300 and 100.
     """
     counts = []
     for layer in model.modules():
@@ -81,12 +81,12 @@ def neurons(model: nn.Module) -> list[Neurons]:
 
 
 def percent_zero(weights: int, nonzero: int) -> float:
-    """Sparsity in percent: how many of `weights` are exactly zero."""
+    """Sparsity in percent: the share of `weights` that are exactly zero."""
     return 100.0 * (weights - nonzero) / weights
 
 
 def sparsity_ratio(rows: Sequence[Layer]) -> float | None:
-    """R_s: weights per nonzero weight over all matrices; None when every weight is zero."""
+    """R_s: weights over nonzero weights, in all matrices (VS); None if every weight is zero."""
     nonzero = sum(row.nonzero for row in rows)
     return sum(row.weights for row in rows) / nonzero if nonzero else None
 

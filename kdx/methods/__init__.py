@@ -1,4 +1,4 @@
-"""A method: parts that substitute layers, add loss terms and make the student plain again."""
+"""A method: the parts that substitute layers of the student, add loss terms and make the student plain again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,60 +34,60 @@ PARTS: Registry[Part] = Registry(
         "fc_dropout": "kdx.methods.dropout:FullyConnectedDropout",
     },
 )
-"""Each of `method.parts`."""
+"""The names allowed in `method.parts`."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is done to a student: layers, loss terms, and the way back to a plain network."""
+    """A compression method: the layers that it substitutes, its loss terms, and the way back to a plain network."""
 
     name: str
     parts: tuple[Part, ...]
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any part looks at the teacher."""
+        """Whether any part reads the teacher's logits or weights."""
         return any(part.needs_teacher for part in self.parts)
 
     @property
     def one_teacher(self) -> str | None:
-        """The first setting that makes a part look at the weights of one teacher, or None."""
+        """The first setting, as the user types it, with which a part reads one teacher's weights; None without one."""
         return next((part.one_teacher for part in self.parts if part.one_teacher), None)
 
     @property
     def prunes_at_start(self) -> bool:
-        """Whether any part may prune weights before any training (SPEC 5)."""
+        """Whether any part may count weights as pruned before the first training step."""
         return any(part.prunes_at_start for part in self.parts)
 
     def idle(self) -> dict[str, str]:
-        """The keys that change nothing, as they are typed, each with what is the reason."""
+        """The settings without effect, by dotted key, each with the setting that is the reason."""
         found = {f"method.{key}": reason for part in self.parts for key, reason in part.idle().items()}
         if not any(part.learns_labels for part in self.parts):
             found["trainer.label_smoothing"] = f"method={self.name}, which does not learn from the labels"
         return found
 
     def unreached(self, epochs: int) -> dict[str, Unreached]:
-        """The settings whose value is not reached in a training of so many epochs."""
+        """The settings that a schedule does not bring to their value within `epochs` epochs, by key."""
         return _united(part.unreached(epochs) for part in self.parts)
 
     def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
-        """What the student learns from: the stored logits (views, classes), as every part leaves them.
+        """The logits that the student learns from: the stored ones (views, classes), changed by each part in turn.
 
-        `shifts` views in a row are those of one image.
+        `shifts` consecutive views belong to one image.
         """
         for part in self.parts:
             teacher_logits = part.targets(teacher_logits, seed, shifts)
         return teacher_logits
 
     def prepare(self, student: nn.Module) -> nn.Module:
-        """Substitute layers: first the dropout that is part of the architecture, then part by part."""
+        """The student with its layers substituted: first the architecture's own dropout, then part by part."""
         noise_outside(student)
         for part in self.parts:
             student = part.swap(student)
         return student
 
     def objective(self, student: nn.Module, teacher: nn.Module | None, examples: int) -> Objective:
-        """The loss of the prepared student, trained on so many examples (by which the KL is divided)."""
+        """The prepared student's loss; the KL of its weights is divided by `examples`, the size of the training set."""
         context = Context(student, teacher, examples)
         return Objective(
             terms=_united(part.terms(context) for part in self.parts),
@@ -100,17 +100,17 @@ class Method:
         )
 
     def finalize(self, student: nn.Module) -> nn.Module:
-        """Undo the substitutions in reverse order: prune or threshold, and give back plain layers."""
+        """The plain student: the substitutions are undone in reverse order, and weights are pruned or thresholded."""
         for part in reversed(self.parts):
             student = part.finalize(student)
         return without_dropout(student)
 
 
 def build_method(settings: Mapping[str, Any], other_keys: Sequence[str] = ()) -> Method:
-    """Build the method from the mapping of its YAML: `name`, `parts` and the settings of these parts.
+    """Build the method from its YAML mapping: `name`, `parts` and the settings of these parts.
 
-    Raises UserError that names the key for an unknown part, a setting that no part has, or a value out of range;
-    `other_keys` are those that the user may set beside the parts'.
+    Raises UserError, which names the key, for an unknown part, a setting that no part has, or a value out of range;
+    `other_keys` are listed as allowed keys beside those of the parts.
     """
     values = {key: value for key, value in settings.items() if key not in ("name", "parts")}
     parts = []

@@ -1,4 +1,4 @@
-"""L1 on the activations of one hidden layer, which silences neurons (KDDP 3.1; SPEC 3)."""
+"""L1 penalty on the activations of one hidden layer, which silences neurons (KDDP sec. 3.1)."""
 
 from typing import Literal
 
@@ -11,10 +11,10 @@ from kdx.ranges import Weight
 
 
 class Activity(Part):
-    """L1 on what a hidden fully connected layer gives behind its ReLU, weighted by `L1`.
+    """L1 penalty on the outputs of a hidden fully connected layer behind its ReLU, weighted by `L1` (KDDP sec. 3.1).
 
-    `layer` is the layer's name, or None for the hidden one with the most weights. The reduction over the batch is
-    `sum`, as in Keras 2, or `mean`, as in tf.keras; over neurons it is a sum.
+    `layer` is the layer's name, or None for the hidden layer with the most weights. `l1_reduction` over the mini-batch
+    is `sum`, as in Keras 2, or `mean`, as in tf.keras: the paper does not say; over neurons it is always a sum.
     """
 
     layer: str | None
@@ -23,15 +23,15 @@ class Activity(Part):
 
     @property
     def varying(self) -> frozenset[str]:
-        """The weight."""
+        """`L1`."""
         return frozenset({"L1"})
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """`activation_l1`, and as a figure of weight zero `active_neurons`: those that anything in a batch excites."""
+        """The penalty `activation_l1` and, with weight 0, `active_neurons`: how many are above zero for any example."""
         name = hidden_layer(context.student, self.layer).activation
 
         def activation_l1(step: Step) -> Tensor:
-            # Behind a ReLU every number is its own absolute value.
+            # Outputs of a ReLU are their own absolute values.
             total = step.activations[name].sum()
             return total if self.l1_reduction == "sum" else total / len(step.labels)
 
@@ -41,9 +41,9 @@ class Activity(Part):
         return {"activation_l1": Term(activation_l1, "L1"), "active_neurons": Term(active_neurons, "no_weight")}
 
     def numbers(self) -> dict[str, Schedule]:
-        """`L1`, constant over the run, and the weight of what is only looked at."""
+        """The constant weight `L1`, and 0 as the weight of what is only recorded."""
         return {"L1": lambda epoch: self.L1, "no_weight": lambda epoch: 0.0}
 
     def watched(self, student: nn.Module) -> tuple[str, ...]:
-        """The ReLU behind the layer."""
+        """The name of the ReLU behind the layer."""
         return (hidden_layer(student, self.layer).activation,)

@@ -1,4 +1,4 @@
-"""Bayesian compression with the group normal-Jeffreys prior: whole inputs are pruned (Louizos et al. 2017; SPEC 6)."""
+"""Bayesian compression with the group normal-Jeffreys prior, which prunes whole inputs (Louizos et al. 2017)."""
 
 from math import log
 
@@ -22,12 +22,12 @@ def kl_standard_normal(mean: Tensor, log_sigma2: Tensor) -> Tensor:
 
 
 class GroupLayer(NoisyLayer):
-    """A layer whose input i is multiplied by z_i ~ N(z, exp(z_log_sigma2)), with normal weights and biases given z.
+    """A layer that multiplies input i by z_i ~ N(z, exp(z_log_sigma2)), with normal weights and biases given z.
 
     Biases are uncertain too, unlike those of VS's variational layers.
 
-    An input is a number for a linear layer and a channel for a convolution. z begins at exactly one, so the layer does
-    what the plain one did; the public code draws it from N(1, 0.01^2), which breaks no symmetry that the weights leave.
+    An input is a number of a linear layer and a channel of a convolution. z begins at exactly 1, so the layer first
+    computes what the plain one did; the authors' public code draws it from N(1, 0.01^2) instead.
     """
 
     weight: Tensor
@@ -45,9 +45,9 @@ class GroupLayer(NoisyLayer):
         self.limit = None if variance_limit is None else log(variance_limit)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Mean of the output; while there is noise, z is sampled for every example, and the output given z.
+        """The mean of the output; if noise is set, a sample of it, with z sampled for every example.
 
-        That is local reparametrisation, twice: the output is normal given z (Louizos et al. 2017, sec. 4.1).
+        This is local reparametrisation, applied twice: the output is normal given z (Louizos et al. 2017, sec. 4.1).
         """
         if self.noise is None:
             return self.linear(inputs * self.per_input(self.z), self.weight, self.bias)
@@ -60,24 +60,24 @@ class GroupLayer(NoisyLayer):
         return mean + of_outputs.reshape(mean.shape) * torch.sqrt(variance + VARIANCE_FLOOR)
 
     def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """For every example one number for each z, then one for each output (and position)."""
+        """An empty buffer (batch, inputs + outputs): per example one number for each z, then one for each output."""
         numbers = self.inputs + outputs[0].numel()
         return torch.empty(len(outputs), numbers, dtype=torch.float32, device=outputs.device)
 
     def draw(self, noise: Tensor, generator) -> None:
-        """Standard normal numbers."""
+        """Fill `noise` with standard normal numbers."""
         noise.normal_(generator=generator)
 
     def limited(self, weight_log_sigma2: Tensor) -> Tensor:
-        """The weights' log variances, at most the limit; one that has reached it gets no gradient and stays there."""
+        """The log variances of the weights, clamped at the limit; a clamped one has no gradient and stays there."""
         return weight_log_sigma2 if self.limit is None else weight_log_sigma2.clamp(max=self.limit)
 
     def per_input(self, z: Tensor) -> Tensor:
-        """z (inputs,) or (batch, inputs) in a shape that multiplies the layer's inputs."""
+        """z (inputs,) or (batch, inputs), reshaped to be multiplied with the layer's inputs."""
         raise TypeError(f"{type(self).__name__} does not say how its inputs lie")
 
     def per_weight(self, z: Tensor) -> Tensor:
-        """z (inputs,) in a shape that multiplies the weights."""
+        """z (inputs,), reshaped to be multiplied with the weights."""
         raise TypeError(f"{type(self).__name__} does not say how its weights lie")
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,11 +85,11 @@ class GroupLayer(NoisyLayer):
         raise TypeError(f"{type(self).__name__} has no linear map")
 
     def empty(self) -> nn.Linear | nn.Conv2d:
-        """The plain layer without its numbers."""
+        """A plain layer of the same shape on the meta device, without values."""
         raise TypeError(f"{type(self).__name__} has no plain layer")
 
     def kept(self, threshold: float) -> Tensor:
-        """Which inputs (inputs,) are not pruned: those whose log alpha is below `threshold`."""
+        """The mask (inputs,) of the inputs that survive: those whose log alpha is below `threshold`."""
         return log_dropout_rate(self.z, self.z_log_sigma2) < threshold
 
     def plain(self, threshold: float) -> nn.Linear | nn.Conv2d:
@@ -109,22 +109,22 @@ class GroupLinear(GroupLayer):
         return F.linear(inputs, weight, bias)
 
     def per_input(self, z: Tensor) -> Tensor:
-        """As it is."""
+        """z unchanged: the inputs are (batch, inputs)."""
         return z
 
     def per_weight(self, z: Tensor) -> Tensor:
-        """As it is: weights are (out, in)."""
+        """z unchanged: the weights are (out, in)."""
         return z
 
     def empty(self) -> nn.Linear:
-        """An `nn.Linear` without numbers."""
+        """An `nn.Linear` of the same shape without values."""
         return nn.Linear(self.inputs, len(self.weight), bias=self.bias is not None, device="meta")
 
 
 class GroupConv2d(GroupLayer):
-    """The substitute of `nn.Conv2d`; a group is what all filters do with one input channel.
+    """The substitute of `nn.Conv2d`; a group is all weights of one input channel.
 
-    The public code groups by filter instead, which for all but the first layer is the input channel of the next one.
+    The authors' public code groups by filter instead: for all but the first layer that is the next one's input channel.
     """
 
     def __init__(self, plain: nn.Conv2d, log_sigma2: float, variance_limit: float | None) -> None:
@@ -136,23 +136,24 @@ class GroupConv2d(GroupLayer):
         return self.geometry.convolve(inputs, weight, bias)
 
     def per_input(self, z: Tensor) -> Tensor:
-        """(..., inputs, 1, 1), for images (batch, inputs, H, W)."""
+        """z as (..., inputs, 1, 1), for images (batch, inputs, H, W)."""
         return z[..., None, None]
 
     def per_weight(self, z: Tensor) -> Tensor:
-        """(out, in / groups, 1, 1): every filter sees the channels of its own group."""
+        """z as (out, in / groups, 1, 1): a filter sees only the channels of its own group."""
         groups = self.geometry.groups
         return z.reshape(groups, -1).repeat_interleave(len(self.weight) // groups, dim=0)[..., None, None]
 
     def empty(self) -> nn.Conv2d:
-        """An `nn.Conv2d` without numbers."""
+        """An `nn.Conv2d` of the same shape without values."""
         return nn.Conv2d(**self.geometry.arguments, bias=self.bias is not None, device="meta")
 
 
 class BayesianCompression(WarmUp):
-    """Groups of weights with a normal-Jeffreys prior, their KL with a linear warm-up, and pruning of whole inputs.
+    """Group normal-Jeffreys prior over the inputs of every layer; inputs are pruned at a `threshold` on log alpha.
 
-    The half-Cauchy prior that VS names (BC-GHS) differs in the prior of the groups' scale only.
+    The group half-Cauchy prior (BC-GHS) that VS names differs only in the prior over the groups' scale (Louizos et al.
+    2017).
     """
 
     log_sigma2_init: LogVariance
@@ -161,13 +162,13 @@ class BayesianCompression(WarmUp):
 
     @property
     def varying(self) -> frozenset[str]:
-        """All but the limit on the variances, which the first layer computes with."""
+        """All settings but `clip_var`, which decides what the first layer computes."""
         return frozenset({*type(self).model_fields} - {"clip_var"})
 
     def swap(self, student: nn.Module) -> nn.Module:
         """Group the inputs of every linear and convolutional layer.
 
-        Raises ValueError where there is none, or where the list of thresholds has another length.
+        Raises ValueError if there is no such layer, or if the list of thresholds has another length.
         """
         count = 0
 
@@ -191,7 +192,7 @@ class BayesianCompression(WarmUp):
         return student
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """`kl` of the scales z, approximated by Molchanov et al.'s eq. 14, and of all weights and biases given z.
+        """`kl`: of the scales z, approximated by Molchanov et al. 2017, eq. 14, and of all weights and biases given z.
 
         It is divided by the number of training examples here and nowhere else.
         """
@@ -214,9 +215,9 @@ class BayesianCompression(WarmUp):
         return {"kl": Term(kl, weight="lambda_V")}
 
     def monitors(self, context: Context) -> dict[str, Monitor]:
-        """`gap_LAYER`: the widest gap between the sorted log alphas of a layer's inputs lies around this value.
+        """`gap_LAYER`: the middle of the widest gap between the sorted log alphas of a layer's inputs.
 
-        It is where the public code says to put the layer's threshold.
+        The authors' public code recommends this value as the layer's threshold.
         """
         return {
             f"gap_{name}": lambda parameters, name=name: widest_gap(
@@ -229,13 +230,13 @@ class BayesianCompression(WarmUp):
     def finalize(self, student: nn.Module) -> nn.Module:
         """Plain layers again, with exact zeros for the inputs whose log alpha reaches the threshold.
 
-        A hidden neuron that is no input any more has no weights either: it is removed as a whole (Louizos et al. 2017).
+        A hidden neuron that the next layer has pruned as an input loses its own weights too (Louizos et al. 2017).
         """
         layers = _group_layers(student).values()
         thresholds = self.threshold if isinstance(self.threshold, list) else [self.threshold] * len(layers)
         plain = {layer: layer.plain(threshold) for layer, threshold in zip(layers, thresholds, strict=True)}
         substitute(student, lambda layer: plain[layer] if isinstance(layer, GroupLayer) else None)
-        # Dropout that still lies between two layers would hide that a neuron is used by nobody.
+        # Dropout between two layers would hide that a neuron has no outgoing weights.
         silence_unused(without_dropout(student))
         return student
 

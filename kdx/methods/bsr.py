@@ -1,4 +1,4 @@
-"""Block sparse regularisation over the teacher's and the student's weights (VS eqs. 8-11; SPEC 1.4)."""
+"""Block sparse regularisation over the teacher's and the student's weights (VS eqs. 8-11)."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -21,11 +21,11 @@ EPSILON = 1e-12
 
 
 def group_sizes(weights: list[Tensor], norm: Norm, axis: int, groups: int) -> Tensor:
-    """For each group m, the sum of squares (l1_l2) or the largest |w| (l1_linf) or w (l1_max) of index m: (groups,).
+    """The size (groups,) of each group m: its sum of squares (l1_l2), largest |w| (l1_linf) or largest w (l1_max).
 
-    `weights` are matrices (out, in) or filters (out, in, kh, kw); `axis` 0 groups by output unit, 1 by input. Layers
-    with fewer units than `groups` count as zero-padded, without the padded block of VS ever being made; the largest w
-    counts as 0 where it is below, as by the zeros of a block that is padded anywhere.
+    `weights` are matrices (out, in) or filters (out, in, kh, kw); `axis` 0 groups by output unit, 1 by input. A layer
+    with fewer units than `groups` counts as zero-padded, as in VS, without the padded block being built; for the same
+    reason the largest w is never below 0.
     """
     combined = torch.zeros(groups, device=weights[0].device)
     for weight in weights:
@@ -47,7 +47,7 @@ def block_norm(student: Tensor, teacher: Tensor | None, norm: Norm) -> Tensor:
 
 
 class BlockShape(Settings):
-    """How the block is normed and grouped, and whether the teacher's weights are in it (VS fig. 4)."""
+    """The norm of the block, its grouping axis, and whether it includes the teacher's weights (VS fig. 4)."""
 
     norm: Norm
     teacher: bool
@@ -55,32 +55,32 @@ class BlockShape(Settings):
 
 
 class BlockSparsity(Part):
-    """The block norm of teacher and student weights, weighted by `lambda_g`."""
+    """The norm of the block of teacher and student weights, weighted by `lambda_g` (VS eqs. 8-11)."""
 
     lambda_g: Weight
     bsr: BlockShape
 
     @property
     def needs_teacher(self) -> bool:
-        """Only where the teacher's weights are in the block."""
+        """Whether the block includes the teacher's weights."""
         return self.bsr.teacher
 
     @property
     def one_teacher(self) -> str | None:
-        """The block holds the weights of one teacher."""
+        """The setting that puts the weights of one teacher into the block."""
         return "method.bsr.teacher=true" if self.bsr.teacher else None
 
     @property
     def varying(self) -> frozenset[str]:
-        """The weight."""
+        """`lambda_g`."""
         return frozenset({"lambda_g"})
 
     def idle(self) -> dict[str, str]:
-        """How the block is normed, where the norm has no weight."""
+        """The settings of the block, if `lambda_g` is 0."""
         return {} if self.lambda_g else {"bsr": "method.lambda_g=0"}
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """`bsr`; the teacher's share of every group is constant and computed here, once."""
+        """`bsr`; the teacher's share of every group is constant, so it is computed here, once."""
         names, groups, teacher = self._block(context)
 
         def bsr(step: Step) -> Tensor:
@@ -90,13 +90,14 @@ class BlockSparsity(Part):
         return {"bsr": Term(bsr, weight="lambda_g")}
 
     def numbers(self) -> dict[str, Schedule]:
-        """The weight, constant over the run."""
+        """`lambda_g`, constant over the run."""
         return {"lambda_g": lambda epoch: self.lambda_g}
 
     def monitors(self, context: Context) -> dict[str, Monitor]:
         """`bsr_student_wins`: the fraction of groups with student weights in which the student's norm is the larger.
 
-        In l1_linf and l1_max the student gets a gradient in these groups only (SPEC 1.4, predicted failure).
+        With l1_linf and l1_max the student has a gradient in these groups only, so a teacher with large weights should
+        make it less sparse, although VS says sparser.
         """
         names, groups, teacher = self._block(context)
         if teacher is None:

@@ -1,4 +1,4 @@
-"""Bayesian dark knowledge: a student learns from a teacher while it is sampled (Korattikara et al. 2015)."""
+"""Bayesian dark knowledge: a student is distilled from a teacher that is being sampled (Korattikara et al. 2015)."""
 
 from torch import Tensor, nn
 
@@ -11,37 +11,37 @@ from kdx.ranges import Weight
 
 
 class NoisyInputs(NoisyLayer):
-    """Adds normal noise of the given standard deviation, in units of the pixels, while there is noise."""
+    """Adds normal noise with standard deviation `deviation`, in units of the pixels, if noise is set."""
 
     def __init__(self, deviation: float) -> None:
         super().__init__()
         self.deviation = deviation
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The inputs, moved by `deviation` times `noise`."""
+        """The inputs plus `deviation` times `noise`."""
         return inputs if self.noise is None else inputs + self.deviation * self.noise
 
     def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """One number for every input."""
+        """An empty buffer in the shape of the inputs."""
         return inputs.new_empty(inputs.shape)
 
     def draw(self, noise: Tensor, generator) -> None:
-        """Standard normal numbers."""
+        """Fill `noise` with standard normal numbers."""
         noise.normal_(generator=generator)
 
 
 class StudentAndSampler(nn.Module):
-    """Two networks that are trained in one step: the student, and the teacher that is sampled."""
+    """The two networks that are trained in one step: the student, and the teacher that is sampled by SGLD."""
 
     def __init__(self, student: nn.Module, sampler: nn.Module, input_noise: float) -> None:
         super().__init__()
         self.student, self.sampler, self.inputs = student, sampler, NoisyInputs(input_noise)
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's logits (batch, classes) for noisy images, and those of the sampler.
+        """The student's logits (batch, classes) for noisy images, and two outputs of the sampler.
 
-        `sampler` are its logits for the images as they are, by which it is sampled; `targets` those for the noisy ones,
-        which are constant for the student.
+        `sampler` are its logits for the images without noise, by which it is sampled; `targets` its logits for the
+        noisy images, which are constants for the student.
         """
         noisy = self.inputs(images)
         targets = self.sampler(noisy).detach()
@@ -49,21 +49,21 @@ class StudentAndSampler(nn.Module):
 
 
 class DarkKnowledge(LangevinDynamics):
-    """The sampler's posterior by Langevin dynamics; Adam on the student, with the penalty `student_prior` / 2N |w|^2.
+    """The sampler follows Langevin dynamics; Adam trains the student, with the penalty `student_prior` / 2N |w|^2.
 
-    The student's target is the sample at the beginning of the step, where the paper takes the one that the step ends
-    with (algorithm 1): either is a draw from the same chain.
+    The student's target is the sample at the beginning of the step. Algorithm 1 of Korattikara et al. 2015 takes the
+    one at its end; both are draws from the same chain.
     """
 
     student_prior: Weight
 
     @property
     def learns_labels(self) -> bool:
-        """The sampler does."""
+        """True: the sampler learns from the labels."""
         return True
 
     def swap(self, student: nn.Module) -> nn.Module:
-        """Nothing is substituted; raises ValueError where there is no sampler beside the student."""
+        """The student unchanged; raises ValueError if there is no sampler beside it."""
         if not isinstance(student, StudentAndSampler):
             raise ValueError("method.parts: dark-knowledge needs method.procedure=dark-knowledge")
         return student
@@ -87,10 +87,10 @@ class DarkKnowledge(LangevinDynamics):
         }
 
     def numbers(self) -> dict[str, Schedule]:
-        """Those of the sampler, and the constant weight of the student's penalty."""
+        """The sampler's numbers, and the constant weight of the student's penalty."""
         return super().numbers() | {"student_prior": lambda epoch: self.student_prior}
 
     def finalize(self, student: nn.Module) -> nn.Module:
-        """The student alone."""
+        """The student without the sampler."""
         assert isinstance(student, StudentAndSampler), "only what `swap` accepted is finalized"
         return student.student

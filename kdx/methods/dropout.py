@@ -1,4 +1,4 @@
-"""Binary dropout, the papers' *D*."""
+"""Binary dropout (Srivastava et al. 2014), the students marked *D* in VS."""
 
 from collections import OrderedDict
 from itertools import pairwise
@@ -17,7 +17,7 @@ LEVELS, PER_DRAW = 2**16, 4
 
 
 class NoisyDropout(NoisyLayer):
-    """Dropout whose mask is drawn outside: `noise` says of every input whether it is kept.
+    """Dropout whose mask is drawn outside of the training step: `noise` holds, for every input, whether it is kept.
 
     The rate is rounded to a multiple of 2^-16.
     """
@@ -30,25 +30,25 @@ class NoisyDropout(NoisyLayer):
         self.last, self.scale = kept - 1 - LEVELS // 2, LEVELS / kept
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The kept inputs, scaled to keep the mean; all of them while there is no noise."""
+        """The kept inputs, scaled so that their mean stays the same; all inputs if there is no noise."""
         if self.noise is None:
             return inputs
         scale = self.scale if self.numbers is None else self.numbers[0]
         return torch.where(self.noise, inputs * scale, 0.0)
 
     def own_numbers(self) -> tuple[float, ...]:
-        """The scale of what is kept; the rest of the rate is in the mask."""
+        """The factor of the kept inputs; everything else about the rate is in the mask."""
         return (self.scale,)
 
     def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """A mask of the inputs."""
+        """An empty mask in the shape of the inputs."""
         return torch.empty(inputs.shape, dtype=torch.bool, device=inputs.device)
 
     def draw(self, noise: Tensor, generator: torch.Generator) -> None:
-        """Compare 16 random bits for every input with the rate.
+        """Draw 16 random bits for every input and compare them with the rate.
 
-        Drawn 64 at a time, fourteen times as fast as torch's Bernoulli numbers (1,200 x 128, one core), and compared
-        outside of the step, whose compiler makes no vector instructions for numbers of 16 bits.
+        They are drawn 64 at a time, which is fourteen times as fast as torch's Bernoulli numbers (1,200 x 128, one
+        core), and compared outside of the step, since the compiler does not vectorise 16-bit integers.
         """
         *rest, last = noise.shape
         words = torch.empty((*rest, -(-last // PER_DRAW)), dtype=torch.int64, device=noise.device)
@@ -61,29 +61,29 @@ class NoisyDropout(NoisyLayer):
 
 
 def noise_outside(student: nn.Module) -> None:
-    """Replace the dropout that is part of an architecture by one whose mask is drawn outside of the step."""
+    """Replace, in place, the dropout layers of an architecture by those whose masks are drawn outside of the step."""
     substitute(student, lambda layer: NoisyDropout(layer.p) if isinstance(layer, nn.Dropout) else None)
 
 
 def without_dropout(student: nn.Module) -> nn.Module:
-    """Dropout does nothing at test time: the identity in its place, the architecture's own included."""
+    """The student with every dropout layer, the architecture's own included, replaced by the identity."""
     substitute(student, lambda layer: nn.Identity() if isinstance(layer, nn.Dropout | NoisyDropout) else None)
     return student
 
 
 class Dropout(Part):
-    """Dropout after every hidden ReLU, at `dropout`, and on the inputs, at `input_dropout` (Srivastava et al. 2014)."""
+    """Dropout behind every hidden ReLU at rate `dropout`, on the inputs at `input_dropout` (Srivastava et al. 2014)."""
 
     dropout: Rate
     input_dropout: Rate
 
     @property
     def varying(self) -> frozenset[str]:
-        """The rates, where there is dropout at all."""
+        """The two rates, if they are not zero: without dropout there is no layer."""
         return frozenset(name for name in ("dropout", "input_dropout") if getattr(self, name))
 
     def swap(self, student: nn.Module) -> nn.Module:
-        """Put a dropout layer behind every ReLU and before the first layer; raises ValueError where it can't."""
+        """Put dropout behind every ReLU and before the first layer; raises ValueError if there is no place for it."""
         if self.dropout and not substitute(student, self._behind_relu):
             raise ValueError("the student has no nn.ReLU to put dropout behind")
         if not self.input_dropout:
@@ -103,17 +103,17 @@ class Dropout(Part):
 
 
 class FullyConnectedDropout(Part):
-    """Dropout at `fc_dropout` behind the ReLU of fully connected layers only (Noisy Teachers, table 5; SPEC 4)."""
+    """Dropout at rate `fc_dropout` behind the ReLUs of fully connected layers only (Noisy Teachers, table 5)."""
 
     fc_dropout: Rate
 
     @property
     def varying(self) -> frozenset[str]:
-        """The rate, where there is dropout at all."""
+        """The rate, if it is not zero: without dropout there is no layer."""
         return frozenset({"fc_dropout"} if self.fc_dropout else ())
 
     def swap(self, student: nn.Module) -> nn.Module:
-        """Put a dropout layer behind every ReLU that follows a linear layer; raises UserError where there is none."""
+        """Put a dropout layer behind every ReLU that follows a linear layer; raises UserError if there is none."""
         if not self.fc_dropout:
             return student
         layers = list(student.named_children())

@@ -17,10 +17,10 @@ Reduction = Literal["batch", "elementwise"]
 def distillation_loss(
     logits: Tensor, teacher_logits: Tensor, T: Tensor, direction: Direction, reduction: Reduction
 ) -> Tensor:
-    """2 T^2 KL between the predictions at temperature T, of (batch, classes) logits, in nats (VS eq. 5).
+    """The distillation loss 2 T^2 KL at temperature T, in nats, of (batch, classes) logits (VS eq. 5).
 
-    Direction `ts` is KL(teacher||student), the field's; `st` is KL(student||teacher), as VS prints it. Reduction
-    `batch` is a mean over examples, `elementwise` over examples and classes, as in the code behind VS (SPEC 1.3).
+    `direction` `ts` is KL(teacher||student), as usual; `st` is KL(student||teacher), as VS prints it. `reduction`
+    `batch` is a mean over examples, `elementwise` a mean over examples and classes, as `F.kl_div` does by default.
     """
     student_log = F.log_softmax(logits / T, dim=1)
     teacher_log = F.log_softmax(teacher_logits / T, dim=1)
@@ -56,7 +56,7 @@ def decoupled_loss(
 def _decoupled(scaled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Log probabilities of the label and of the others together (batch, 2), and among these (batch, classes - 1)."""
     places = torch.arange(scaled.shape[1] - 1, device=scaled.device)
-    # Every class but the label, without a shape that depends on numbers.
+    # All classes but the label, by a gather, since a compiled step needs shapes that do not depend on values.
     others = scaled.gather(1, places + (places >= labels.unsqueeze(1)))
     both = torch.cat([scaled.gather(1, labels.unsqueeze(1)), others.logsumexp(dim=1, keepdim=True)], dim=1)
     return F.log_softmax(both, dim=1), F.log_softmax(others, dim=1)
@@ -70,12 +70,12 @@ def _divergence(student_log: Tensor, teacher_log: Tensor, direction: Direction) 
 
 
 def standardized(logits: Tensor) -> Tensor:
-    """The z-scores of each example's logits (batch, classes), of mean 0 and deviation 1 (Sun et al. 2024, algorithm 1).
+    """The z-scores of each example's logits (batch, classes): mean 0, deviation 1 (Sun et al. 2024, algorithm 1).
 
-    The deviation is the algorithm's, over the number of classes; the published code divides by one less.
+    The deviation divides by the number of classes, as in the algorithm; the authors' public code divides by one less.
     """
     deviation = logits.std(dim=1, correction=0, keepdim=True)
-    # Logits that are all equal have none.
+    # Equal logits have no deviation.
     return (logits - logits.mean(dim=1, keepdim=True)) / (deviation + SMALLEST_DEVIATION)
 
 
@@ -83,10 +83,10 @@ SMALLEST_DEVIATION = 1e-7
 
 
 class Hint(Part):
-    """The distillation term at temperature `T`, weighted by `lambda_T`.
+    """The distillation loss at temperature `T`, weighted by `lambda_T` (VS eq. 5).
 
-    With `standardize` it is of z-scores of the logits, `T` their base temperature (Sun et al. 2024); with `decoupled`
-    the KL's two sides are weighted apart, the classes beside the label by `beta` (Zhao et al. 2022).
+    With `standardize` it compares z-scores of the logits, with `T` as base temperature (Sun et al. 2024); with
+    `decoupled` it is split into target-class and non-target-class KL, the latter weighted by `beta` (Zhao et al. 2022).
     """
 
     T: Temperature
@@ -99,22 +99,22 @@ class Hint(Part):
 
     @property
     def needs_teacher(self) -> bool:
-        """Always: the hint is the teacher's."""
+        """True: the loss compares with the teacher's logits."""
         return True
 
     @property
     def varying(self) -> frozenset[str]:
-        """Temperature and weights."""
+        """The temperature and the weights."""
         return frozenset({"T", "lambda_T", "beta"})
 
     def idle(self) -> dict[str, str]:
-        """All but the weight, where that is zero, and the weight of a side that is not weighted apart."""
+        """All other settings if `lambda_T` is 0, and `beta` unless the loss is `decoupled`."""
         if not self.lambda_T:
             return dict.fromkeys({*type(self).model_fields} - {"lambda_T"}, "method.lambda_T=0")
         return {} if self.decoupled else {"beta": "method.decoupled=false"}
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """`hint`, from the stored teacher logits."""
+        """`hint`, the distillation loss with the stored teacher logits."""
 
         def hint(step: Step) -> Tensor:
             logits, taught, T = step.logits, step.taught, step.numbers["T"]

@@ -16,11 +16,11 @@ class L2(Part):
 
     @property
     def varying(self) -> frozenset[str]:
-        """The weight, where there is a term."""
+        """`l2`, if it is not zero: at zero there is no term."""
         return frozenset({"l2"} if self.l2 else ())
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """`l2`, over weight matrices and filters: no bias, no scale of a batch norm and no variance decays."""
+        """`l2`, over weight matrices and filters only: biases, batch norm and variances do not decay."""
         if not self.l2:
             return {}
         names = list(weight_parameters(context.student))
@@ -31,5 +31,5 @@ class L2(Part):
         return {"l2": Term(half_square, weight="l2")}
 
     def numbers(self) -> dict[str, Schedule]:
-        """The weight, constant over the run."""
+        """`l2`, constant over the run."""
         return {"l2": lambda epoch: self.l2} if self.l2 else {}

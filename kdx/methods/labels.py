@@ -1,4 +1,4 @@
-"""The plain data term."""
+"""The data term: cross entropy with the labels."""
 
 from kdx.methods.part import Context, Part
 from kdx.objective import Term
@@ -9,7 +9,7 @@ class Labels(Part):
 
     @property
     def learns_labels(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def terms(self, context: Context) -> dict[str, Term]:

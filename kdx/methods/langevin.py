@@ -13,7 +13,7 @@ from kdx.ranges import Exponent, StepSize, Weight
 
 
 def normal_prior(parameters: Iterable[Tensor], examples: int) -> Tensor:
-    """-log N(0, 1) of all parameters up to a constant, |theta|^2 / 2, divided by the number of training examples.
+    """The prior's loss term |theta|^2 / 2N: -log N(0, 1) of all parameters up to a constant, over N training examples.
 
     Beside a data term that is a mean over examples, its weight is the prior's precision.
     """
@@ -21,10 +21,10 @@ def normal_prior(parameters: Iterable[Tensor], examples: int) -> Tensor:
 
 
 class LangevinDynamics(Part):
-    """Every parameter is sampled with step size `eta` under the prior N(0, 1/prior); Adam updates none.
+    """Every parameter is sampled with step size `eta` under the prior N(0, 1/`prior`); none is trained by an optimizer.
 
-    In epoch t the step size is eta * (1 + t / decay_epochs)^-decay: that of Welling and Teh, a (b + t)^-0.55, at decay
-    0.55, and constant at 0.
+    In epoch t the step size is eta * (1 + t / decay_epochs)^-decay: constant at decay 0, and at decay 0.55 the a (b +
+    t)^-0.55 of Welling and Teh 2011.
     """
 
     eta: StepSize
@@ -37,7 +37,7 @@ class LangevinDynamics(Part):
         return [name for name, _ in context.student.named_parameters()]
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """`prior`, with the prior's precision as its weight (SPEC 6)."""
+        """`prior`, weighted by the prior's precision."""
         names = self.sampled(context)
 
         def prior(step: Step) -> Tensor:
@@ -46,7 +46,7 @@ class LangevinDynamics(Part):
         return {"prior": Term(prior, weight="prior")}
 
     def numbers(self) -> dict[str, Schedule]:
-        """The step size and the constant precision."""
+        """The step size over time and the constant precision."""
         return {
             "eta": lambda epoch: self.eta * (1 + epoch / self.decay_epochs) ** -self.decay,
             "prior": lambda epoch: self.prior,
@@ -57,7 +57,7 @@ class LangevinDynamics(Part):
         return {_draw(name): _normal_like(context.student.get_parameter(name)) for name in self.sampled(context)}
 
     def langevin(self, context: Context) -> dict[str, Langevin]:
-        """Those parameters, with the number of examples that makes the mean loss a log posterior."""
+        """How each sampled parameter moves; `examples` makes the mean loss a negative log posterior."""
         return {name: Langevin(_draw(name), "eta", context.examples) for name in self.sampled(context)}
 
 

@@ -1,4 +1,4 @@
-"""Layers some of whose weights are held at zero, for magnitude pruning (Han et al. 2015)."""
+"""Layers that hold some of their weights at zero, for magnitude pruning (Han et al. 2015)."""
 
 from math import sqrt
 from typing import TypeVar
@@ -16,7 +16,7 @@ Conv2d = TypeVar("Conv2d", bound=nn.Conv2d)
 
 
 class MaskedLinear(nn.Linear):
-    """`nn.Linear` without the weights where `mask`, a bool of the weight's shape, is false; the bias is whole."""
+    """`nn.Linear` whose weights are zero where `mask` (bool, in the weight's shape) is false; the bias is whole."""
 
     mask: Tensor
 
@@ -26,7 +26,7 @@ class MaskedLinear(nn.Linear):
 
 
 class MaskedConv2d(nn.Conv2d):
-    """`nn.Conv2d` without the weights where `mask`, a bool of the weight's shape, is false; the bias is whole."""
+    """`nn.Conv2d` whose weights are zero where `mask` (bool, in the weight's shape) is false; the bias is whole."""
 
     mask: Tensor
 
@@ -36,21 +36,21 @@ class MaskedConv2d(nn.Conv2d):
 
 
 def surviving(layer: MaskedLinear | MaskedConv2d) -> Tensor:
-    """The weights, zero outside the mask; a selection, because a product with zero can be a negative zero."""
+    """The weights, zero outside the mask; selected, because a product with zero can be a negative zero."""
     return torch.where(layer.mask, layer.weight, 0.0)
 
 
 class Masked(Part):
-    """Holds at zero whatever weights are exactly zero when a fit begins; which those are, a procedure decides.
+    """Holds at zero every weight that is exactly zero when training begins; the procedure decides which those are.
 
-    With `rescale_dropout` the dropout rate behind each layer is multiplied by sqrt(C_ir / C_io), the square root of
-    the fraction of the layer's weights that survive (Han et al. 2015, eq. 3).
+    With `rescale_dropout` the dropout rate behind each layer is multiplied by sqrt(C_ir / C_io), the square root of the
+    fraction of the layer's weights that survive (Han et al. 2015, eq. 3).
     """
 
     rescale_dropout: bool
 
     def swap(self, student: nn.Module) -> nn.Module:
-        """Mask linear and convolutional layers that have zeros; raises ValueError where there is none to mask."""
+        """Mask the linear and convolutional layers that contain zeros; raises ValueError if there is no such layer."""
         kept: float | None = None
 
         # `substitute` goes through the layers in their order, so the last layer seen is the one before a dropout.
@@ -59,7 +59,7 @@ class Masked(Part):
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 mask = layer.weight.detach() != 0
                 kept = mask.float().mean().item()
-                # A whole layer has nothing to hold, and a mask takes as long as the layer itself.
+                # A layer without zeros needs no mask, which would cost as much time as the layer itself.
                 return layer if kept == 1 else _masked(layer, mask)
             if self.rescale_dropout and kept is not None and isinstance(layer, NoisyDropout):
                 return NoisyDropout(layer.rate * sqrt(kept))

@@ -1,4 +1,4 @@
-"""Labels and the teacher's predictions as a mixture whose weights sum to 1 (IKD eq. 1, KDDP eq. 4)."""
+"""Cross entropy with the labels and a distillation loss, mixed with weights that sum to 1 (IKD eq. 1, KDDP eq. 4)."""
 
 from typing import Annotated, ClassVar
 
@@ -12,7 +12,7 @@ from kdx.ranges import Temperature
 
 
 class Mixed(Part):
-    """(1 - `alpha`) cross entropy with the labels + `alpha` times what is learnt of the teacher at temperature `T`."""
+    """(1 - `alpha`) times the cross entropy with the labels + `alpha` times a distillation loss at temperature `T`."""
 
     softened_term: ClassVar[str]
 
@@ -21,29 +21,29 @@ class Mixed(Part):
 
     @property
     def needs_teacher(self) -> bool:
-        """Always: one side of the mixture is the teacher's."""
+        """True: the distillation loss needs the teacher's logits."""
         return True
 
     @property
     def learns_labels(self) -> bool:
-        """Unless all weight is the teacher's."""
+        """Whether `alpha` leaves the labels any weight."""
         return self.alpha < 1
 
     @property
     def varying(self) -> frozenset[str]:
-        """The weights and the temperature."""
+        """`alpha` and `T`."""
         return frozenset({"alpha", "T"})
 
     def idle(self) -> dict[str, str]:
-        """How the predictions are softened, where they have no weight."""
+        """`T`, if the distillation loss has no weight."""
         return {} if self.alpha else dict.fromkeys({*type(self).model_fields} - {"alpha"}, "method.alpha=0")
 
     def softened(self, step: Step) -> Tensor:
-        """The term, in nats, that the teacher's softened predictions give."""
+        """The distillation loss, a scalar in nats."""
         raise TypeError(f"{type(self).__name__} does not say what it learns of the teacher")
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """`cross_entropy` and the softened term, in nats."""
+        """`cross_entropy` and the distillation loss, in nats."""
         return {
             "cross_entropy": Term(lambda step: step.cross_entropy(step.logits), weight="one_minus_alpha"),
             self.softened_term: Term(self.softened, weight="alpha"),
@@ -59,9 +59,10 @@ class Mixed(Part):
 
 
 class Mixture(Mixed):
-    """The teacher's side is the hint 2 T^2 KL(teacher||student).
+    """The distillation loss is 2 T^2 KL(teacher||student) (IKD eq. 1).
 
-    IKD's eq. 1 without its misprint log(1 - y), and with the KL's arguments in the order of its code (SPEC 2).
+    The equation prints log(1 - y) for the labels' term, which would push the label's probability to 0; it is taken as
+    log(y). Its KL(P, Q) is read as `F.kl_div` reads it: KL(teacher||student).
     """
 
     softened_term = "hint"
@@ -69,5 +70,5 @@ class Mixture(Mixed):
     reduction: Reduction
 
     def softened(self, step: Step) -> Tensor:
-        """The hint."""
+        """The distillation loss of `kdx.methods.hint`."""
         return distillation_loss(step.logits, step.taught, step.numbers["T"], "ts", self.reduction)

@@ -1,4 +1,4 @@
-"""Hidden neurons of a network that is a plain sequence of named layers: where they are, removing some."""
+"""The hidden neurons of a network that is a plain sequence of named layers: finding and removing them."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,13 +13,13 @@ from kdx.measure.accuracy import evaluating
 from kdx.methods.dropout import NoisyDropout
 from kdx.models.widths import keep_inputs, keep_outputs
 
-# What hands every neuron on by itself and turns zero into zero.
+# Layers that pass each neuron on separately and map zero to zero.
 _PASSING = (nn.Dropout, NoisyDropout, nn.Identity, nn.Flatten)
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A hidden fully connected layer by the names of what its neurons pass through on their way to the next one."""
+    """A hidden fully connected layer: its name, and those of its batch norms, its ReLU and the next weight layer."""
 
     layer: str
     norms: tuple[str, ...]
@@ -28,7 +28,7 @@ class Hidden:
 
 
 def hidden_layer(network: nn.Module, name: str | None) -> Hidden:
-    """The hidden fully connected layer `name`, or the one with the most weights (the first of several).
+    """The hidden fully connected layer `name`; for None the one with the most weights, the first of several.
 
     Raises UserError for another name, and for a network that has no such layer.
     """
@@ -46,9 +46,9 @@ def hidden_layer(network: nn.Module, name: str | None) -> Hidden:
 
 
 def mean_activations(network: nn.Sequential, hidden: Hidden, examples: Split) -> Tensor:
-    """The mean output of every neuron behind its ReLU, float64 (neurons,), over all samples in eval mode.
+    """The mean output of every neuron behind its ReLU, float64 (neurons,), in eval mode (KDDP sec. 3.1).
 
-    As they are: neither mirrored nor shifted (KDDP 3.1).
+    The mean is over all samples, neither mirrored nor shifted.
     """
     names = [name for name, _ in network.named_children()]
     head = network[: names.index(hidden.activation) + 1]
@@ -59,9 +59,9 @@ def mean_activations(network: nn.Sequential, hidden: Hidden, examples: Split) ->
 
 
 def without_neurons(network: nn.Sequential, hidden: Hidden, kept: Tensor) -> nn.Sequential:
-    """A copy of `network` whose hidden layer has the neurons of the mask `kept` (neurons,) only.
+    """A copy of `network` whose hidden layer keeps only the neurons of the mask `kept` (neurons,).
 
-    Where the others are silent it computes the same function.
+    It computes the same function if the removed neurons are always zero.
     """
     smaller = deepcopy(network)
     for name in (hidden.layer, *hidden.norms):

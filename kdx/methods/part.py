@@ -1,4 +1,4 @@
-"""A part of a method: one idea, with its settings and what it does to layers, loss and result."""
+"""A part of a method: one technique, with its settings and what it does to layers, loss and result."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from kdx.settings import Settings
 
 @dataclass(frozen=True)
 class Context:
-    """What a part may look at when it makes its loss terms; the student's layers are already substituted."""
+    """What a part makes its loss terms from: student (layers substituted), teacher, number of training examples."""
 
     student: nn.Module
     teacher: nn.Module | None
@@ -19,15 +19,15 @@ class Context:
 
     @property
     def classes(self) -> int:
-        """How many logits the student gives: the outputs of its last weight matrix."""
+        """The number of classes: the outputs of the student's last weight matrix."""
         return list(weight_parameters(self.student).values())[-1].shape[0]
 
 
 @dataclass(frozen=True)
 class Unreached:
-    """A number that rises to its value, in a training that ends before: the most that it comes to.
+    """A number on a schedule that training ends too early to complete: the highest value that it gets to.
 
-    It would come to more if the setting `until`, which is `epoch`, were lower or the training longer.
+    It would get higher if training were longer, or the setting `until`, now at `epoch`, lower.
     """
 
     most: float
@@ -36,85 +36,85 @@ class Unreached:
 
 
 class Part(Settings):
-    """One idea of a method. Its fields are the keys of the method's YAML; whatever it does not do stays as it is."""
+    """One technique of a method; its fields are keys of the method's YAML, and every hook does nothing by default."""
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether this part looks at the teacher."""
+        """Whether this part reads the teacher's logits or weights."""
         return False
 
     @property
     def learns_labels(self) -> bool:
-        """Whether a term is a cross entropy with the labels, by `Step.cross_entropy`, which smooths them."""
+        """Whether a term is `Step.cross_entropy`, which applies label smoothing."""
         return False
 
     @property
     def one_teacher(self) -> str | None:
-        """The setting, as the user types it, that makes this part look at one teacher's weights; None: no setting."""
+        """The setting, as the user types it, by which this part reads one teacher's weights; None if there is none."""
         return None
 
     @property
     def prunes_at_start(self) -> bool:
-        """Whether some of the weights may be pruned before any training, so that their share is told (SPEC 5)."""
+        """Whether weights may count as pruned before the first training step, so that their share has to be logged."""
         return False
 
     @property
     def varying(self) -> frozenset[str]:
-        """The fields that may differ between models which are trained together.
+        """The settings in which models that are trained together may differ.
 
-        What they do is in the numbers, the layers' own numbers, the targets, the initial values or the finished
-        network, but not in the layers' shape and not in what the terms compute.
+        They may change the numbers of a step, the layers' own numbers, the targets, the initial values or the finished
+        network, but neither a layer's shape nor what the loss terms compute.
         """
         return frozenset()
 
     def idle(self) -> dict[str, str]:
-        """The fields that change nothing beside the value of another one, each with that setting as it is typed."""
+        """The fields without effect beside the value of another one, each with that other setting as it is typed."""
         return {}
 
     def unreached(self, epochs: int) -> dict[str, Unreached]:
-        """The fields whose value is not reached in a training of so many epochs."""
+        """The fields that a schedule does not bring to their value within `epochs` epochs."""
         return {}
 
     def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
-        """What the student learns from, made of the stored logits (views, classes) once, before the training.
+        """The logits that the student learns from, computed once before training from the stored ones (views, classes).
 
-        `shifts` views in a row are those of one image (or mirror image). Depends on its arguments alone, so it is the
-        same in every epoch and after an interruption.
+        `shifts` consecutive views belong to one image (or mirror image). The result may depend on the arguments only,
+        so that it is the same when training is resumed.
         """
         return teacher_logits
 
     def swap(self, student: nn.Module) -> nn.Module:
-        """The student with substituted layers."""
+        """The student with this part's layers substituted."""
         return student
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """The loss terms by name."""
+        """This part's loss terms by name."""
         return {}
 
     def numbers(self) -> dict[str, Schedule]:
-        """The numbers that the terms read, as functions of the time in epochs."""
+        """The numbers that its terms read, each as a function of the time in epochs."""
         return {}
 
     def rates(self, student: nn.Module) -> dict[str, str]:
-        """Parameters whose learning rate is multiplied by a number of that name."""
+        """The parameters whose learning rate is multiplied, with the name of the number that multiplies it."""
         return {}
 
     def monitors(self, context: Context) -> dict[str, Monitor]:
-        """Figures for the history."""
+        """Figures for the history, computed once per epoch."""
         return {}
 
     def watched(self, student: nn.Module) -> tuple[str, ...]:
-        """The layers whose outputs the terms read."""
+        """The names of the layers whose outputs its terms read."""
         return ()
 
     def draws(self, context: Context) -> dict[str, Draw]:
-        """The random numbers that the terms read, by name."""
+        """The random numbers that its terms read, by name."""
         return {}
 
     def langevin(self, context: Context) -> dict[str, Langevin]:
-        """Parameters that are sampled instead of learnt, and how."""
+        """The parameters that are sampled by SGLD instead of trained by the optimizer."""
         return {}
 
     def finalize(self, student: nn.Module) -> nn.Module:
-        """The student with this part's layers made plain again."""
+        """The student with this part's layers replaced by plain ones."""
         return student

@@ -1,4 +1,4 @@
-"""Noisy Teachers: regression on logits that are perturbed by multiplicative noise (SPEC 4)."""
+"""Noisy Teachers: regression on the teacher's logits with multiplicative noise (Noisy Teachers, algorithm 1)."""
 
 from typing import Annotated, Literal, Self
 
@@ -24,7 +24,7 @@ def regression_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def perturbed(logits: Tensor, xi: Tensor, sigma: Tensor | float, selected: Tensor) -> Tensor:
-    """(1 + sigma xi) * logits where a sample is `selected` (batch, 1), the others as they are (Noisy Teachers eq. 4).
+    """(1 + sigma xi) * logits for samples that are `selected` (batch, 1); the others unchanged (Noisy Teachers eq. 4).
 
     `logits` are (batch, classes); `xi`, standard normal, is (batch, classes), or (1, classes) for the whole batch.
     """
@@ -32,12 +32,12 @@ def perturbed(logits: Tensor, xi: Tensor, sigma: Tensor | float, selected: Tenso
 
 
 class Regression(Part):
-    """Regression on the teacher's logits; those of either side are noisy, for a sample selected at rate `alpha`.
+    """Regression on the teacher's logits, with noise on either side's logits for samples selected at rate `alpha`.
 
-    The noise is N(0, sigma^2) for every class, `per` sample or (Algorithm 1 as printed) the same for a mini-batch;
-    with `sigma_range` in place of `sigma` the latter is uniform in it, drawn for every mini-batch (sec. 5.4). Without
-    `resample` every image, and every mirror image, has one perturbation for the whole training (sec. 5.2), however it
-    is shifted.
+    The noise is N(0, sigma^2), independent for each class and `per` sample or, as algorithm 1 of Noisy Teachers prints
+    it, mini-batch. With `sigma_range` instead of `sigma`, sigma is uniform in it and drawn per mini-batch (sec. 5.4).
+    Without `resample` every image and mirror image, however it is shifted, has one perturbation for the whole training
+    (sec. 5.2).
     """
 
     sigma: Deviation | None
@@ -70,30 +70,30 @@ class Regression(Part):
 
     @property
     def needs_teacher(self) -> bool:
-        """Always: its logits are the target."""
+        """True: its logits are the target."""
         return True
 
     @property
     def varying(self) -> frozenset[str]:
-        """The numbers of the noise, as far as they are given."""
+        """The settings of the noise that are not null."""
         return frozenset(name for name in ("sigma", "sigma_range", "alpha") if getattr(self, name) is not None)
 
     def idle(self) -> dict[str, str]:
-        """How noise is made, where there is none."""
+        """The settings of the noise, if `sigma` or `alpha` is 0."""
         if self.sigma != 0 and self.alpha != 0:
             return {}
         without, others = ("sigma", ("alpha",)) if self.sigma == 0 else ("alpha", ("sigma", "sigma_range"))
         return dict.fromkeys((*others, "noise_in", "per", "resample"), f"method.{without}=0")
 
     def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
-        """The logits of every view, perturbed once and for all where they are not in every step.
+        """The logits of every view: with `resample` unchanged, otherwise perturbed once for the whole training.
 
-        Views in which an image is only shifted have the perturbation of that image.
+        Shifted views of an image have that image's perturbation.
         """
         if self.resample:
             return teacher_logits
         assert self.sigma is not None, "the settings admit fixed noise with one sigma only"
-        # Drawn on the CPU, so that the same run has the same noise on every device.
+        # Drawn on the CPU, so that a seed gives the same noise on every device.
         generator = stream(seed, "targets")
         images, classes = len(teacher_logits) // shifts, teacher_logits.shape[1]
         xi = torch.randn((images, 1, classes), generator=generator)
@@ -102,7 +102,7 @@ class Regression(Part):
         return perturbed(views, xi.to(device), self.sigma, selected.to(device)).view(-1, classes)
 
     def terms(self, context: Context) -> dict[str, Term]:
-        """`regression`, of weight 1."""
+        """`regression` (Noisy Teachers eq. 3), with weight 1."""
 
         def regression(step: Step) -> Tensor:
             if not self.resample:
@@ -125,7 +125,7 @@ class Regression(Part):
         return {name: lambda epoch, value=value: value for name, value in numbers.items()}
 
     def draws(self, context: Context) -> dict[str, Draw]:
-        """Standard normal xi and, uniform in [0, 1), what selects a sample and where in its range sigma lies."""
+        """Standard normal xi, and uniform numbers in [0, 1) that select samples and place sigma in its range."""
         if not self.resample:
             return {}
 

@@ -1,4 +1,4 @@
-"""Sparse Variational Dropout and Variational Bayesian Dropout: one layer pair, two KL functions (VS 3.1; SPEC 5)."""
+"""Sparse Variational Dropout and Variational Bayesian Dropout: the same layers, two KL divergences (VS sec. 3.1)."""
 
 from typing import Annotated, Literal
 
@@ -20,19 +20,19 @@ K1, K2, K3 = 0.63576, 1.87320, 1.48695
 
 
 def log_dropout_rate(mean: Tensor, log_sigma2: Tensor) -> Tensor:
-    """log of the dropout rate alpha = sigma^2 / mean^2 of every number (Molchanov et al. 2017)."""
+    """The log dropout rate log alpha = log(sigma^2 / mean^2), elementwise (Molchanov et al. 2017)."""
     return log_sigma2 - torch.log(mean.square() + VARIANCE_FLOOR)
 
 
 def log_alpha(weight: Tensor, log_sigma2: Tensor) -> Tensor:
-    """The log dropout rate of every weight, clipped to [-8, 8] (SPEC 5)."""
+    """The log dropout rate of every weight, clipped to [-8, 8] as in the public code of Molchanov et al. 2017."""
     return log_dropout_rate(weight, log_sigma2).clamp(-LOG_ALPHA_LIMIT, LOG_ALPHA_LIMIT)
 
 
 def kl_svd(log_alpha: Tensor) -> Tensor:
-    """KL(q||log-uniform) of each weight up to a constant, approximated; zero as alpha grows (Molchanov eq. 14).
+    """KL(q||log-uniform) of each weight up to a constant, approximated; 0 as alpha grows (Molchanov et al. eq. 14).
 
-    VS eq. 6 prints its negative, which has no minimum that is sparse (SPEC 1.3).
+    VS eq. 6 prints its negative, which is unbounded below as alpha goes to 0 and so never favours sparse weights.
     """
     return 0.5 * F.softplus(-log_alpha) + K1 - K1 * torch.sigmoid(K2 + K3 * log_alpha)
 
@@ -57,7 +57,7 @@ class VariationalLayer(NoisyLayer):
         self.log_sigma2 = nn.Parameter(torch.full_like(plain.weight, log_sigma2))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Mean of the output, plus `noise` times its standard deviation while there is noise."""
+        """The mean of the output, plus `noise` times its standard deviation if noise is set."""
         mean = self.linear(inputs, self.weight, self.bias)
         if self.noise is None:
             return mean
@@ -65,11 +65,11 @@ class VariationalLayer(NoisyLayer):
         return mean + self.noise * torch.sqrt(variance + VARIANCE_FLOOR)
 
     def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """One number for every output of every example (and position)."""
+        """An empty float32 buffer in the shape of the outputs: one number for every output, example and position."""
         return torch.empty_like(outputs, dtype=torch.float32, memory_format=torch.contiguous_format)
 
     def draw(self, noise: Tensor, generator: torch.Generator) -> None:
-        """Standard normal numbers."""
+        """Fill `noise` with standard normal numbers."""
         noise.normal_(generator=generator)
 
     def linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,7 +77,7 @@ class VariationalLayer(NoisyLayer):
         raise TypeError(f"{type(self).__name__} has no linear map")
 
     def plain(self, threshold: float) -> nn.Linear | nn.Conv2d:
-        """The plain layer whose weights with log alpha of at least `threshold` are exactly zero."""
+        """The plain layer; weights whose log alpha is at least `threshold` are exactly zero."""
         raise TypeError(f"{type(self).__name__} has no plain layer")
 
     def masked_weight(self, threshold: float) -> Tensor:
@@ -94,7 +94,7 @@ class VariationalLinear(VariationalLayer):
         return F.linear(inputs, weight, bias)
 
     def plain(self, threshold: float) -> nn.Linear:
-        """The masked `nn.Linear`."""
+        """The `nn.Linear` with the pruned mean weights."""
         outputs, inputs = self.weight.shape
         layer = nn.Linear(inputs, outputs, bias=self.bias is not None, device="meta")
         return _filled(layer, self, threshold)
@@ -112,13 +112,13 @@ class VariationalConv2d(VariationalLayer):
         return self.geometry.convolve(inputs, weight, bias)
 
     def plain(self, threshold: float) -> nn.Conv2d:
-        """The masked `nn.Conv2d`."""
+        """The `nn.Conv2d` with the pruned mean weights."""
         layer = nn.Conv2d(**self.geometry.arguments, bias=self.bias is not None, device="meta")
         return _filled(layer, self, threshold)
 
 
 class Variational(WarmUp):
-    """Variational weights, their KL term with a linear warm-up, and pruning at a threshold on log alpha."""
+    """Variational weights, their KL with a linear warm-up, and pruning at a `threshold` on log alpha (VS sec. 3.1)."""
 
     variational: Literal["svd", "vbd"]
     log_sigma2_init: LogVariance
@@ -127,12 +127,12 @@ class Variational(WarmUp):
 
     @property
     def prunes_at_start(self) -> bool:
-        """True: means that are small beside the initial variance are beyond the threshold already (SPEC 5)."""
+        """True: weights that are small beside the initial variance are beyond the threshold from the start."""
         return True
 
     @property
     def varying(self) -> frozenset[str]:
-        """All but the kind of prior."""
+        """All settings but `variational`, the kind of prior."""
         return frozenset({*type(self).model_fields} - {"variational"})
 
     def swap(self, student: nn.Module) -> nn.Module:
@@ -151,7 +151,7 @@ class Variational(WarmUp):
     def terms(self, context: Context) -> dict[str, Term]:
         """`kl`: the sum of the KL over all weights, divided by the number of training examples (here and nowhere else).
 
-        The data terms are means over examples, so lambda_V = 1 is the evidence lower bound (SPEC 1.3).
+        The data terms are means over examples, so lambda_V = 1 gives the evidence lower bound (Molchanov et al. 2017).
         """
         divergence = KL[self.variational]
         names = [name for name, layer in context.student.named_modules() if isinstance(layer, VariationalLayer)]
@@ -167,11 +167,11 @@ class Variational(WarmUp):
         return {"kl": Term(kl, weight="lambda_V")}
 
     def numbers(self) -> dict[str, Schedule]:
-        """`lambda_V` rises as it warms up; `log_sigma2_lr` stays."""
+        """The warm-up of `lambda_V`, and the constant `log_sigma2_lr`."""
         return {**super().numbers(), "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
 
     def rates(self, student: nn.Module) -> dict[str, str]:
-        """The variances learn at `log_sigma2_lr` times the rate of the weights."""
+        """The log variances learn at `log_sigma2_lr` times the learning rate of the weights."""
         names = (name for name, _ in student.named_parameters())
         return {name: "log_sigma2_lr" for name in names if name.endswith("log_sigma2")}
 

@@ -1,4 +1,4 @@
-"""The KL's weight lambda_V, which rises from zero, so that the data are learnt before anything is pruned."""
+"""The KL's weight lambda_V, which rises from zero, so that the network learns from the data before it is pruned."""
 
 from math import nextafter
 
@@ -10,26 +10,26 @@ from kdx.ranges import Weight
 
 
 def warming_up(weight: float, start: float, end: float) -> Schedule:
-    """Zero until epoch `start`, then rising linearly to `weight` at `end`, or at once where `end` is no later."""
+    """A schedule: 0 until epoch `start`, then linear up to `weight` at `end`; at once if `end` is no later."""
     if end <= start:
-        # The step at `start` itself has all of it, so that 0 and 0 are no warm-up at all.
+        # The first step at `start` has the full weight, so that start = end = 0 means no warm-up.
         return lambda epoch: weight if epoch >= start else 0.0
     return lambda epoch: weight * min(max((epoch - start) / (end - start), 0.0), 1.0)
 
 
 class WarmUp(Part):
-    """`lambda_V`, from zero at `warmup_start` to its value at `warmup_end` (epochs)."""
+    """The KL's weight: 0 until epoch `warmup_start`, then linear up to `lambda_V` at epoch `warmup_end`."""
 
     lambda_V: Weight
     warmup_start: NonNegativeFloat
     warmup_end: NonNegativeFloat
 
     def idle(self) -> dict[str, str]:
-        """The warm-up of a weight that is zero."""
+        """The warm-up's epochs, if `lambda_V` is 0."""
         return {} if self.lambda_V else dict.fromkeys(("warmup_start", "warmup_end"), "method.lambda_V=0")
 
     def unreached(self, epochs: int) -> dict[str, Unreached]:
-        """The weight, where the training ends before it has any, or before it has all of it."""
+        """`lambda_V`, if training ends before the warm-up does."""
         # The last step is just before the end.
         share = warming_up(1.0, self.warmup_start, self.warmup_end)(nextafter(epochs, 0.0))
         if self.lambda_V and share == 0.0:
@@ -39,5 +39,5 @@ class WarmUp(Part):
         return {}
 
     def numbers(self) -> dict[str, Schedule]:
-        """`lambda_V` as a function of the time."""
+        """`lambda_V` as a function of the time in epochs."""
         return {"lambda_V": warming_up(self.lambda_V, self.warmup_start, self.warmup_end)}

@@ -1,4 +1,4 @@
-"""The architectures: each declared once, as plain torch layers."""
+"""The architectures, each declared once as a sequence of plain torch layers."""
 
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ Shape = tuple[int, int, int]
 def build_model(settings: "NetworkSettings", image_shape: Shape, classes: int, seed: int) -> "nn.Sequential":
     """Build the network for images of `image_shape` (channels, height, width), with initial weights drawn from `seed`.
 
-    Raises UserError where the images are too small for the network, and TypeError for a package's network that is no
-    plain sequence of named layers, which methods and measurements rely on.
+    Raises UserError if the images are too small for the network, and TypeError if a package's network is not the plain
+    sequence of named layers that methods and measurements rely on.
     """
     # Here, so that reading settings does not import torch.
     from torch import nn

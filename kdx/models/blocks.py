@@ -1,4 +1,4 @@
-"""What several architectures are built of: shortcuts around a branch of layers, pooling, zeros around small images."""
+"""Building blocks of several architectures: residual and dense shortcuts, pooling, zero padding of small images."""
 
 from collections import OrderedDict
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def named(**layers: nn.Module) -> nn.Sequential:
-    """Layers in a row, by name."""
+    """A sequence of layers with the given names."""
     return nn.Sequential(OrderedDict(layers))
 
 
@@ -21,38 +21,38 @@ class Residual(nn.Module):
         self.after = after or nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (batch, C, H, W) to what branch and shortcut both give."""
+        """Inputs (batch, C, H, W) to the sum, in the shape that branch and shortcut both give."""
         return self.after(self.branch(inputs) + self.shortcut(inputs))
 
 
 class Dense(nn.Module):
-    """The inputs with the channels of a branch behind them (Huang et al. 2017)."""
+    """The inputs with the outputs of a branch appended as further channels (Huang et al. 2017)."""
 
     def __init__(self, branch: nn.Module) -> None:
         super().__init__()
         self.branch = branch
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (batch, C, H, W) to (batch, C + those of the branch, H, W)."""
+        """Inputs (batch, C, H, W) to (batch, C + channels of the branch, H, W)."""
         return torch.cat([inputs, self.branch(inputs)], dim=1)
 
 
 class GlobalAverage(nn.AdaptiveAvgPool2d):
     """The mean of every channel: images (batch, C, H, W) to (batch, C, 1, 1).
 
-    torch's own lays the result out anew where images are channels_last, for which several models at once have no rule.
+    torch's own implementation changes the memory layout of channels_last images in a way that vmap does not support.
     """
 
     def __init__(self) -> None:
         super().__init__(1)
 
     def forward(self, input: Tensor) -> Tensor:
-        """See the class."""
+        """Images (batch, C, H, W) to (batch, C, 1, 1)."""
         return input.mean((2, 3), keepdim=True)
 
 
 def padding_to(side: int, height: int, width: int) -> "OrderedDict[str, nn.Module]":
-    """A layer `pad` that puts zeros around images that are smaller than `side`, or nothing."""
+    """A layer `pad` that zero-pads images smaller than `side` to that side, or no layer if they are large enough."""
     rows, columns = max(0, side - height), max(0, side - width)
     if not rows and not columns:
         return OrderedDict()

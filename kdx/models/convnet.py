@@ -1,9 +1,10 @@
-"""Convolutions and poolings in a row: VGG-19, Network in Network, an AlexNet for CIFAR-10, the Noisy paper's LeNets.
+"""Sequences of convolutions and poolings: VGG-19, Network in Network, an AlexNet for CIFAR-10, Noisy Teachers' LeNets.
 
-SPEC 4 gives the students, Teacher2 and the SVHN network by counts only. What conf/student lists for them is derived:
-the widths that give each layer's printed number of multiplications (Student1: 4.92, 45.88, 8.26 and 2.11 million), and
-for Teacher2 AlexNet's own widths with 5x5, 5x5 and 3x3 kernels and two layers of 2048, which give both 375 M and
-16.3 M parameters. Students 2 and 3 come out at 11.2497 M and 6.7441 M where the paper's sums are 11.251 and 6.745.
+The Noisy Teachers paper gives the students, Teacher2 and the SVHN network by counts only, so conf/student lists what
+kdx derived from them: the widths that give each layer's printed number of multiplications (Student1: 4.92, 45.88, 8.26
+and 2.11 million), and for Teacher2 AlexNet's own widths with 5x5, 5x5 and 3x3 kernels and two layers of 2048, which
+give both 375 M multiplications and 16.3 M parameters. Students 2 and 3 come out at 11.2497 M and 6.7441 M where the
+paper's sums are 11.251 and 6.745.
 """
 
 from collections import Counter, OrderedDict
@@ -19,7 +20,7 @@ from kdx.models.settings import ConvnetSettings
 def convnet(settings: ConvnetSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     """The layers that `settings` lists, then the classifier: images (batch, C, H, W) to logits (batch, classes).
 
-    Names count by kind: conv1, conv1_relu, conv2, ..., pool1, ..., dropout1, ..., fc1.
+    Layers are named by kind and number: conv1, conv1_relu, conv2, ..., pool1, ..., dropout1, ..., fc1.
     """
     channels, height, width = image_shape
     layers = padding_to(settings.pad_to, height, width)
@@ -39,7 +40,7 @@ def convnet(settings: ConvnetSettings, image_shape: tuple[int, int, int], classe
             layers[name] = nn.Dropout(float(code[1:]))
         else:
             window = int(code[2:])
-            # Rounded up, as Caffe pools.
+            # Caffe rounds the size of a pooled image up.
             layers[name] = (nn.MaxPool2d if code[0] == "M" else nn.AvgPool2d)(window, stride=2, ceil_mode=True)
             height, width = (-(-(side - window) // 2) + 1 for side in (height, width))
     if settings.head == "average":
@@ -50,7 +51,7 @@ def convnet(settings: ConvnetSettings, image_shape: tuple[int, int, int], classe
 
 
 def _averaging(name: str, channels: int, classes: int) -> "OrderedDict[str, nn.Module]":
-    """A 1x1 convolution to the classes and its average; it has a ReLU too, as in Network in Network (SPEC 4)."""
+    """A 1x1 convolution to the classes, its ReLU, as in Network in Network (Lin et al. 2014), and global averaging."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         {name: nn.Conv2d(channels, classes, 1), f"{name}_relu": nn.ReLU()}
     )

@@ -8,7 +8,7 @@ from kdx.models.settings import DensenetSettings
 
 
 def densenet(settings: DensenetSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """conv7 and max pooling, dense blocks with transitions between them, their average, one linear layer.
+    """7x7 convolution, max pooling, dense blocks with transitions in between, global averaging, one linear layer.
 
     Images (batch, C, H, W) to logits (batch, classes).
     """

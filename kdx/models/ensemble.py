@@ -1,4 +1,4 @@
-"""Several networks that answer together."""
+"""An ensemble: several networks whose predictions are averaged."""
 
 from collections.abc import Sequence
 from math import log
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """Networks `member1`, `member2`, ... whose predictions are averaged; its size is that of all of them.
+    """Networks `member1`, `member2`, ... whose predictions are averaged; all their parameters count.
 
-    Averaged is what SGLD predicts with: the posterior predictive, by Monte Carlo (Welling and Teh 2011; SPEC 6).
+    The mean of SGLD's samples is a Monte Carlo estimate of the posterior predictive (Welling and Teh 2011).
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -20,7 +20,7 @@ class Ensemble(nn.Module):
             self.add_module(f"member{number}", member)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logarithm of the mean softmax, (batch, classes), which are logits too."""
+        """The logarithm of the mean softmax, (batch, classes), which can be used as logits."""
         members = list(self.children())
         answers = torch.stack([F.log_softmax(member(images), dim=1) for member in members])
         return torch.logsumexp(answers, dim=0) - log(len(members))

@@ -1,4 +1,4 @@
-"""SN_n, the student of KDDP (SPEC 3): a stem, one identity block and a hidden layer of n units."""
+"""SN_n, the student of KDDP: a stem, one identity block and a hidden layer of n units."""
 
 from collections import OrderedDict
 
@@ -12,10 +12,11 @@ from kdx.models.settings import KddpSettings
 
 
 def kddp(settings: KddpSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """conv7 and max pooling, a block in the order of Keras' ResNet50, average pooling, fc1, fc2.
+    """7x7 convolution, max pooling, an identity block, average pooling, fc1, fc2.
 
-    Images (batch, C, H, W) to logits (batch, classes). On 3x32x32, fc1 sees 3x3x64, so each of its units is
-    576 + 1 + 10 = 587 parameters. The order within the block is not printed; SPEC 3 takes Keras'.
+    Images (batch, C, H, W) to logits (batch, classes). On 3x32x32, fc1 sees 3x3x64, so each of its units is 576 + 1 +
+    10 = 587 parameters. The paper does not print the order of layers within the block: that of Keras' ResNet50 is kdx's
+    choice.
     """
     channels = settings.channels
     layers: OrderedDict[str, nn.Module] = OrderedDict(

@@ -1,4 +1,4 @@
-"""ResNet v2 of Keras' example cifar10_resnet.py, KDDP's teacher: with six blocks per stage it is their ResNet56 v2."""
+"""ResNet v2 of Keras' example cifar10_resnet.py; with six blocks per stage it is ResNet56 v2, the teacher of KDDP."""
 
 from collections import OrderedDict
 
@@ -10,11 +10,12 @@ from kdx.models.settings import KerasResnetSettings
 
 
 def keras_resnet(settings: KerasResnetSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """conv3, the stages, batch norm and ReLU, the average, one linear layer: images (batch, C, H, W) to logits.
+    """3x3 convolution, the stages, batch norm and ReLU, average pooling, one linear layer: images to logits.
 
-    Batch norm and ReLU come before each convolution of a block, except in the very first one, whose inputs have just
-    had them. A block narrows to as many channels as the stage before gives (the stem before the first). Keras counts
-    the moving statistics of batch norm as parameters: 1,673,738 in all.
+    Images are (batch, C, H, W), logits (batch, classes). Batch norm and ReLU come before each convolution of a block,
+    except in the very first one, which follows the stem's own. A block's bottleneck has as many channels as the
+    previous stage (in the first stage, the stem) puts out. Keras counts the moving statistics of batch norm as
+    parameters: 1,673,738 in all.
     """
     inputs = settings.stem
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -31,12 +32,12 @@ def keras_resnet(settings: KerasResnetSettings, image_shape: tuple[int, int, int
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm with the constants of Keras, whose momentum is what torch's is to 1."""
+    """Batch norm with the constants of Keras; torch's momentum is 1 minus that of Keras."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 def _block(inputs: int, channels: int, outputs: int, first_of: int | None = None) -> Residual:
-    """A bottleneck; the first of a stage projects its inputs, and halves the image in all stages but the first."""
+    """A bottleneck; the first of a stage projects its inputs and, except in the first stage, halves the image."""
     stride = 1 if first_of in (None, 1) else 2
     branch: OrderedDict[str, nn.Module] = OrderedDict()
     if first_of != 1:

@@ -1,7 +1,7 @@
-"""Which layers of a network follow one another, so that a neuron between them can be judged and changed by itself.
+"""Which layers of a network feed which, so that single neurons between them can be examined and removed.
 
-A network is read as chains of plain layers. What a residual sum or a concatenation joins is the end of a chain, so
-within a block only what is between its own convolutions belongs to one.
+A network is read as chains of plain layers. A chain ends where a residual sum or a concatenation joins branches, so of
+a block only what lies between its own convolutions is found.
 """
 
 from collections import Counter
@@ -13,30 +13,30 @@ from torch import Tensor, nn
 
 Weighted = nn.Linear | nn.Conv2d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
-# What hands each neuron on by itself, and the same constant everywhere as that constant.
+# Layers that pass each neuron on separately, and a constant image as a constant image.
 _PASSING = nn.Dropout | nn.Identity | nn.Flatten | nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d
 
 
 @dataclass(frozen=True)
 class Link:
-    """A layer, the next one that has weights, and what lies between them."""
+    """A weight layer, the next weight layer, and the layers between them."""
 
     layer: Weighted
     between: tuple[nn.Module, ...]
     following: Weighted
 
     def leaving(self) -> Tensor:
-        """The weights that leave each neuron or channel, (out of following, neurons, weights)."""
+        """The weights that leave each neuron or channel, as (out of following, neurons, weights)."""
         return self.following.weight.detach().flatten(1).unflatten(1, (len(self.layer.weight), -1))
 
     def unused(self) -> Tensor:
-        """The mask of the neurons (neurons,) that every weight which leaves them is zero for."""
+        """The mask (neurons,) of the neurons all of whose outgoing weights are zero."""
         return (self.leaving() == 0).all(dim=2).all(dim=0)
 
 
 def links(network: nn.Module) -> list[Link]:
-    """The pairs of successive ungrouped layers between which neurons can be removed one by one."""
-    # Of a layer that is used at two places, either may need its neurons.
+    """The pairs of successive ungrouped weight layers between which neurons can be removed one by one."""
+    # If a layer is used at two places, either one may need its neurons.
     uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     return [
         link
@@ -55,7 +55,7 @@ def _chains(network: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of sequences within sequences, one after the other."""
+    """The layers of nested sequences, in order."""
     if isinstance(module, nn.Sequential):
         for child in module:
             yield from _in_a_row(child)
@@ -85,9 +85,9 @@ def _ungrouped(layer: Weighted) -> bool:
 
 
 def silence_unused(network: nn.Module) -> None:
-    """Set all weights and the bias of neurons that nothing uses to exact zeros, in place; the function is the same.
+    """Set the weights and biases of neurons without outgoing weights to exact zeros, in place.
 
-    That can leave neurons before them unused, which are silenced too.
+    The network's function stays the same. Earlier neurons that become unused by this are zeroed too.
     """
     with torch.no_grad():
         for link in reversed(links(network)):

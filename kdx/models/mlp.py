@@ -1,4 +1,4 @@
-"""Fully connected networks: T1, S1, Le-L and 784-800-800-10."""
+"""Fully connected networks: VS's T1, S1 and Le-L, and Noisy Teachers' 784-800-800-10."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from kdx.models.settings import PlainSettings
 def fully_connected(
     inputs: int, hidden: Sequence[int], classes: int, dropout: float = 0.0
 ) -> "OrderedDict[str, nn.Module]":
-    """Flattening, then `fc1`, `fc2`, ... with a ReLU after every hidden layer (VS table captions; SPEC 1.1).
+    """A flattening, then `fc1`, `fc2`, ... with a ReLU after every hidden layer (VS, captions of the tables).
 
-    Where the architecture itself has `dropout`, it follows every hidden ReLU.
+    An architecture's own `dropout` follows every hidden ReLU.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for number, width in enumerate(hidden, start=1):

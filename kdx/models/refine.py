@@ -1,4 +1,4 @@
-"""Refinement: the same architecture with every second filter, or every second block (rho of IKD, SPEC 2)."""
+"""Refinement: the same architecture with half the filters or half the blocks (the operator rho of IKD)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,11 @@ from kdx.models.settings import NetworkSettings, Operator
 
 
 def refined(network: NetworkSettings, operator: Operator, times: int) -> NetworkSettings:
-    """The settings of `network` after `times` refinements; its name says so (vgg19-filters-2).
+    """The settings of `network` after `times` refinements, which its name tells (vgg19-filters-2).
 
-    `filters` halves the widths of all layers, `growth` and `planes` those of DenseNet's or ResNet's blocks only, both
-    rounded down; `blocks` halves the number of blocks of every stage, rounded down but to at least 1, `blocks_ceil`
-    rounded up. Raises UserError where the network has nothing to halve or a width would reach 0.
+    `filters` halves the widths of all layers, as IKD describes it, `growth` and `planes` only those of DenseNet's or
+    ResNet's blocks, all rounded down; `blocks` halves the number of blocks of every stage, rounded down but to at least
+    1, `blocks_ceil` rounded up. Raises UserError if the network has nothing to halve or a width would reach 0.
     """
     halved = network.halved.get(operator)
     if halved is None:
@@ -26,7 +26,7 @@ def refined(network: NetworkSettings, operator: Operator, times: int) -> Network
     if not operator.startswith("blocks"):
         _check_widths(network, halved, operator, times)
     fields = {name: _each(content[name], lambda value: _halved(value, operator, times)) for name in halved}
-    # Built anew rather than copied, so that it is validated.
+    # Constructed anew, because model_copy would not validate.
     return type(network)(**{**content, **fields, "name": f"{network.name}-{operator}-{times}"})
 
 

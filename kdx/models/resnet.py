@@ -12,9 +12,10 @@ EXPANSION = 4
 
 
 def resnet(settings: ResnetSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
-    """conv7 and max pooling, the stages, their average, one linear layer: images (batch, C, H, W) to logits.
+    """7x7 convolution, max pooling, the stages, global averaging, one linear layer: images to logits.
 
-    Stages after the first halve the image in their first block, by its 3x3 convolution, as torchvision does.
+    Images are (batch, C, H, W), logits (batch, classes). Each stage after the first halves height and width by the 3x3
+    convolution of its first block, as torchvision does.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(image_shape[0], settings.stem, 7, stride=2, padding=3, bias=False),

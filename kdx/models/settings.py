@@ -1,4 +1,4 @@
-"""The settings of the `student` group, and of the network in the `teacher` group: one class for each family."""
+"""The settings of the `student` group and of the network in the `teacher` group: one class per architecture family."""
 
 # Settings are frozen, which pyright does not see: a field may have a narrower type than in the base.
 # pyright: reportIncompatibleVariableOverride=false
@@ -28,45 +28,45 @@ Multiplier = Annotated[float, Field(gt=0, le=100)]
 # maximum or average of 3x3, D0.5 is dropout at rate 0.5.
 LayerCode = Annotated[str, StringConstraints(pattern=r"^(C\d*[13579]@[1-9]\d*|[AM]P[23]|D0\.\d+)$")]
 Operator = Literal["filters", "growth", "planes", "blocks", "blocks_ceil"]
-"""The refinements of IKD: `kdx.models.refine` says what each does."""
+"""The refinement operators of IKD; `kdx.models.refine` describes each."""
 
 
 class NetworkSettings(Settings):
-    """What all networks have; each family adds the sizes of its layers.
+    """The settings of all networks; each family's class adds the sizes of its layers.
 
-    `family` is the name that the registry has for the class.
+    `family` is the name under which the registry has the class.
     """
 
     sized_by: ClassVar[str] = "blocks"
     """The field that decides how small images may be."""
     halved: ClassVar[Mapping[Operator, tuple[str, ...]]] = {}
-    """The fields that each refinement halves; one that is absent has nothing to halve."""
+    """The fields that each refinement halves; a refinement that is absent is not possible."""
 
     name: Name
     family: str
 
     @property
     def smallest_side(self) -> int:
-        """The side, in pixels, of the smallest square images that the network can see."""
+        """The side, in pixels, of the smallest square images that the network accepts."""
         return 1
 
     def smallest_widths(self, fields: Sequence[str]) -> dict[str, float]:
-        """The smallest width in each of these fields of `halved`; those that are empty are absent."""
+        """The smallest width in each of these fields of `halved`; empty fields are left out."""
         values = {name: getattr(self, name) for name in fields}
         widths = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
         return {name: min(found) for name, found in widths.items() if found}
 
     def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """The network, with fresh weights: images (batch, *image_shape) to logits (batch, classes)."""
+        """The network, with initial weights: images (batch, *image_shape) to logits (batch, classes)."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is built")
 
 
 _BLOCKS: Mapping[Operator, tuple[str, ...]] = {"blocks": ("blocks",), "blocks_ceil": ("blocks",)}
 
 
-# Torch is imported where a network is built, so that settings are read without it.
+# torch is imported only where a network is built, so that reading settings stays fast.
 class PlainSettings(NetworkSettings):
-    """A perceptron or Caffe's LeNet, by the widths of its layers (`channels` only where there are convolutions)."""
+    """A multilayer perceptron or Caffe's LeNet, by the widths of its layers (`channels` only for convolutions)."""
 
     sized_by = "channels"
     halved: ClassVar = {"filters": ("channels", "hidden")}
@@ -84,14 +84,14 @@ class PlainSettings(NetworkSettings):
 
     @property
     def smallest_side(self) -> int:
-        """Each 5x5 convolution without padding takes 4 pixels, each pooling half of the rest."""
+        """Each unpadded 5x5 convolution takes off 4 pixels, each pooling halves the side."""
         side = 1
         for _ in self.channels:
             side = 2 * side + 4
         return side
 
     def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """One of the two families."""
+        """The network of `kdx.models.mlp` or `kdx.models.lenet`."""
         from kdx.models.lenet import lenet
         from kdx.models.mlp import mlp
 
@@ -99,7 +99,7 @@ class PlainSettings(NetworkSettings):
 
 
 class ConvnetSettings(NetworkSettings):
-    """A sequence of convolutions and poolings under a classifier: VGG, Network in Network, AlexNet, LeNets."""
+    """A sequence of convolutions and poolings and a classifier: VGG, Network in Network, AlexNet, LeNets."""
 
     sized_by = "layers"
     halved: ClassVar = {"filters": ("width",)}
@@ -110,7 +110,7 @@ class ConvnetSettings(NetworkSettings):
     head: Literal["linear", "average"]
     hidden: list[Count]
     hidden_dropout: DropoutRate
-    # What is pooled to this side before the fully connected layers; null leaves it as it is.
+    # Feature maps are pooled to this side before the fully connected layers; null means no pooling.
     spread: Count | None
     # Smaller images are padded with zeros to this side.
     pad_to: Count
@@ -136,13 +136,13 @@ class ConvnetSettings(NetworkSettings):
         return 1 if side <= self.pad_to else side
 
     def smallest_widths(self, fields: Sequence[str]) -> dict[str, float]:
-        """Those of the layers, which `width` multiplies."""
+        """The smallest widths of the layers, multiplied by `width`."""
         filters = [int(code.partition("@")[2]) for code in self.layers if code[0] == "C"]
         widths = {"layers": filters, "hidden": self.hidden}
         return {name: min(found) * self.width for name, found in widths.items() if found}
 
     def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """`kdx.models.convnet`."""
+        """The network of `kdx.models.convnet`."""
         from kdx.models.convnet import convnet
 
         return convnet(self, image_shape, classes)
@@ -164,14 +164,14 @@ class ResnetSettings(NetworkSettings):
         return self
 
     def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """`kdx.models.resnet`."""
+        """The network of `kdx.models.resnet`."""
         from kdx.models.resnet import resnet
 
         return resnet(self, image_shape, classes)
 
 
 class DensenetSettings(NetworkSettings):
-    """DenseNet with bottlenecks, as in torchvision: the blocks' layers, each adding `growth` channels to `stem`."""
+    """DenseNet with bottlenecks, as in torchvision: `blocks` of layers, each adding `growth` channels to `stem`."""
 
     halved: ClassVar = {"filters": ("stem", "growth"), "growth": ("growth",), **_BLOCKS}
 
@@ -190,14 +190,14 @@ class DensenetSettings(NetworkSettings):
         return 1 if side <= self.pad_to else side
 
     def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """`kdx.models.densenet`."""
+        """The network of `kdx.models.densenet`."""
         from kdx.models.densenet import densenet
 
         return densenet(self, image_shape, classes)
 
 
 class KerasResnetSettings(NetworkSettings):
-    """ResNet v2 of Keras' CIFAR-10 example: for each stage its number of blocks and of channels that come out."""
+    """ResNet v2 of Keras' CIFAR-10 example: for each stage its number of blocks and its output channels."""
 
     halved: ClassVar = {"filters": ("stem", "channels"), "planes": ("channels",), **_BLOCKS}
 
@@ -212,14 +212,14 @@ class KerasResnetSettings(NetworkSettings):
         return self
 
     def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """`kdx.models.keras_resnet`."""
+        """The network of `kdx.models.keras_resnet`."""
         from kdx.models.keras_resnet import keras_resnet
 
         return keras_resnet(self, image_shape, classes)
 
 
 class KddpSettings(NetworkSettings):
-    """KDDP's student SN_n: the channels of its convolutions, and n as its only hidden layer."""
+    """KDDP's student SN_n: the channels of its convolutions, and n as the width of its only hidden layer."""
 
     sized_by = "channels"
     halved: ClassVar = {"filters": ("channels", "hidden")}
@@ -230,18 +230,18 @@ class KddpSettings(NetworkSettings):
 
     @property
     def smallest_side(self) -> int:
-        """7x7 with stride 2, 3x3 with stride 2, 2x2: one pixel is left of 9."""
+        """Of 9 pixels the 7x7 and 3x3 stages of stride 2 and the 2x2 pooling leave one."""
         return 9
 
     def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """`kdx.models.kddp`."""
+        """The network of `kdx.models.kddp`."""
         from kdx.models.kddp import kddp
 
         return kddp(self, image_shape, classes)
 
 
 class RefinedSettings(NetworkSettings):
-    """No network of its own: the teacher's, made smaller by a chain of runs."""
+    """The student of a chain of runs: the teacher's network, made smaller from one generation to the next."""
 
     family: Literal["refined"]
 
@@ -260,11 +260,11 @@ MODELS: Registry[NetworkSettings] = Registry(
         "refined": "kdx.models.settings:RefinedSettings",
     },
 )
-"""`student.family` and `teacher.family`."""
+"""The names allowed as `student.family` and `teacher.family`."""
 
 
 class Student(NetworkSettings):
-    """The network of the student, and the file of trained weights with which it starts; null starts with fresh ones."""
+    """The student's network, and a `checkpoint` of trained weights to start from; null means random weights."""
 
     checkpoint: str | None = None
 
@@ -273,16 +273,16 @@ Role = TypeVar("Role", bound=NetworkSettings)
 
 
 def network_of(content: Mapping[str, Any], role: type[Role], key: str) -> Role:
-    """The settings of the family that `content` names, and of `role` beside them: `key` is where they stand.
+    """Settings with the fields of the family that `content` names and of `role`; `key` is where they stand.
 
-    Raises UserError where they do not fit, and for a family of a package that has fields of the role.
+    Raises UserError if they do not fit, and for a package's family whose fields clash with the role's.
     """
     if "family" not in content:
         raise UserError(f"{key}.family: no value is given")
     return settings_from(_in_role(MODELS.find(content["family"], f"{key}.family"), role), content, key)
 
 
-# Once, since settings of different classes are never equal.
+# Cached, because settings of two classes are never equal, even if their fields are.
 @cache
 def _in_role(network: type[NetworkSettings], role: type[Role]) -> type[Role]:
     """A class with the fields of both, since the groups of the configuration are one level deep."""

@@ -1,4 +1,4 @@
-"""Layers with fewer neurons or channels than they were built with, and networks that take their widths from a file."""
+"""Networks with fewer neurons or channels than configured: removing some, and restoring widths from a file."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
-# What has one weight per neuron or channel.
+# The tensors with one entry per neuron or channel.
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 class UsedInputs(nn.Module):
-    """Picks the inputs at `indices`, int32 (used,): flattened images (batch, inputs) to (batch, used)."""
+    """Selects the inputs at `indices`, int32 (used,): flattened images (batch, inputs) to (batch, used)."""
 
     indices: Tensor
 
@@ -26,22 +26,22 @@ class UsedInputs(nn.Module):
 
 
 def keep_outputs(layer: nn.Module, kept: Tensor) -> None:
-    """Leave `layer` the outputs of the mask `kept` (out,) only, in place: an ungrouped weight layer or a batch norm."""
+    """Keep only the outputs of the mask `kept` (out,), in place, of an ungrouped weight layer or a batch norm."""
     for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
-        # The number of batches that batch norm has seen belongs to no neuron.
+        # Batch norm's count of batches has no entry per neuron.
         if value.dim():
             _replace(layer, name, value.detach()[kept])
     _declare_widths(layer)
 
 
 def keep_inputs(layer: nn.Linear | nn.Conv2d, kept: Tensor) -> None:
-    """Leave the ungrouped `layer` the inputs of the mask `kept` (in,) only, in place."""
+    """Keep only the inputs of the mask `kept` (in,), in place, of an ungrouped weight layer."""
     _replace(layer, "weight", layer.weight.detach()[:, kept])
     _declare_widths(layer)
 
 
 def with_used_inputs(network: nn.Sequential, before: str, indices: Tensor) -> nn.Sequential:
-    """The same layers with a `used_inputs` in front of the layer `before`."""
+    """The same layers with a `UsedInputs` layer, named `used_inputs`, in front of the layer `before`."""
     layers = nn.Sequential()
     for name, layer in network.named_children():
         if name == before:
@@ -51,9 +51,9 @@ def with_used_inputs(network: nn.Sequential, before: str, indices: Tensor) -> nn
 
 
 def widened_as(network: Network, tensors: Mapping[str, Tensor]) -> Network:
-    """`network` with the widths that its layers have in `tensors`, changed in place; the values are left undefined.
+    """`network` with the layer widths of `tensors`, changed in place; the values are left undefined.
 
-    A layer without a bias gets one where there is one. Names that the network has not are left to the caller.
+    A layer without a bias gets one if `tensors` has one. Names in `tensors` that the network lacks are ignored.
     """
     for prefix, layer in network.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | Norm | UsedInputs):
@@ -72,7 +72,7 @@ def _replace(layer: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _declare_widths(layer: nn.Module) -> None:
-    """What a layer says of its widths, from its weights: torch checks and prints it."""
+    """Set a layer's width attributes from its weights, since torch checks and prints them."""
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Conv2d):

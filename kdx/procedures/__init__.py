@@ -21,13 +21,13 @@ PROCEDURES: Registry[Procedure] = Registry(
         "dark-knowledge": "kdx.procedures.dark_knowledge:DarkKnowledgeFit",
     },
 )
-"""`method.procedure`."""
+"""The names allowed as `method.procedure`."""
 
 
 def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:
     """Build both from the mapping of a method's YAML, in which `procedure` is by default `once`.
 
-    Raises UserError that names the key for an unknown procedure or part, a setting that neither has, or a value out
+    Raises UserError, which names the key, for an unknown procedure or part, a setting that neither has, or a value out
     of range.
     """
     values = dict(settings)

@@ -1,4 +1,4 @@
-"""The settings of a chain: not several fits of one network but several runs, each with a network of its own."""
+"""The settings of a chain: a procedure of several runs, each with a network of its own (IKD)."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from kdx.ranges import Points
 
 
 class PruningMethod(GradualPruning):
-    """The whole of method=prune, as settings of a chain."""
+    """The settings of method=prune, which prunes the members of a chain at its end."""
 
     name: Name
     procedure: Literal["gradual-pruning"]
@@ -22,9 +22,9 @@ class PruningMethod(GradualPruning):
 
 
 class Chain(Procedure):
-    """How runs follow one another (IKD, SPEC 2): `kdx.chain` runs them."""
+    """The settings of iterative knowledge distillation (IKD algorithm 2); `kdx.chain` carries it out."""
 
-    # Not to be chosen: what each candidate learns by is in the other settings, and this is their name.
+    # Fixed, for the candidates' run names: the loss of a candidate is in the other settings of the method.
     member: Literal["kd-mixture"]
     generations: Count
     teacher: Literal["parental", "ancestral"]
@@ -35,21 +35,21 @@ class Chain(Procedure):
     pruning: PruningMethod
 
     def idle(self) -> dict[str, str]:
-        """How the members are pruned, where they are not, and how candidates are chosen, where there is only one."""
+        """The settings of pruning without `prune`, and of the selection among candidates if there is only one."""
         pruning = {} if self.prune else {"method.pruning": "method.prune=false"}
         return pruning | ({} if self.teacher == "ancestral" else {"method.select": "method.teacher=parental"})
 
     def structures(self, network: NetworkSettings) -> list[NetworkSettings]:
         """The networks of all generations, `network` itself first.
 
-        Raises UserError where it cannot be refined so, or not so often.
+        Raises UserError if `network` does not allow that many refinements of this kind.
         """
-        # The last first, since it says best what is wrong.
+        # The last generation first, because its error message says best what is wrong.
         networks = [refined(network, self.refine, times) for times in range(self.generations, -1, -1)]
         return networks[::-1]
 
     def check(self, config: Config) -> None:
-        """Raise UserError where the chain cannot be run with the rest of `config`."""
+        """Raise UserError if `config` has settings that a chain cannot be combined with."""
         self.structures(config.teacher.network())
         for key in list(config.teachers)[1:]:
             raise UserError(f"{key}: not allowed with a chain of runs, whose teachers are its own; allowed: none")

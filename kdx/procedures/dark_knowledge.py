@@ -1,4 +1,4 @@
-"""Bayesian dark knowledge as a procedure: the configured teacher is sampled beside the student, never trained."""
+"""Bayesian dark knowledge as a procedure: the configured teacher is sampled beside the student, not trained."""
 
 from copy import deepcopy
 
@@ -21,16 +21,16 @@ class DarkKnowledgeFit(Procedure):
 
     @property
     def makes_teacher(self) -> bool:
-        """The lesson's teacher has its initial weights only: sampling begins there."""
+        """True: sampling starts from the initial weights of the configured teacher."""
         return True
 
     def idle(self) -> dict[str, str]:
-        """How a teacher is trained, since this one is sampled."""
+        """The settings by which a teacher would be trained."""
         keys = ("teacher.trainer", "teacher.dropout", "teacher.input_dropout")
         return dict.fromkeys(keys, "a teacher that is sampled and never trained")
 
     def check(self, config: Config) -> None:
-        """Refuse an average, which would be that of the sampler too."""
+        """Raise UserError for an average of the weights, which would average the sampler too."""
         if config.trainer.average is not None:
             raise UserError(
                 f"trainer.average: {config.trainer.average} is not allowed with method={config.method['name']}, whose"
@@ -38,7 +38,7 @@ class DarkKnowledgeFit(Procedure):
             )
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
-        """Fit both, and give the student, with the last sample as its teacher."""
+        """Fit both networks; the outcome is the student, with the last sample as its teacher."""
         assert lesson.teacher is not None, "the lesson of a procedure that makes its teacher has the initial one"
         both = StudentAndSampler(network, deepcopy(lesson.teacher), self.input_noise)
         student, progress = fit(both, method, lesson, plan, engine)

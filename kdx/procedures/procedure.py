@@ -1,4 +1,4 @@
-"""A procedure: how a method's fits follow one another; most methods need one fit."""
+"""A procedure: the sequence of fits that a method consists of; most methods are one fit."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -19,9 +19,9 @@ Figure = float | int | str | None
 
 @dataclass(frozen=True)
 class Outcome:
-    """The plain network that came out, the history of all fits, and what only this procedure knows.
+    """The result of a procedure: the plain network, the history of all fits, and figures for metrics.json.
 
-    `figures` go into metrics.json; `teacher` is the one that the procedure made, where it makes its own.
+    `teacher` is the teacher that the procedure itself made, if it makes one.
     """
 
     network: nn.Module
@@ -31,28 +31,28 @@ class Outcome:
 
 
 class Procedure(Settings):
-    """How often a method is fitted, and what happens to the network in between; its fields are keys of the YAML."""
+    """How often a method is fitted and what happens to the network between fits; the fields are keys of the YAML."""
 
     @property
     def makes_teacher(self) -> bool:
-        """Whether this procedure trains the teacher itself, from the initial network that its lesson then has."""
+        """Whether this procedure trains the teacher itself, starting from its initial weights."""
         return False
 
     def idle(self) -> dict[str, str]:
-        """The keys that change nothing, as they are typed, each with what is the reason."""
+        """The keys without effect, as they are typed, each with the setting that is the reason."""
         return {}
 
     def check(self, config: Config) -> None:
-        """Raise UserError where the procedure cannot work with the rest of the configuration."""
+        """Raise UserError if the procedure does not go with the rest of the configuration."""
 
     def check_network(self, network: nn.Module, method: Method) -> None:
-        """Raise UserError where the method can do nothing for `network`; asked before a teacher is trained."""
+        """Raise UserError if the method does not apply to `network`; called before a teacher is trained."""
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
         """Train `network` from its initial weights.
 
-        Each fit has a `Plan.at` of its own, so an interrupted run does not repeat those that were finished; what is
-        done in between must depend on nothing but the networks and the plan.
+        Each fit has a `Plan.at` of its own, so that resuming does not repeat the finished ones; what happens between
+        fits must depend on nothing but the networks and the plan.
         """
         raise TypeError(f"{type(self).__name__} does not say how it trains")
 
@@ -61,20 +61,20 @@ class Once(Procedure):
     """One fit."""
 
     def check_network(self, network: nn.Module, method: Method) -> None:
-        """Raise UserError where a part of the method cannot work with the layers of `network`."""
+        """Raise UserError if a part of the method does not apply to the layers of `network`."""
         try:
             method.prepare(deepcopy(network))
         except ValueError as error:
             raise UserError(str(error)) from None
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
-        """Fit once; the figures are those of the network before."""
+        """Fit once; the figures are those of the network before training, such as its initial sparsity."""
         figures: dict[str, Figure] = {**initial_figures(network, method, plan)}
         return Outcome(*fit(network, method, lesson, plan, engine), figures)
 
 
 def joined(stages: Sequence[Progress]) -> Progress:
-    """The history of several fits as one: `stage` counts them, `epoch` goes on."""
+    """The histories of several fits as one: `stage` counts the fits, `epoch` is counted through all of them."""
     rows = [{"stage": number, **row} for number, stage in enumerate(stages, 1) for row in stage.history]
     history = [{**row, "epoch": epoch} for epoch, row in enumerate(rows, 1)]
     steps, seconds = sum(stage.steps for stage in stages), sum(stage.seconds for stage in stages)

@@ -25,7 +25,7 @@ from kdx.procedures.procedure import Figure, Outcome, Procedure, joined
 from kdx.ranges import Factor, Points
 
 Masks = dict[str, Tensor]
-"""By layer, a bool of the weight's shape: which weights survive."""
+"""The mask of surviving weights by layer name, bool in the weight's shape."""
 Weights = Mapping[str, Tensor]
 Sparsity = Annotated[float, Field(gt=0, lt=1)]
 
@@ -38,10 +38,10 @@ def masks_by_quality(weights: Weights, q: float) -> Masks:
 
 
 def masks_by_fraction(weights: Weights, keep: float) -> tuple[Masks, float]:
-    """Keep the fraction `keep` of all weights, with one quality factor for all layers; give the masks and the factor.
+    """Masks that keep the fraction `keep` of all weights by one quality factor for all layers, and that factor.
 
-    The factor is the smallest ratio of a survivor to its layer's standard deviation. Of weights with this very ratio,
-    the last ones go, so that the number is exact to one weight.
+    The factor is the smallest ratio of a survivor to its layer's standard deviation. Of weights with exactly this ratio
+    the last ones are removed, so that the number of survivors is exact.
     """
     ratios = torch.cat([_relative(weight).flatten() for weight in weights.values()])
     mask = _largest(ratios, max(1, round(keep * len(ratios))))
@@ -51,7 +51,7 @@ def masks_by_fraction(weights: Weights, keep: float) -> tuple[Masks, float]:
 
 
 def masks_by_layer(weights: Weights, sparsity: Mapping[str, float]) -> Masks:
-    """Remove the smallest weights of each layer, this fraction of them, exact to one weight."""
+    """Masks without the smallest weights of each layer, whose fraction `sparsity` gives, exact to one weight."""
     return {
         name: _largest(weight.abs().flatten(), round((1 - sparsity[name]) * weight.numel())).view_as(weight)
         for name, weight in weights.items()
@@ -59,7 +59,7 @@ def masks_by_layer(weights: Weights, sparsity: Mapping[str, float]) -> Masks:
 
 
 def cubic_sparsity(initial: float, final: float, step: int, steps: int) -> float:
-    """s_t = s_f + (s_i - s_f)(1 - t/n)^3 (Zhu and Gupta 2017, eq. 1)."""
+    """The sparsity after t of n steps, s_t = s_f + (s_i - s_f)(1 - t/n)^3 (Zhu and Gupta 2017, eq. 1)."""
     return final + (initial - final) * (1 - step / steps) ** 3
 
 
@@ -80,28 +80,28 @@ def _relative(weight: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """A mask of exactly `count` values: float32 has equal ones, of which the first are taken."""
+    """A mask of exactly `count` of the largest values; of equal ones the first are taken."""
     mask = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     mask[values.argsort(descending=True, stable=True)[:count]] = True
     return mask
 
 
 class _Fits:
-    """The fits of one run, each of which begins with the weights of another."""
+    """The fits of one run, each of which starts from the weights of an earlier network."""
 
     def __init__(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> None:
         self.structure, self.method, self.lesson, self.plan, self.engine = network, method, lesson, plan, engine
         self.progress: list[Progress] = []
 
     def dense(self) -> nn.Module:
-        """What pruning begins with: the trained network, which is the given one where its weights are trained."""
+        """The trained network that pruning starts from: `network` itself if its weights come from a checkpoint."""
         if self.plan.pretrained:
             return self.method.finalize(deepcopy(self.structure)).to(self.engine.device)
         return self._fit(deepcopy(self.structure), "dense")
 
     def pruned(self, trained: nn.Module, masks: Masks, stage: str, lr: float, **trainer: Any) -> nn.Module:
-        """Fit the survivors among the weights of `trained`, which stays as it is; `lr` multiplies the rate."""
-        # A network as it was built, because the trained one has lost the architecture's own dropout.
+        """Fit the surviving weights of a copy of `trained`, at `lr` times the learning rate."""
+        # A copy of the untrained network, because the trained one has lost the architecture's own dropout.
         network = deepcopy(self.structure)
         network.load_state_dict(trained.state_dict())
         prune(network, masks)
@@ -114,29 +114,30 @@ class _Fits:
 
 
 class Pruning(Procedure):
-    """Train, prune by magnitude and train the survivors: last for `retrain_epochs`, at `retrain_lr` times the rate.
+    """Train, prune by magnitude and train the surviving weights; the last fit has `retrain_epochs` epochs.
 
-    Each fit gets a network with exact zeros; the part `masked` holds them there.
+    Its learning rate is `retrain_lr` times the trainer's. Each fit gets a network with exact zeros, which the part
+    `masked` holds at zero.
     """
 
     retrain_epochs: Count
     retrain_lr: Factor
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
-        """Train `network`, unless its weights are trained, and prune it."""
+        """Train `network`, unless its weights come from a checkpoint, and prune it."""
         fits = _Fits(network, method, lesson, plan, engine)
         pruned, figures = self.prune(fits, fits.dense())
         return Outcome(pruned, joined(fits.progress), figures)
 
     @abstractmethod
     def prune(self, fits: _Fits, dense: nn.Module) -> tuple[nn.Module, dict[str, Figure]]:
-        """The pruned and retrained network, and its figures."""
+        """The pruned and retrained network, and the figures for metrics.json."""
 
 
 class IterativePruning(Pruning):
     """Prune and retrain `iterations` times (Han et al. 2015).
 
-    The fraction of weights that survive falls geometrically to `keep`, or the quality factor is `q` every time.
+    The fraction of surviving weights falls geometrically to `keep`, or the quality factor is `q` in every iteration.
     """
 
     iterations: Count
@@ -150,7 +151,7 @@ class IterativePruning(Pruning):
         return self
 
     def prune(self, fits: _Fits, dense: nn.Module) -> tuple[nn.Module, dict[str, Figure]]:
-        """The figures are the quality factor of the last iteration and the fraction of weights that it keeps."""
+        """The network and, as figures, the last iteration's quality factor and fraction of surviving weights."""
         network, q, kept = dense, 0.0, 0.0
         for number in range(1, self.iterations + 1):
             masks, q = self._masks(weight_matrices(network), number)
@@ -168,10 +169,10 @@ class IterativePruning(Pruning):
 
 
 class GradualPruning(Pruning):
-    """Prune each layer in `steps` along a cubic schedule, training `epochs_per_step` in between (Zhu and Gupta 2017).
+    """Prune each layer in `steps` steps along a cubic schedule, with `epochs_per_step` of training after each.
 
-    The final sparsity is `sparsity`, or the highest of `ladder` that raises the validation error by `tolerance` percent
-    points at most; every rung begins with the dense network.
+    The schedule is that of Zhu and Gupta 2017. The final sparsity is `sparsity`, or the highest of `ladder` that raises
+    the validation error by at most `tolerance` percent points; every rung of the ladder starts from the dense network.
     """
 
     sparsity: Sparsity | None
@@ -192,7 +193,7 @@ class GradualPruning(Pruning):
         return self
 
     def check(self, config: Config) -> None:
-        """Refuse a tolerance without validation."""
+        """Raise UserError for a tolerance without a validation set."""
         if self.tolerance is not None and not config.dataset.validation:
             raise UserError(
                 f"method.tolerance: {self.tolerance:g} is not allowed with dataset.validation=0, which leaves no"
@@ -200,7 +201,7 @@ class GradualPruning(Pruning):
             )
 
     def prune(self, fits: _Fits, dense: nn.Module) -> tuple[nn.Module, dict[str, Figure]]:
-        """The figure is the final sparsity, zero where no rung is tolerated; with a ladder, pruning.csv is written."""
+        """The network and, as a figure, its sparsity, 0 if no rung is tolerated; a ladder writes pruning.csv."""
         if self.sparsity is not None:
             return self._pruned_to(fits, dense, self.sparsity), {"pruned_sparsity_percent": 100 * self.sparsity}
         validation = fits.lesson.data.validation
@@ -225,7 +226,7 @@ class GradualPruning(Pruning):
         for step in range(1, self.steps + 1):
             targets = {name: cubic_sparsity(start, final, step, self.steps) for name, start in initial.items()}
             masks = masks_by_layer(weight_matrices(network), targets)
-            # The rate falls in the last fit only.
+            # Only the last fit has the reduced learning rate.
             last = step == self.steps
             constant = {"epochs": self.epochs_per_step, "schedule": "hold", "hold": 1.0}
             trainer = {"epochs": self.retrain_epochs} if last else constant

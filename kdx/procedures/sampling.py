@@ -1,4 +1,4 @@
-"""Stochastic gradient Langevin dynamics as a procedure: samples are kept on the way and make an ensemble (SPEC 6)."""
+"""Stochastic gradient Langevin dynamics as a procedure: an ensemble of samples (Welling and Teh 2011)."""
 
 from copy import deepcopy
 
@@ -16,19 +16,19 @@ from kdx.weights import emptied, load_weights, save_weights
 
 
 class Sampling(Procedure):
-    """One fit, whose network is kept at `samples` epochs' ends, evenly spaced after `burn_in` epochs."""
+    """One fit, of which `samples` networks are kept, evenly spaced after `burn_in` epochs."""
 
     burn_in: NonNegativeInt | None
     samples: PositiveInt
 
     def idle(self) -> dict[str, str]:
-        """The optimizer and its rate, since every parameter moves by `method.eta`."""
+        """The settings of the optimizer, since every parameter moves by `method.eta`."""
         keys = ("lr", "schedule", "hold", "peak", "optimizer", "momentum", "weight_decay")
         reason = "Langevin dynamics, whose step size is method.eta"
         return {f"trainer.{key}": reason for key in keys}
 
     def check(self, config: Config) -> None:
-        """Refuse what would make one network of all samples, and a burn-in that leaves too few epochs."""
+        """Raise UserError for averaging and early stopping, which leave one network, and for too long a burn-in."""
         for key, other in (("patience", "no best epoch"), ("average", "not their average")):
             value = getattr(config.trainer, key)
             if value is not None:
@@ -39,9 +39,9 @@ class Sampling(Procedure):
         self.epochs_kept(config.trainer.epochs)
 
     def epochs_kept(self, epochs: int) -> list[int]:
-        """The epochs, from 1, after which a sample is kept; the last is always one.
+        """The epochs, counted from 1, after which a sample is kept; the last epoch is always one of them.
 
-        Raises UserError where the burn-in does not leave as many.
+        Raises UserError if fewer epochs than samples are left after the burn-in.
         """
         burn_in = epochs // 2 if self.burn_in is None else self.burn_in
         left = epochs - burn_in
@@ -55,11 +55,11 @@ class Sampling(Procedure):
         return [burn_in + left * number // self.samples for number in range(1, self.samples + 1)]
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
-        """Sample, and give the ensemble of the samples that were kept.
+        """Sample; the outcome is the ensemble of the samples.
 
-        Each is a file of the run's folder from the moment it is drawn, so an interrupted run does not lose it.
+        Each sample is written to the run's folder as soon as it is drawn, so that resuming does not lose it.
         """
-        # Named like checkpoints, because that is what they are: they go when the folder is finished.
+        # Named like checkpoints, so that they are removed with them when the run is finished.
         files = {epoch: plan.at(f"sample{epoch}").checkpoint for epoch in self.epochs_kept(plan.trainer.epochs)}
 
         def keep(student: nn.Module, epoch: int) -> None:

@@ -1,4 +1,4 @@
-"""KDDP: train with a penalty on activations, remove the neurons that fell silent, fine-tune the others (SPEC 3)."""
+"""KDDP: train with a penalty on activations, remove the silent neurons, fine-tune the others (KDDP sec. 3.1)."""
 
 import logging
 from copy import deepcopy
@@ -22,25 +22,26 @@ log = logging.getLogger(__name__)
 
 
 class Shrink(Procedure):
-    """`rounds` of two fits each: with the penalty, and without it from the weights of the surviving neurons.
+    """`rounds` rounds of two fits: one with the penalty, one of the surviving neurons without it.
 
-    A neuron survives whose mean activation over the training set reaches `threshold` (KDDP 3.1).
+    A neuron survives if its mean activation over the training set is at least `threshold` (KDDP sec. 3.1). The second
+    fit starts from the surviving weights: kdx's reading of the paper's "retrain".
     """
 
     threshold: PositiveFloat
     rounds: Count
 
     def check_network(self, network: nn.Module, method: Method) -> None:
-        """Raise UserError where the method has no penalty on activations or the network no layer for it."""
+        """Raise UserError if the method has no penalty on activations or the network no layer for it."""
         hidden_layer(network, _activity(method).layer)
 
     def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
-        """Train and shrink in turn; the figures are the layer's final width and how many neurons were removed.
+        """Train and shrink in turn; the figures are the layer's final width and the number of removed neurons.
 
-        Raises UserError where no neuron would be left.
+        Raises UserError if no neuron would be left.
         """
         assert isinstance(network, nn.Sequential), "every network of kdx is a plain sequence of layers"
-        # By name, so that the layer remains the same one when another has more weights than what is left of it.
+        # By name, because after a round another layer may have more weights than this one.
         hidden = hidden_layer(network, _activity(method).layer)
         penalised = replace(method, parts=tuple(_on(part, hidden) for part in method.parts))
         unpenalised = replace(method, parts=tuple(part for part in method.parts if not isinstance(part, Activity)))
@@ -48,7 +49,7 @@ class Shrink(Procedure):
         before = _width(network, hidden)
 
         def stage(name: str, how: Method, student: nn.Sequential) -> nn.Sequential:
-            # The architecture's own dropout, which no trained network has any more, is needed in the next fit.
+            # A trained network has lost the architecture's own dropout, which the next fit needs.
             untrained = deepcopy(student)
             trained, progress = fit(student, how, lesson, plan.at(name), engine)
             stages.append(progress)

@@ -1,1 +1,1 @@
-"""Tables of finished runs, from their files alone: nothing here imports torch."""
+"""Tables and pages of finished runs, from their files alone: nothing here imports torch."""

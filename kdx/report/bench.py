@@ -1,4 +1,4 @@
-"""The inference table of a run."""
+"""The inference table of a run, from `kdx bench`."""
 
 from rich.console import Console
 from rich.text import Text
@@ -11,7 +11,7 @@ from kdx.rounds import Speedup
 
 
 def print_bench(bench: Bench) -> None:
-    """Print how fast the networks of a run are, one table for each number of threads and batch, on standard output."""
+    """Print a run's inference latencies on standard output, one table per number of threads and batch size."""
     screen = layout.console()
     screen.print(Text(bench.title, style="bold").append(f"   run {bench.run.name}", style="not bold"))
     screen.print()

@@ -1,4 +1,4 @@
-"""The tables of a chain of runs: every candidate of every generation, and what pruning left of the accepted ones."""
+"""The tables of a chain of runs: every candidate of every generation, and the pruned accepted members."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ CHAIN, PRUNED = "chain.csv", "pruned.csv"
 # were compared.
 TEXTS = frozenset({"teacher", "accepted", "val_error_percent", "val_loss", "run"})
 NUMBERS = frozenset({"generation", "test_error_percent", "parameters", "C"})
-# C is absent where no weight is left.
+# C is empty if no weight is left.
 PRUNED_TEXTS = frozenset({"val_error_percent", "C", "run"})
 PRUNED_NUMBERS = frozenset({"generation", "test_error_percent", "nonzero_weights"})
 
 
 def print_chain(screen: Console, run: Path) -> None:
-    """Print the chain of the run in folder `run`, where it is one; UserError when its files are damaged."""
+    """Print the chain of the run in folder `run`, if it is one; raises UserError if its files are damaged."""
     rows = read_table(run / CHAIN, TEXTS, NUMBERS)
     if not rows:
         return

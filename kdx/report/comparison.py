@@ -18,7 +18,7 @@ Field = tuple[Column, Callable[[int], str | Text]]
 
 
 def print_comparison(runs: Sequence[Path]) -> None:
-    """Print one row per finished run on standard output, in the order given; UserError when a file is damaged."""
+    """Print one row per finished run on standard output, in the order given; raises UserError if a file is damaged."""
     figures = [read_figures(run) for run in runs]
     settings = [read_settings(run) for run in runs]
     screen = layout.console()
@@ -39,7 +39,7 @@ def print_comparison(runs: Sequence[Path]) -> None:
     if layout.fits(screen, together(shown)) or not (identity or columns):
         layout.show(screen, together(shown), common)
     else:
-        # What the runs are and what came out, in two tables with the same first columns.
+        # If one table is too wide: settings and figures in two tables with the same first columns.
         while shown > 1 and not layout.fits(screen, apart(shown)):
             shown -= 1
         layout.show(screen, apart(shown), common)
@@ -53,7 +53,7 @@ def print_comparison(runs: Sequence[Path]) -> None:
 
 
 def _identity(figures: Sequence[Figures]) -> tuple[str, list[Field]]:
-    """What all runs have in common as a title, and a column for whatever of it differs."""
+    """A title of what all runs have in common, and a column for each identifying field in which they differ."""
     common, fields = [], []
     for key, kind in (
         ("dataset", layout.words),

@@ -1,4 +1,4 @@
-"""The settings in which runs differ, and how they are called and written."""
+"""The settings in which runs differ: which, their short names and their values as text."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from kdx.identity import changes_result
 from kdx.report import formatting
 
-# Where there is a further teacher, its name tells it.
+# Follows from the name of the further teacher.
 TOLD = frozenset({"teacher2", "teacher3"})
 # Settings that have a column of their own.
 SHOWN = frozenset({"seed", "trainer.epochs", "method.name", "student.name"})
-# What a group's name implies (the widths of a network, the parts of a method) is not told again beside the name.
+# Settings that follow from a group's name (the widths of a network, the parts of a method).
 IMPLIED = {
     "dataset.": "dataset.name",
     "teacher.": "teacher.name",
@@ -25,7 +25,7 @@ MISSING = object()
 
 
 def setting_text(value: Any) -> str:
-    """A setting as the user would type it; a dash where a run has no such setting."""
+    """A setting as the user would type it; a dash if a run has no such setting."""
     match value:
         case None:
             return "null"
@@ -40,7 +40,7 @@ def setting_text(value: Any) -> str:
 
 
 def differing_keys(settings: Sequence[Settings]) -> list[str]:
-    """Dotted keys whose values differ between the runs: method and trainer first, then what every run has."""
+    """The dotted keys whose values differ between runs: method and trainer first, then those of all runs."""
     keys = list(dict.fromkeys(key for run in settings for key in run))
     found = [key for key in keys if _tells_apart(key, settings)]
     return sorted(
@@ -49,7 +49,7 @@ def differing_keys(settings: Sequence[Settings]) -> list[str]:
 
 
 def is_hidden(key: str) -> bool:
-    """Whether a setting cannot change a result, or is told by another."""
+    """Whether a setting cannot change a result, or follows from another one that is shown."""
     return key in TOLD or key.startswith("hydra.") or not changes_result(key)
 
 
@@ -70,7 +70,7 @@ def _tells_apart(key: str, settings: Sequence[Settings]) -> bool:
 
 
 def shortest_names(keys: Iterable[str], among: Iterable[str]) -> dict[str, str]:
-    """The shortest ending of every dotted key that names no other key."""
+    """The shortest suffix of every dotted key that identifies it."""
     among = list(among)
     labels = {}
     for key in keys:

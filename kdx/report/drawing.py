@@ -1,4 +1,4 @@
-"""What all pictures share: size, type, colours, and files that are the same for the same figures."""
+"""Common style of all figures: size, font, colours; the same figures give the same files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ MARKERS = "osD^vP*X"
 
 
 def save(canvas: Canvas, stem: Path) -> list[Path]:
-    """Write `stem`.svg and .png atomically, without dates, and give both."""
+    """Write `stem`.svg and .png atomically, without dates; return both paths."""
     paths = []
     for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         paths.append(stem.with_name(f"{stem.name}.{suffix}"))
@@ -48,13 +48,13 @@ def save(canvas: Canvas, stem: Path) -> list[Path]:
 def canvas_of(
     rows: int = 1, columns: int = 1, *, height_ratios: Sequence[float] | None = None, **options: Any
 ) -> tuple[Canvas, list[Axes]]:
-    """A figure with panels, all of them in one list."""
+    """A figure with a grid of panels, and its panels as one list."""
     canvas = Canvas(layout="constrained", **options)
     return canvas, list(canvas.subplots(rows, columns, squeeze=False, height_ratios=height_ratios).flat)
 
 
 def label_logarithmic(axis: Axis) -> None:
-    """Label 1, 2, 5, 10, ... on a logarithmic axis, 2,000 rather than 2 x 10^3, and nothing between them."""
+    """Label 1, 2, 5, 10, ... on a logarithmic axis, as 2,000 rather than 2 x 10^3, without minor labels."""
     axis.set_major_locator(LogLocator(10, (1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -5,7 +5,7 @@ from kdx.report import formatting, layout
 
 
 def print_export(exported: Exported) -> None:
-    """Print what an exported file is, beside the student of its run, on standard output."""
+    """Print an exported file's figures, beside those of the student of its run, on standard output."""
     screen = layout.console()
     content = layout.table(
         layout.words(""), layout.numbers("student"), layout.numbers(exported.format), layout.words("")

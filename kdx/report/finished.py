@@ -16,7 +16,7 @@ NAMES = ("run_id", "dataset", "method", "student")
 TEXTS = frozenset({*NAMES, "teacher", "device", "csr_runtime", "kdx_version", "torch_version"})
 AMBIGUOUS_SHOWN = 4
 NOT_RECORDED = "not recorded"
-"""A fact of a run from before kdx recorded it."""
+"""The text for a fact that was not yet recorded when the run was made."""
 
 Figures = dict[str, Any]
 
@@ -26,9 +26,9 @@ class Unfinished(UserError):
 
 
 def finished_run(path_or_id: str, outputs: Path) -> Path:
-    """The folder of the finished run that is named by its folder, its id or the unique beginning of its id.
+    """The folder of the finished run with this folder, id, or unique beginning of an id.
 
-    Ids are looked up under `outputs`/runs/<dataset>/<student>/<method>/. Raises UserError when the run is absent,
+    Ids are looked up under `outputs`/runs/<dataset>/<student>/<method>/. Raises UserError if the run is missing,
     ambiguous, unfinished or damaged.
     """
     folder = _folder(path_or_id)
@@ -42,7 +42,7 @@ def finished_run(path_or_id: str, outputs: Path) -> Path:
 
 
 def read_figures(run: Path) -> Figures:
-    """The content of metrics.json: names are texts, all else numbers or None; UserError when absent or damaged."""
+    """The content of metrics.json: names as texts, all else numbers or None; raises UserError if missing or damaged."""
     path = run / METRICS
     try:
         content = json.loads(path.read_bytes())
@@ -69,7 +69,7 @@ def read_figures(run: Path) -> Figures:
 
 
 def number(figures: Figures, key: str) -> float | None:
-    """A figure that is a number, or None where there is none; UserError when it is something else."""
+    """A numerical figure, or None if there is none; raises UserError if it is something else."""
     value = figures.get(key)
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
@@ -77,7 +77,7 @@ def number(figures: Figures, key: str) -> float | None:
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """The settings of config.yaml by dotted key (lists are values); UserError when absent or damaged."""
+    """The settings of config.yaml by dotted key (lists are values); raises UserError if missing or damaged."""
     path = run / "config.yaml"
     check_seal(path)
     try:
@@ -94,9 +94,9 @@ def read_settings(run: Path) -> dict[str, Any]:
 def read_table(
     path: Path, texts: frozenset[str], numbers: frozenset[str], optional: frozenset[str] = frozenset()
 ) -> list[dict[str, Any]]:
-    """The rows of a CSV file by column, `numbers` as float; none when there was never one, UserError when damaged.
+    """The rows of a CSV file by column, `numbers` as float; no rows if there is no file; UserError if it is damaged.
 
-    Numbers that are `optional` are None where the cell is empty or the file has no such column.
+    Numbers that are `optional` are None if the cell is empty or the file has no such column.
     """
     check_seal(path)
     try:
@@ -117,7 +117,7 @@ def read_table(
 
 
 def execution_text(figures: Figures) -> str:
-    """How a run was executed, as far as it is recorded: such as "cpu, 1 thread, fp32, eager"."""
+    """How a run was executed, as far as that is recorded, such as "cpu, 1 thread, fp32, eager"."""
     threads = figures.get("threads")
     words = [figures.get("device"), threads and f"{threads} thread{'' if threads == 1 else 's'}"]
     words += [figures.get("precision"), figures.get("execution")]
@@ -125,14 +125,14 @@ def execution_text(figures: Figures) -> str:
 
 
 def check_seal(path: Path) -> None:
-    """Raise UserError where a file of a finished run is gone or is not what was written."""
+    """Raise UserError if a file of a finished run is missing or has changed."""
     reason = seal.flaw(path)
     if reason:
         raise _damaged(path, reason)
 
 
 def flat(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Groups within groups by dotted key; lists are values."""
+    """Nested groups as one mapping by dotted key; lists are values."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

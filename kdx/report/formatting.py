@@ -1,33 +1,33 @@
-"""Numbers as text, alike in tables, on pages and in files."""
+"""How figures and tests are written as text, the same in all reports."""
 
 ABSENT = "-"
 
 
 def decimals(value: float) -> int:
-    """Two decimals, fewer for large numbers."""
+    """The number of decimals to show: two, fewer for large numbers."""
     return 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
 
 
 def with_interval(mean: float, half_width: float | None) -> str:
-    """Such as `1.58 ± 0.05`; the mean alone where there is no interval."""
+    """The mean and half of its interval, such as `1.58 ± 0.05`; the mean alone if there is no interval."""
     places = decimals(mean)
     text = f"{mean:,.{places}f}"
     return text if half_width is None else f"{text} ± {half_width:,.{places}f}"
 
 
 def counted(n: int, of: int) -> str:
-    """Such as ` (2 of 3)` behind the mean of those seeds that have a figure; empty where all have it."""
+    """Such as ` (2 of 3)`, after a mean over only those seeds that have the figure; empty if all have it."""
     return f" ({n} of {of})" if n < of else ""
 
 
 def signed(difference: float, places: int) -> str:
-    """Such as `-0.30`; a difference that so many places would show as zero has one digit instead, such as -0.0002."""
+    """A signed difference such as `-0.30`, with one digit, such as -0.0002, if `places` decimals would show zero."""
     text = f"{difference:+,.{places}f}"
     return text if difference == 0 or float(text.replace(",", "")) else f"{difference:+.1g}"
 
 
 def t_test(answer: str, t: float | None, df: float | None, p: float | None) -> str:
-    """Such as `t = 9.46, df 16.7, p = 4.1e-08`; `exact` behind an answer that needs no test."""
+    """A test as text, such as `t = 9.46, df 16.7, p = 4.1e-08`; `exact` for an answer that needs no test."""
     if t is None or df is None or p is None:
         return {"untested": "–", "undecided": "not possible"}.get(answer, "exact")
     return f"t = {t:.2f}, df {df:.1f}, p = {p:.3g}"
@@ -44,7 +44,7 @@ def percent(value: float | None) -> str:
 
 
 def sparsity(weights: float, nonzero: float) -> str:
-    """The percentage of zeros; never rounded to 100 or 0 when it is neither."""
+    """The percentage of zeros, never rounded to 100 or 0 unless it is exactly that."""
     zero = 100 * (weights - nonzero) / weights if weights else 0.0
     if nonzero and f"{zero:.2f}" == "100.00":
         return ">99.99"
@@ -62,7 +62,7 @@ def ratio(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes, in kB (1,000 bytes) or MB (1,000,000 bytes) where that is shorter."""
+    """Bytes, in kB (1,000 bytes) or MB (1,000,000 bytes) if that is shorter."""
     if value is None:
         return ABSENT
     if value < 1_000:
@@ -79,7 +79,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, or minutes and hours where it is long."""
+    """Seconds, or minutes and hours if it is long."""
     if seconds is None:
         return ABSENT
     if seconds < 60:

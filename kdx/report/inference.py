@@ -1,4 +1,4 @@
-"""The files that `kdx bench` leaves in a run's folder, read again."""
+"""Reads the files that `kdx bench` writes into a run's folder."""
 
 import json
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ HASH = "sha256"
 
 
 class Timed(Record):
-    """One network in one form and runtime: microseconds for one batch, and the bytes of its file where it has one.
+    """One network in one form and runtime: microseconds for one batch, and the bytes of its file, if it has one.
 
-    `against_...` is how many times as fast it is as the dense student and as the teacher, with its interval. It is None
-    where the interval says that it is noise, and all three where there is none.
+    `against_...` is its speedup over the dense student and over the teacher, with the 95 % interval. The speedup is
+    None if the interval is too wide to tell, and all three are None without a comparison.
     """
 
     network: str
@@ -40,7 +40,7 @@ class Timed(Record):
 
     @property
     def name(self) -> str:
-        """The student's form, or the teacher."""
+        """The student's form, or `teacher`."""
         return self.network if self.network == "teacher" else self.form
 
 
@@ -49,14 +49,14 @@ COLUMNS = tuple(Timed.model_fields)
 
 @dataclass(frozen=True)
 class Inference:
-    """The timings of a run and the machine on which they were taken."""
+    """The timings of a run, and the machine on which they were measured."""
 
     timings: list[Timed]
     machine: dict[str, Any]
 
 
 def read_inference(run: Path) -> Inference | None:
-    """What `kdx bench` measured of the run in the folder `run`, or None; Damaged where a file does not fit."""
+    """The timings that `kdx bench` wrote into the folder `run`, or None; raises Damaged if a file does not fit."""
     place = run / PLACE
     # The machine is written last, so a table without it is that of a measurement that was killed.
     if not (run / TABLE).exists() or not place.exists():

@@ -1,4 +1,4 @@
-"""How tables look on a terminal, whose width never cuts a number."""
+"""The layout of tables on a terminal, which never truncates a number."""
 
 from typing import IO
 
@@ -13,7 +13,7 @@ WARNING = "bold red"
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """Standard output: as wide as the terminal but at least 80 columns, exactly 80 and without colour when piped."""
+    """Standard output: as wide as the terminal but at least 80 columns; exactly 80, without colour, if piped."""
     screen = Console(file=file, highlight=False, markup=False, emoji=False)
     screen.width = max(WIDTH, screen.width) if screen.is_terminal else WIDTH
     return screen
@@ -37,12 +37,12 @@ def numbers(header: str) -> Column:
 
 
 def fits(screen: Console, content: Table) -> bool:
-    """Whether `content` can be shown without folding any cell."""
+    """Whether `content` fits on the console without folding a cell."""
     return Measurement.get(screen, screen.options.update(width=10_000), content).maximum <= screen.width
 
 
 def show(screen: Console, content: Table, title: str = "") -> None:
-    """Print `title`, `content` and an empty line, on a wider console where the numbers need one."""
+    """Print `title`, `content` and an empty line, on a wider console if the numbers need one."""
     if title:
         screen.print(Text(title, style="bold"))
     usual = screen.width
@@ -53,5 +53,5 @@ def show(screen: Console, content: Table, title: str = "") -> None:
 
 
 def warn(screen: Console, text: str) -> None:
-    """Print a warning that cannot be overlooked."""
+    """Print a conspicuous warning."""
     screen.print(Text(f"WARNING: {text}", style=WARNING))

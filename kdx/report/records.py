@@ -1,4 +1,4 @@
-"""Files of results as validated records; a file that does not fit raises Damaged."""
+"""Result files read as validated records; a file that does not fit raises Damaged."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from kdx.errors import one_line
 
 
 class Damaged(ValueError):
-    """A file that is absent, cut off or not what it should be; the message says why, without its path."""
+    """A file is missing, truncated or has wrong content; the message is the reason, without the path."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(why)
@@ -21,7 +21,7 @@ class Damaged(ValueError):
 
 
 class Record(BaseModel):
-    """A part of a file of results; what a later version adds is passed over."""
+    """A part of a result file; unknown fields, as of a later version, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -31,7 +31,7 @@ R = TypeVar("R", bound=BaseModel)
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with the file within into Damaged; it is that already where it was changed."""
+    """Check the file's hash, and turn any error within the context into Damaged."""
     reason = seal.flaw(path)
     if reason:
         raise Damaged(path, reason)
@@ -45,13 +45,13 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_record(path: Path, kind: type[R]) -> R:
-    """The content of a JSON file."""
+    """The content of a JSON file as a record; raises Damaged."""
     with reading(path):
         return kind.model_validate_json(path.read_bytes())
 
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:
-    """The lines of a CSV file; an empty cell has its field's default."""
+    """The rows of a CSV file as records; an empty cell has its field's default; raises Damaged."""
     required = [key for key, field in kind.model_fields.items() if field.is_required()]
     with reading(path):
         return [
@@ -61,7 +61,7 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 
 
 def read_lines(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
-    """The lines of a CSV file with the `required` columns as texts, each with as many cells as the header."""
+    """The rows of a CSV file as texts; raises Damaged if a `required` column or a cell is missing."""
     with reading(path), path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file, strict=True)
         if not table.fieldnames:

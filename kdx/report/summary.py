@@ -1,4 +1,4 @@
-"""The result of a sweep: every experiment once, with the mean and the 95 % interval over its seeds."""
+"""The summary of a sweep: each experiment once, with mean and 95 % interval over its seeds."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ FIGURES = (
 PARTS = ("mean", "sd", "ci95_low", "ci95_high")
 
 Content = tuple[Settings, Figures]
-"""What a run is: its settings by dotted key and its figures."""
+"""A run's settings by dotted key, and its figures."""
 Key = tuple[tuple[str, "str | Key"], ...]
-"""What runs of one experiment have in common: names and values."""
+"""The settings that runs of one experiment share, as names and values."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The finished runs of one experiment, which differ in nothing but their seed; `lacking` are the other seeds."""
+    """The runs of one experiment, which differ only in their seed; `lacking` are the seeds that did not finish."""
 
     settings: Settings
     figures: list[Figures]
@@ -40,38 +40,38 @@ class Group:
 
     @property
     def asked(self) -> int:
-        """How many runs there would be."""
+        """The number of runs, finished or not."""
         return len(self.figures) + len(self.lacking)
 
     @property
     def executions(self) -> list[str]:
-        """The ways in which the runs were executed: more than one where what only rounds differs between them."""
+        """The ways in which the runs were executed; several ways differ in float32 rounding only."""
         return list(dict.fromkeys(map(execution_text, self.figures)))
 
     def estimate(self, key: str) -> Estimate | None:
-        """The estimate over the finished runs, or None when one of them does not have the figure, or there is none."""
+        """The estimate of a figure over the finished runs; None if there is no run or a run lacks the figure."""
         values = [number(one, key) for one in self.figures]
         found = [value for value in values if value is not None]
         return Estimate(tuple(found)) if found and len(found) == len(values) else None
 
 
 def groups_of(runs: Iterable[Path | Settings]) -> list[Group]:
-    """The runs by experiment, in the order given; UserError when a file is damaged.
+    """The runs grouped by experiment, in the order given; raises UserError if a file is damaged.
 
-    A run is the folder of a finished one, or the settings of one without a result, whose seed its experiment lacks;
-    none may come twice. The teacher's seed, or that of the run whose weights are a checkpoint, may vary along with
-    `seed`, as in teacher.seed=${seed}; where one seed meets several of them, these are experiments of their own.
+    A run is the folder of a finished one, or the settings of one without a result, whose seed is then lacking; no run
+    may be given twice. The teacher's seed, or that of the run whose weights are the checkpoint, may vary along with
+    `seed`, as in teacher.seed=${seed}; if one seed occurs with several of them, these are separate experiments.
     """
     return grouped([read_run(run) if isinstance(run, Path) else (run, Figures()) for run in runs])
 
 
 def read_run(run: Path) -> Content:
-    """The settings of a finished run by dotted key, and its figures; UserError when a file is damaged."""
+    """The settings of a finished run by dotted key, and its figures; raises UserError if a file is damaged."""
     return read_settings(run), read_figures(run)
 
 
 def grouped(runs: Sequence[Content]) -> list[Group]:
-    """What `groups_of` gives, of runs that are read already; those that failed have no figures."""
+    """`groups_of` for runs that have been read already; runs that failed have no figures."""
     groups: list[Group] = []
     for wide in _split(runs, SEEDS):
         seeds = [settings[SEED] for settings, _ in wide]
@@ -85,9 +85,9 @@ def grouped(runs: Sequence[Content]) -> list[Group]:
 
 
 def _seeds_apart(groups: Iterable[list[Content]]) -> Iterator[list[Content]]:
-    """The groups, but every run alone where two have one seed: something that is no setting told them apart.
+    """The groups, but with every run alone in those in which two runs have the same seed.
 
-    Such as what a file of weights held when they began.
+    Such runs differ in something that is no setting, such as the content of their checkpoint file.
     """
     for members in groups:
         seeds = {settings.get(SEED) for settings, _ in members}
@@ -95,7 +95,7 @@ def _seeds_apart(groups: Iterable[list[Content]]) -> Iterator[list[Content]]:
 
 
 def _split(runs: Sequence[Content], varying: frozenset[str]) -> list[list[Content]]:
-    """The runs that agree in all settings that matter but `varying`."""
+    """The runs, grouped by all settings that can change a result, but for `varying`."""
     found: dict[Key, list[Content]] = {}
     for settings, figures in runs:
         found.setdefault(_key(settings, varying), []).append((settings, figures))
@@ -103,7 +103,7 @@ def _split(runs: Sequence[Content], varying: frozenset[str]) -> list[list[Conten
 
 
 def _key(settings: Settings, varying: frozenset[str]) -> Key:
-    """All settings that matter but `varying`, as texts."""
+    """All settings that can change a result, but for `varying`, as texts."""
     names = (name for name in sorted(settings) if name not in varying and not is_hidden(name))
     # Weights that a run left vary with its seed, as a teacher does with its own.
     pooled = varying >= TEACHER_SEEDS
@@ -111,8 +111,9 @@ def _key(settings: Settings, varying: frozenset[str]) -> Key:
 
 
 def _meaning(name: str, value: Any, *, pooled: bool) -> str | Key:
-    """A setting as text; of weights that a finished run left, as to a chain's next one, where they are pooled over its
-    seeds, its settings without them.
+    """A setting as text; for a checkpoint written by a finished run, if seeds are pooled, that run's settings.
+
+    That run's own seed is left out, as for the generations of a chain.
     """
     if pooled and name.rpartition(".")[2] == "checkpoint" and value is not None:
         run, file = Path(str(value)).parent, Path(str(value)).name
@@ -122,7 +123,7 @@ def _meaning(name: str, value: Any, *, pooled: bool) -> str | Key:
 
 
 def print_summary(groups: Sequence[Group]) -> None:
-    """Print mean, standard deviation and interval of each experiment, where any was run with more than one seed."""
+    """Print mean, standard deviation and 95 % interval of each experiment, if any has more than one seed."""
     if all(group.asked == 1 for group in groups):
         return
     settings = [group.settings for group in groups]
@@ -141,7 +142,7 @@ def print_summary(groups: Sequence[Group]) -> None:
 
 
 def _table(groups: Sequence[Group], keys: Sequence[str], labels: Mapping[str, str]) -> Table:
-    # Where data sets and teachers differ, their settings say so.
+    # If data sets and teachers differ, their settings are shown.
     names = ["method", *(name for name in ("student", "epochs") if len({_name(group, name) for group in groups}) > 1)]
     content = layout.table(
         *map(layout.words, (*names, *(labels[key] for key in keys))),
@@ -172,9 +173,9 @@ def _text(of: Estimate | None) -> str:
 
 
 def write_summary(path: Path, groups: Sequence[Group]) -> None:
-    """Write one row per experiment: what it is, the settings that differ, its runs, and the estimate of each figure.
+    """Write one row per experiment: its name, the settings that differ, its runs, and the estimate of each figure.
 
-    `n` runs with these `seeds` finished, and those `lacking` did not.
+    The `n` runs with `seeds` have finished, those with the seeds `lacking` have not.
     """
     keys = differing_keys([group.settings for group in groups])
     differing = [key for key in keys if key not in ("dataset.name", "teacher.name")]
@@ -199,7 +200,7 @@ def _cells(group: Group) -> Iterable[tuple[str, float | None]]:
 
 
 def _name(group: Group, key: str) -> str:
-    """What the runs of a group have in common, or both ends where early stopping makes it differ."""
+    """A value that the runs of a group share, or its range if early stopping makes it differ."""
     values = sorted({one[key] for one in group.figures if one.get(key) is not None})
     if not group.figures:
         return str(group.settings.get("trainer.epochs" if key == "epochs" else f"{key}.name", formatting.ABSENT))
@@ -211,7 +212,7 @@ def _joined(group: Group, key: str) -> str:
 
 
 def write_failures(path: Path, failures: Sequence[Mapping[str, Any]]) -> None:
-    """Write one row per job without a run (job, overrides, reason), or remove the file where there is none."""
+    """Write one row per job without a run (job, overrides, reason), or remove the file if there is none."""
     if failures:
         write_csv(path, ["job", "overrides", "reason"], failures)
     else:

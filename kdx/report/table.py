@@ -24,12 +24,12 @@ LAYER_TEXTS = frozenset({"layer", "shape"})
 LAYER_NUMBERS = frozenset({"weights", "nonzero", "dense_bytes", "csr_bytes"})
 LATENCY_TEXTS = frozenset({"device", "runtime"})
 LATENCY_NUMBERS = frozenset({"threads", "batch", "median_ms", "p10_ms", "p90_ms", "repetitions"})
-# Earlier versions have no such columns: they did not compare round by round.
+# Optional, since earlier versions did not compare round by round.
 LATENCY_RATIOS = ("against_dense", "against_dense_low", "against_dense_high")
 
 
 def print_run(run: Path) -> None:
-    """Print the result of the finished run in folder `run` on standard output; UserError when a file is damaged."""
+    """Print the result of the finished run in folder `run` on standard output; UserError if a file is damaged."""
     figures = read_figures(run)
     layers = read_table(run / "layers.csv", LAYER_TEXTS, LAYER_NUMBERS)
     latencies = read_table(run / "latency.csv", LATENCY_TEXTS, LATENCY_NUMBERS, frozenset(LATENCY_RATIOS))
@@ -157,9 +157,9 @@ def _print_latencies(screen: Console, rows: list[dict[str, Any]]) -> None:
 
 
 def against(ratio: float | None, low: float | None, high: float | None) -> Text:
-    """How many times as fast, with the interval below; slower is shown so that it is seen.
+    """A speedup with its interval below it; slower ones are highlighted.
 
-    What has an interval but no ratio is too noisy, and what has no interval was not compared.
+    An interval without a ratio means that it is too noisy; neither means that there was no comparison.
     """
     if not low or not high:
         return Text(formatting.ABSENT)

@@ -1,13 +1,13 @@
-"""Results that must not pass for results."""
+"""Warnings about figures that must not be taken for results."""
 
 from kdx.report.finished import Figures, number
 
-# Runs from before metrics.json had the number of classes were all of ten.
+# For runs without the number of classes in metrics.json, which all had ten.
 CLASSES = 10
 
 
 def warnings_of(figures: Figures) -> list[str]:
-    """What makes the figures of a run worthless, or those of another method than it says, one line each."""
+    """Why a run's figures are worthless, or of another method than the run's name says, one line each."""
     found = []
     if number(figures, "lambda_V_reached") == 0:
         found.append("the KL had no weight in any epoch: its warm-up begins where the training ends.")
@@ -23,6 +23,6 @@ def warnings_of(figures: Figures) -> list[str]:
 
 
 def _chance_error_percent(classes: float) -> float:
-    """The test error without skill: that of guessing, less five points or half of what guessing gets right."""
+    """The error that counts as chance: that of guessing minus 5 points, or half of guessing's accuracy if less."""
     right = 100 / classes
     return 100 - right - min(5, right / 2)

@@ -1,1 +1,1 @@
-"""The papers' tables: rows, published numbers, claims, statistics."""
+"""Reproduction of the papers' tables and figures: their runs, published numbers, claims and statistics."""

@@ -1,4 +1,4 @@
-"""How long the runs of a table are."""
+"""Budgets: how long the runs of a table are trained."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What the runs say: every cell beside the published number, every claim with its test."""
+"""Compares the runs with the paper: every cell with its published number, every claim with its test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ Verdict = Literal["better", "equal", "worse", "differs", "one seed", ""]
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of a row over its seeds, and the published number as text.
+    """The estimate of a figure over the seeds of a row, and the published number as text.
 
-    `ours` is None where no run has it. `lacking` are the seeds without it where others have it: those alone are a
-    selection, and are not judged. `complete` says that every run of the row finished, so that a figure which is absent
-    does not exist.
+    `ours` is None if no run has the figure. `lacking` are the seeds without it if others have it: the others alone
+    would be a selection, so there is no verdict. `complete` says that every run of the row has finished, so that a
+    missing figure does not exist.
     """
 
     row: str
@@ -35,19 +35,19 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the published one, where no seed lacks it."""
+        """Our mean minus the published number, unless a seed is lacking."""
         return None if self.lacking else difference_of(self.ours, self.published)
 
     @property
     def counted(self) -> str:
-        """Such as ` (2 of 3)`, to stand behind our number; empty where no seed lacks it."""
+        """Such as ` (2 of 3)`, to follow our number; empty if no seed is lacking."""
         n = self.ours.n if self.ours else 0
         return formatting.counted(n, n + len(self.lacking))
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A claim, what the runs answer, and the numbers behind it; `reason` says why it could not be tested."""
+    """A claim with its answer and the numbers behind it; `reason` says why it could not be tested."""
 
     claim: Claim
     answer: Answer
@@ -63,9 +63,9 @@ def cells_of(table: PaperTable, done: Sequence[Done]) -> list[Cell]:
 
 
 def check_claims(table: PaperTable, cells: Sequence[Cell]) -> list[Checked]:
-    """Every claim of the table: holds or fails where a t test says so (p < 0.05) or none is needed, else undecided.
+    """Every claim of the table: it holds or fails if a t test says so (p < 0.05) or none is needed, else is undecided.
 
-    It is untested where no run tells of it, and undecided, without a test, where some seeds of a row do not.
+    It is untested if there is no run for it, and undecided, without a test, if seeds of a row are lacking.
     """
     by_place = {(cell.row, cell.column): cell for cell in cells}
     return [_checked(claim, table.columns[claim.column], by_place) for claim in table.claims]
@@ -90,9 +90,10 @@ def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cel
 
 
 def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Verdict:
-    """How ours compares with the published number, which counts as equal within the interval or its own rounding.
+    """How ours compares with the published number: equal if within our interval or the published number's rounding.
 
-    With one seed there is no interval: better or worse is not said, unless the column has no direction or is exact.
+    With one seed there is no interval, so neither better nor worse is said, unless the column has no direction or is
+    exact.
     """
     difference = difference_of(ours, printed)
     if ours is None or printed is None or difference is None:
@@ -107,7 +108,7 @@ def verdict_of(ours: Estimate | None, printed: str | None, column: Column) -> Ve
 
 
 def difference_of(ours: Estimate | None, printed: str | None) -> float | None:
-    """Ours less the published number, where there are both."""
+    """Our mean minus the published number, if there are both."""
     if ours is None or printed is None:
         return None
     mean, published = ours.mean, float(printed)
@@ -116,7 +117,7 @@ def difference_of(ours: Estimate | None, printed: str | None) -> float | None:
 
 
 def _rounding(printed: str) -> float:
-    """Half of the last printed digit: 1.88 may be anything from 1.875 to 1.885."""
+    """Half a unit of the last printed digit: 1.88 stands for 1.875 to 1.885."""
     return 0.5 * 10.0 ** exponent_of(Decimal(printed))
 
 

@@ -1,4 +1,4 @@
-"""`kdx reproduce`: a paper's table, or all of them, beside the published numbers."""
+"""`kdx reproduce`: tables and figures of the papers, beside the published numbers."""
 
 import logging
 import sys
@@ -44,7 +44,7 @@ SEEDS_MOST = 100
 
 
 def main(words: Sequence[str]) -> int:
-    """`kdx reproduce`: the tables that are named, or with -l the list of all."""
+    """`kdx reproduce`: the tables that are named, or their list with -l; returns the exit code."""
     options, names = split_options(words, ("-l", "--list"))
     if options:
         print(listing())
@@ -53,7 +53,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def reproduce(words: Sequence[str]) -> int:
-    """Reproduce the tables that `words` name; 0 when every run finished, else 1; UserError for wrong words."""
+    """Reproduce the named tables; returns 0 if every run finished, else 1; raises UserError for wrong arguments."""
     names, order = parsed(words)
     share_cores()
     if order.launcher:
@@ -94,7 +94,7 @@ def reproduce(words: Sequence[str]) -> int:
 def _recorded(
     table: PaperTable, jobs: Sequence[Job], order: Order, elsewhere: Mapping[str, Content]
 ) -> dict[int, Done]:
-    """The jobs that an earlier table tells of, where the order takes them; a warning where it will forget them."""
+    """The jobs whose results an earlier table records, if `order` allows; warns if the new table will drop them."""
     folder = folder_of(table.name, order)
     if order.recorded:
         return read_recorded(folder, table, jobs, elsewhere)
@@ -110,14 +110,14 @@ def _recorded(
 
 
 def listing() -> str:
-    """One line for each table."""
+    """The list of all tables, one line each."""
     titles = {name: load_table(name).title for name in table_names()}
     width = max(map(len, titles))
     return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())
 
 
 def folder_of(name: str, order: Order) -> Path:
-    """Where a table is written: another budget than the paper's has a folder of its own, and so have other settings."""
+    """The folder of a table; other budgets than the paper's, and other settings, have folders of their own."""
     given = [word for word in order.overrides if word.partition("=")[0] == "outputs"]
     # As the runs understand it, which may be quoted, or take it from the environment.
     outputs = Path(single(given).outputs) if given else outputs_folder()
@@ -125,7 +125,7 @@ def folder_of(name: str, order: Order) -> Path:
 
 
 def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
-    """The names of tables, and the options beside them; other KEY=VALUE words are overrides."""
+    """The names of tables and the options; other KEY=VALUE arguments are overrides."""
     options = {"rows": "*", "seeds": "3", "budget": "paper", "train": "true", "recorded": "false"}
     names, overrides, launcher, given = [], [], [], dict[str, str]()
     for word in words:

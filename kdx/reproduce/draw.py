@@ -1,4 +1,4 @@
-"""Figures with matplotlib, as SVG and PNG, legible in a paper's column."""
+"""The figures of the papers, drawn with matplotlib as SVG and PNG for a paper's column."""
 
 from collections.abc import Sequence
 from math import nan
@@ -21,7 +21,7 @@ from kdx.reproduce.tables import PaperTable
 
 
 def draw(folder: Path, table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell]) -> None:
-    """Write figure.svg and figure.png of a table that is a figure, and weights.csv where it shows weights."""
+    """Write figure.svg and figure.png of a table that is a figure, and weights.csv if it shows weight histograms."""
     histograms: Histograms = {}
     if isinstance(table.figure, Weights):
         histograms = histograms_of(done, read_histograms(folder))
@@ -33,7 +33,7 @@ def draw(folder: Path, table: PaperTable, order: Order, done: Sequence[Done], ce
 def picture(
     table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell], histograms: Histograms
 ) -> Canvas:
-    """The figure of a table that is one, marked where its runs are not the paper's; ValueError for another table."""
+    """The figure of a table, marked if its runs are not the paper's; raises ValueError for a table without one."""
     match table.figure:
         case Lines() as lines:
             canvas = _lines(table, lines, cells)
@@ -43,7 +43,7 @@ def picture(
             canvas = _weights(done, histograms)
         case None:
             raise ValueError(f"{table.name} is no figure")
-    # Nobody shall take such a picture for a result.
+    # Marked, so that it is not taken for a result.
     if order.budget != "paper":
         canvas.suptitle(f"budget={order.budget}: not a result", color="#b00020")
     elif order.changes:
@@ -60,11 +60,11 @@ def _lines(table: PaperTable, lines: Lines, cells: Sequence[Cell]) -> Canvas:
         rows = [(row.x, shown[label]) for label, row in table.rows.items() if row.x is not None and row.series == name]
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         if any(cell.ours for _, cell in rows):
-            # What is missing interrupts the line.
+            # A missing value interrupts the line.
             places = [x for x, _ in rows]
             means = [nan if cell.ours is None else cell.ours.mean for _, cell in rows]
             errors = [0.0 if cell.ours is None else cell.ours.half_width or 0.0 for _, cell in rows]
-            # The colours repeat after a while; then the marks are white.
+            # When the colours repeat, the marks are white.
             fill = colour if number < len(COLOURS) else "white"
             axes.plot(places, means, color=colour, marker=marker, markerfacecolor=fill, label=name)
             axes.errorbar(places, means, errors, fmt="none", color=colour, capsize=1.5, elinewidth=0.6)
@@ -114,7 +114,7 @@ def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:
         panel: any(by_place[label, column].ours for label in labels for column in bars.y)
         for panel, labels in panels.items()
     }
-    # Where nothing was run there is one line that says so.
+    # Without any run, one line says so.
     heights = [0.45 + 0.17 * len(labels) * len(bars.y) if told[panel] else 0.25 for panel, labels in panels.items()]
     canvas, all_axes = canvas_of(len(panels), figsize=(WIDTH, sum(heights) + 0.3), height_ratios=heights)
     for axes, (panel, labels) in zip(all_axes, panels.items(), strict=True):
@@ -144,7 +144,7 @@ def _bars(table: PaperTable, bars: Bars, cells: Sequence[Cell]) -> Canvas:
 
 
 def _printed_level(table: PaperTable, level: str) -> float:
-    """A quantity that is printed, or the ratio of two."""
+    """A published quantity, or the ratio of two."""
     numbers = [select(table.published, Published(), {"quantity": name.strip()}) for name in level.split("/")]
     values = [float(number) for number in numbers if number is not None]
     assert len(values) == len(numbers), "a level that is declared is printed"
@@ -161,7 +161,7 @@ def _published_levels(axes: Axes, levels: Sequence[float]) -> None:
 
 
 def _row_of_bars(axes: Axes, cells: Sequence[Cell], number: int, table: PaperTable, bars: Bars) -> None:
-    """The bars of one column, with the value at each end; a diamond marks the published one."""
+    """The bars of one column, with the value at the end of each; a diamond is the published value."""
     height, begin = 0.8 / len(bars.y), 1.0 if bars.log else 0.0
     places = np.arange(len(cells)) + (number - (len(bars.y) - 1) / 2) * height
     means = [cell.ours.mean if cell.ours else begin for cell in cells]

@@ -1,4 +1,4 @@
-"""The runs of a table that can be trained together, where that is known to be faster."""
+"""Trains those runs of a table together that can be, if that is known to be faster."""
 
 import logging
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 def train_together(jobs: Sequence[Job]) -> dict[str, Exception]:
-    """Train the students that are not finished and fit together; by run id why those failed that did.
+    """Train together the unfinished students that can be combined; return the failures by run id.
 
-    What fits with no other run is left to be trained alone.
+    A run that can be combined with no other is left to be trained alone.
     """
     students = [job for job in jobs if job.of == "student" and is_faster(job.config)]
     due = list({job.run: job for job in students if not job.finished}.values())
@@ -34,5 +34,5 @@ def train_together(jobs: Sequence[Job]) -> dict[str, Exception]:
 
 
 def is_faster(config: Config) -> bool:
-    """Whether training together is known to be faster: it fills a GPU, and a CPU is full with one model."""
+    """Whether training together is known to be faster: on a GPU, which one model does not fill; not on a CPU."""
     return config.device.kind in ("auto", "cuda") and torch.cuda.is_available()

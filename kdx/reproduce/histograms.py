@@ -1,4 +1,4 @@
-"""How the weights of a figure's networks are distributed, kept beside it, because run folders are not kept for ever."""
+"""Weight histograms of a figure's networks, stored beside the figure, since run folders may be deleted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BINS = 101
 
 
 class Bin(Record):
-    """A line of weights.csv: how many weights of a row's run lie between `left` and `right`, `zeros` of them at 0."""
+    """A row of weights.csv: how many weights of a run lie between `left` and `right`, and how many are exactly 0."""
 
     row: str
     run: str
@@ -29,7 +29,7 @@ class Bin(Record):
 
 @dataclass(frozen=True)
 class Histogram:
-    """The weights of a network by bins that are symmetric about 0: `edges` (bins + 1,), `counts` (bins,)."""
+    """A network's weights in bins that are symmetric about 0: `edges` (bins + 1,), `counts` (bins,)."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -42,21 +42,21 @@ class Histogram:
 
 
 Histograms = Mapping[tuple[str, str], Histogram]
-"""By the label of the row and the run's id."""
+"""Histograms by row label and run id."""
 
 
 def drawn(done: Sequence[Done]) -> list[Done]:
-    """The runs that are shown."""
+    """The runs whose weights are drawn: the first of each row."""
     return [done[number] for number in first_of_rows([each.job for each in done])]
 
 
 def first_of_rows(jobs: Sequence[Job]) -> list[int]:
-    """The number of the first job of each row, whose weights are drawn."""
+    """The indices of the first job of each row, whose weights are drawn."""
     return sorted({job.row: number for number, job in reversed(list(enumerate(jobs)))}.values())
 
 
 def histograms_of(done: Sequence[Done], known: Histograms) -> dict[tuple[str, str], Histogram]:
-    """Those of the finished runs that are shown, with common bins; `known` are those of runs that are not here."""
+    """The histograms of the drawn runs, with common bins; `known` has those of runs without a folder here."""
     finished = [each for each in drawn(done) if each.status == "finished"]
     told = {key: known[key] for each in finished if (key := _key(each)) in known and each.recorded is not None}
     weights = {_key(each): _matrices(each) for each in finished if each.recorded is None}
@@ -71,7 +71,7 @@ def histograms_of(done: Sequence[Done], known: Histograms) -> dict[tuple[str, st
 
 
 def read_histograms(folder: Path) -> dict[tuple[str, str], Histogram]:
-    """What was kept in a figure's folder, none where nothing was; Damaged where the file does not fit."""
+    """The histograms stored in a figure's folder, empty if there are none; raises Damaged if the file does not fit."""
     if not (folder / TABLE).exists():
         return {}
     found: dict[tuple[str, str], list[Bin]] = {}
@@ -108,7 +108,7 @@ def _key(done: Done) -> tuple[str, str]:
 
 
 def _matrices(done: Done) -> np.ndarray:
-    """All weights (number,) of a finished row's network: matrices and filters, without biases."""
+    """All weights (number,) of a finished row's network: matrices and filters, no biases."""
     file = "teacher.safetensors" if done.job.of == "teacher" else "student.safetensors"
     tensors, _ = load_tensors(done.job.folder.path / file)
     return np.concatenate([tensor.numpy().ravel() for tensor in tensors.values() if tensor.ndim > 1])

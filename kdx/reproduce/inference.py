@@ -1,4 +1,4 @@
-"""How much faster a student is than its teacher, from what `kdx bench` measures side by side."""
+"""The speedup of students over their teachers, from side-by-side timings of `kdx bench`."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ RUNTIMES = {"masked": TORCH, "dense": TORCH, "shrunk": TORCH, "CSR": DEPLOY}
 
 
 def speedups(run: Path, *, time: bool, budget: Budget) -> dict[str, float]:
-    """`speedup.FORM`: the dense teacher's time over the student's, one image on one thread; timed first where `time`.
+    """`speedup.FORM`: the dense teacher's time over the student's, for one image on one thread; timed first if `time`.
 
-    The teacher runs in torch, and so does the student but for CSR, which is kdx.deploy's. What was too noisy is absent,
-    and timed again where `time`.
+    The teacher runs in torch, and so does the student, except CSR in kdx.deploy. Ratios that were too noisy are left
+    out, and timed again if `time`.
     """
     found = _told(run)
     if time and (found is None or None in found.values()):
@@ -25,7 +25,7 @@ def speedups(run: Path, *, time: bool, budget: Budget) -> dict[str, float]:
 
 
 def _told(run: Path) -> dict[str, float | None] | None:
-    """What is told of the run: None for a ratio that was too noisy, and in its place where nothing is."""
+    """The speedups recorded for the run, None for those that were too noisy; None if nothing is recorded."""
     measured = read_inference(run)
     rows = {
         (row.name, row.runtime): row

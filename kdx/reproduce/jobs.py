@@ -1,4 +1,4 @@
-"""The runs behind a table: one for each row and seed, trained where they are not finished."""
+"""The runs behind a table: one per row and seed, trained if they are not finished."""
 
 import logging
 import shlex
@@ -26,10 +26,10 @@ SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size
 
 @dataclass(frozen=True)
 class Order:
-    """What is asked of a table: seeds, budget, words for every run.
+    """What the user asks of a table: rows, seeds, budget, and overrides for every run.
 
-    `train` says whether what is missing is trained, `rows` (a pattern with * and ?) of which rows; `recorded`, whether
-    the table as it was written before is believed. `launcher` chooses and sets one of Hydra's, if the words are given.
+    `train` says whether missing runs are trained, for rows that match `rows` (a pattern with * and ?); `recorded`
+    whether results in the existing table are taken. `launcher` chooses and sets a Hydra launcher, if not empty.
     """
 
     rows: str
@@ -42,12 +42,12 @@ class Order:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """The words by which the runs are others than the table's own."""
+        """The overrides that make the runs differ from the table's own."""
         return changes(self.overrides)
 
     @property
     def suffix(self) -> str:
-        """What is added to the folder's name where the runs are not those of the paper."""
+        """The suffix of the folder's name if the runs are not those of the paper."""
         parts = [
             *([self.budget] if self.budget != "paper" else []),
             *([words_id(self.changes)] if self.changes else []),
@@ -55,13 +55,13 @@ class Order:
         return "".join(f"-{part}" for part in parts)
 
     def trains(self, row: str) -> bool:
-        """Whether what is missing of a row is trained."""
+        """Whether missing runs of a row are trained."""
         return self.train and fnmatchcase(row, self.rows)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a row, as a user would type it; `timed` ones have their inference timed by `kdx bench`."""
+    """One run of a row, with its overrides as a user would type them; if `timed`, `kdx bench` times its inference."""
 
     row: str
     seed: int
@@ -73,7 +73,7 @@ class Job:
 
     @property
     def folder(self) -> RunFolder:
-        """Where its figures are: the teacher's folder for a row that is a teacher, the chain's for a generation."""
+        """The folder of its figures: the teacher's for a row that is a teacher, the chain's for a generation."""
         return teacher_folder(self.config) if self.of == "teacher" else run_folder(self.config)
 
     @property
@@ -83,21 +83,21 @@ class Job:
 
     @property
     def changes_network(self) -> bool:
-        """Whether the student may end as another network, whose size is known at the end only."""
+        """Whether training may change the student's architecture, so that its size is known only afterwards."""
         return self.of == "student" and self.config.method.get("procedure", "once") != "once"
 
     @property
     def run(self) -> str:
-        """The run's id; empty where nothing is trained."""
+        """The run's id; empty if nothing is trained."""
         return "" if self.of == "network" else self.folder.path.name
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a job ended; its figures are all measured ones where it finished, else those that need no run.
+    """The result of a job; the figures are measured ones if it finished, else those that need no training.
 
-    `device` are the settings of that group as the run was executed, which another order may not have had. `recorded` is
-    the machine that wrote an earlier table, where the figures are those that it tells, not those of the run's folder.
+    `device` are the settings of that group with which the run was executed. `recorded` is the machine that wrote an
+    earlier table, if the figures are taken from that table and not from the run's folder.
     """
 
     job: Job
@@ -109,7 +109,7 @@ class Done:
 
     @property
     def command(self) -> str:
-        """The command that makes the run, or made it: then with the settings of the device that it had."""
+        """The command that makes the run; for a finished run with the device settings it was executed with."""
         if self.device is None:
             return f"kdx train {shlex.join(self.job.words)}"
         words = [word for word in self.job.words if word.partition("=")[0].partition(".")[0] != "device"]
@@ -119,9 +119,9 @@ class Done:
 
 
 def jobs_of(table: PaperTable, order: Order) -> list[Job]:
-    """Every job of the table, checked; teachers and plain networks have one job, printed runs have none.
+    """Every job of the table, validated; teachers and untrained networks have one job, printed runs have none.
 
-    Raises UserError where one is wrong.
+    Raises UserError if a job is invalid.
     """
     return [
         job
@@ -132,11 +132,10 @@ def jobs_of(table: PaperTable, order: Order) -> list[Job]:
 
 
 def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> list[Done]:
-    """Run what is not finished of the table `name`, one after another, on a GPU also together, or by a launcher.
+    """Run the unfinished jobs of the table `name`: one by one, on a GPU also together, or by a launcher.
 
-    One that fails stops no other.
-
-    `recorded` are the jobs, by their number, that are not trained because a table tells of them.
+    A failure does not stop the other jobs. `recorded` are jobs, by index, that are not trained because a table has
+    their results.
     """
     # Here, because they import torch.
     from kdx.device import choose_device
@@ -145,7 +144,7 @@ def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int,
     from kdx.reproduce.network import network_figures
 
     chosen = {number: job for number, job in enumerate(jobs) if order.trains(job.row) and number not in recorded}
-    # Where a launcher runs them, the device is another machine's.
+    # With a launcher, the jobs may run on another machine's device.
     for job in chosen.values() if not order.launcher else ():
         choose_device(job.config.device)
     _check_data(list(chosen.values()))
@@ -174,14 +173,14 @@ def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int,
 
 
 def _timed(done: Done, order: Order) -> Done:
-    """With the speed-ups of its inference, where the table shows them."""
+    """The result with the speedups of its inference, if the table shows them."""
     job = done.job
     if not job.timed or done.status != "finished" or done.recorded is not None:
         return done
     # Here, because it imports all runtimes.
     from kdx.reproduce.inference import speedups
 
-    # Where nothing may be trained, nothing is timed either.
+    # With train=false nothing is timed either.
     found = speedups(job.folder.path, time=order.trains(job.row), budget=order.budget)
     return replace(done, figures=done.figures | found)
 
@@ -204,12 +203,12 @@ def _jobs(table: PaperTable, label: str, row: Row, order: Order, seeds: Iterable
 
 
 def _without_repeats(words: Sequence[str]) -> tuple[str, ...]:
-    """Each key once, where it stood first, with the value that was given last."""
+    """The overrides with each key once, at its first place, with its last value."""
     return tuple({word.partition("=")[0]: word for word in words}.values())
 
 
 def _check_data(jobs: Sequence[Job]) -> None:
-    """Raise UserError where a data set is not to be had, before the first of many runs finds out."""
+    """Raise UserError if a data set cannot be loaded, before any run starts."""
     from kdx.data import load_data
 
     settings = {job.config.dataset.model_dump_json(): job.config.dataset for job in jobs if not job.finished}
@@ -218,7 +217,7 @@ def _check_data(jobs: Sequence[Job]) -> None:
 
 
 def _trained(job: Job, network: Mapping[str, Any], failure: Exception | None) -> Done:
-    """Train what is to be trained; `failure` is what came of it together with others, if that went wrong."""
+    """Train the job, if needed; `failure` is the error if it was trained together with others and failed."""
     try:
         with recorded(job.folder.log_file):
             if failure is not None:
@@ -272,13 +271,13 @@ def _by_layer(folder: Path) -> dict[str, float]:
 
 
 def _at_the_end(folder: Path) -> dict[str, float]:
-    """`last.COLUMN`, what the history has for the last epoch."""
+    """`last.COLUMN`: the last epoch's values in the history."""
     history = read_lines(folder / "history.csv")
     return {f"last.{key}": float(value) for key, value in history[-1].items() if value} if history else {}
 
 
 def _of_generation(job: Job, generation: int) -> dict[str, Any]:
-    """The figures of an accepted generation of a chain, before or after pruning; none where the chain is shorter."""
+    """The figures of an accepted generation of a chain, before or after pruning; empty if the chain is shorter."""
     rows = read_lines(job.folder.path / ("chain.csv" if job.of == "generation" else "pruned.csv"))
     found = [row for row in rows if int(row["generation"]) == generation and row.get("accepted", "yes") == "yes"]
     if not found:

@@ -1,4 +1,4 @@
-"""The runs of a table through one of Hydra's launchers (processes, Ray, Slurm), as the jobs of a sweep are."""
+"""Runs of a table through one of Hydra's launchers (processes, Ray, Slurm), like the jobs of a sweep."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ LOOK_SECONDS = 1.0
 
 
 def train_launched(jobs: Sequence[Job], launcher: Sequence[str], name: str) -> dict[str, Exception]:
-    """Train the runs of the table `name` that are not finished; by run id why those failed that did.
+    """Train the unfinished runs of the table `name`; return the failures by run id.
 
-    Their teachers are trained first, each in one job, so that no job waits for another one's. The words `launcher`
-    choose and set the launcher. One line on stderr says how many jobs are done and how long the others will take.
+    Their teachers are trained first, one job each, so that no job waits for another one's teacher. `launcher` chooses
+    and sets the launcher. A line on stderr shows how many jobs are done and the time left.
     """
     due = list({job.run: job for job in jobs if job.of != "network" and not job.finished}.values())
     students = [job for job in due if job.of != "teacher"]
@@ -32,7 +32,7 @@ def train_launched(jobs: Sequence[Job], launcher: Sequence[str], name: str) -> d
 
 
 def _of_teachers(jobs: Sequence[Job]) -> list[Job]:
-    """As few of the jobs as have all teachers that are still to be trained."""
+    """The smallest list of jobs that need all teachers that are not trained yet."""
     chosen, known = [], set[str]()
     for job in jobs:
         each = [config for config in job.config.for_each_teacher() if config.teacher.checkpoint is None]
@@ -51,7 +51,7 @@ def _launched(jobs: Sequence[Job], launcher: Sequence[str], title: str, task: Ta
     with _watched(folder.path, title, len(jobs)):
         records = launch([SweepJob(list(job.words), job.config) for job in jobs], launcher, folder, task)
         shutil.rmtree(folder.path)
-    # Of a teacher that failed, the students say so themselves.
+    # A teacher's failure is reported by its students.
     return {
         job.run: RunFailed(record.error)
         for job, record in zip(jobs, records, strict=True)
@@ -61,7 +61,7 @@ def _launched(jobs: Sequence[Job], launcher: Sequence[str], title: str, task: Ta
 
 @contextmanager
 def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
-    """Show how many jobs have left a record, wherever they run; what they would show themselves is left out."""
+    """Show how many jobs have left a record, wherever they run; their own progress is not shown."""
     ended, before = threading.Event(), os.environ.get(display.QUIET)
 
     def watch(progress: display.Stage) -> None:
@@ -70,7 +70,7 @@ def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
             progress.advance(len(list(folder.glob(f"*/{RECORD}"))))
 
     for record in folder.glob(f"*/{RECORD}"):
-        # Of an earlier time: it would be counted.
+        # Records of an earlier launch would be counted.
         record.unlink()
     try:
         # Opened first, since it is the one that is shown.

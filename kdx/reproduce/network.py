@@ -1,4 +1,4 @@
-"""The figures of a row that need no training: they follow from the networks."""
+"""The figures of a row that need no training, because they follow from the architectures."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -20,10 +20,10 @@ Figures = dict[str, Any]
 
 
 def network_figures(config: Config, of: Of, generation: int | None) -> Figures:
-    """Parameters and multiplications of a row's network before training, beside the teacher's.
+    """Parameters and multiplications of a row's network before training, relative to the teacher's.
 
-    None where only the training says which network it will be. `moving_statistics` are those of batch normalisation,
-    `fc1_parameters` those of the first fully connected layer; `C` is IKD's name of R_c.
+    None if only training decides the network. `moving_statistics` counts those of batch normalisation, `fc1_parameters`
+    those of the first fully connected layer; `C` is IKD's name of R_c.
     """
     settings = _network(config, of, generation)
     if settings is None:
@@ -38,7 +38,7 @@ def network_figures(config: Config, of: Of, generation: int | None) -> Figures:
 
 @cache
 def _counts(kind: type[NetworkSettings], content: str, shape: Shape, classes: int) -> Figures:
-    """What one network has, whose settings are `content`; cached, because the rows of a table share their networks."""
+    """The counts of a network with the settings `content`; cached, since the rows of a table share networks."""
     # Shapes are enough: no memory is filled and nothing is drawn.
     with torch.device("meta"):
         network = build_model(kind.model_validate_json(content), shape, classes, seed=0)
@@ -70,10 +70,10 @@ def _network(config: Config, of: Of, generation: int | None) -> NetworkSettings 
 
 
 def with_derived(figures: Mapping[str, Any]) -> Figures:
-    """The figures, and those that follow from them.
+    """The figures, with those that are computed from them.
 
-    Keras counts moving statistics as parameters; `fc1_percent` is a share of these, `multiplications_ratio` how many
-    times as many the teacher needs.
+    Keras counts moving statistics as parameters; `fc1_percent` is a share of Keras' count (KDDP table 2),
+    `multiplications_ratio` the teacher's multiplications over the student's.
     """
     derived: Figures = {}
     if {"parameters", "moving_statistics"} <= figures.keys():

@@ -1,4 +1,4 @@
-"""What a figure of a paper shows; a figure is a table that is drawn as well."""
+"""The declaration of a paper's figure; a figure is a table that is also drawn."""
 
 from typing import Annotated, Literal
 
@@ -10,9 +10,9 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Lines(Settings):
-    """A column over the rows' `x`, a line for each series; rows without `x` are horizontal lines.
+    """A column over the rows' `x`, one line per series; rows without `x` are horizontal lines.
 
-    `x` is the title of the axis; `log` are the axes that are logarithmic.
+    `x` is the axis title; `log` lists the logarithmic axes.
     """
 
     kind: Literal["lines"]
@@ -22,11 +22,11 @@ class Lines(Settings):
 
 
 class Bars(Settings):
-    """Columns as bars side by side for each row, and a panel for each series.
+    """Columns as bars side by side for each row, and one panel per series.
 
-    `x` is the title of their axis, by default the only column's. `log` makes it logarithmic, with bars that begin at 1.
-    `levels` are published numbers of a panel as a whole: quantities in the table's published file, or ratios of two,
-    as `this / that`.
+    `x` is the axis title, by default that of the only column. `log` makes the axis logarithmic, with bars that begin at
+    1. `levels` are published numbers of a whole panel: quantities in the table's published file, or ratios of two, as
+    `this / that`.
     """
 
     kind: Literal["bars"]

@@ -1,4 +1,4 @@
-"""The published numbers, as CSV files of the package."""
+"""The papers' published numbers, as CSV files of the package."""
 
 import csv
 from collections.abc import Mapping
@@ -12,11 +12,10 @@ from kdx.settings import Settings
 
 
 class Published(Settings):
-    """Where a column's published numbers stand: the rows of the CSV whose cells equal `where`, in the column `value`.
+    """Where a column's published numbers are: in column `value` of the CSV's rows whose cells equal `where`.
 
-    The CSV is that of the table, or another one, `file`.
-
-    The column's number is `offset` + `scale` times the printed one: an accuracy becomes an error by 100 and -100.
+    The CSV is the table's own, or `file`. The number is `offset` + `scale` times the printed one: an accuracy becomes
+    an error in percent by 100 and -100.
     """
 
     file: str | None = None
@@ -37,10 +36,10 @@ def read_published(name: str) -> tuple[dict[str, str], ...]:
 def select(
     name: str, published: Published, row: Mapping[str, str], instead: Mapping[str, str] | None = None
 ) -> str | None:
-    """The number of one cell as text, its printed decimals kept; None where the paper prints none for this row.
+    """The published number of one cell as text, with its printed decimals; None if the paper prints none for this row.
 
-    `row` adds conditions to the column's; `instead` says which other column of the file has the row's numbers. Raises
-    ValueError where several numbers fit, or the file has no such column.
+    `row` adds conditions to the column's; `instead` names the column of the file that has this row's numbers. Raises
+    ValueError if several numbers match, or the file has no such column.
     """
     if not row:
         return None
@@ -70,7 +69,7 @@ def converted(text: str, scale: float, offset: float = 0.0) -> str:
 
 
 def exponent_of(number: Decimal) -> int:
-    """The power of ten of the last digit: -2 for 1.88."""
+    """The power of ten of the last printed digit: -2 for 1.88."""
     exponent = number.as_tuple().exponent
     assert isinstance(exponent, int), "published numbers are finite"
     return exponent

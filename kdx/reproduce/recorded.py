@@ -1,4 +1,4 @@
-"""The finished runs that a table made earlier, perhaps elsewhere, tells of, where their folders are not at hand."""
+"""Finished runs that an earlier table records, perhaps from another machine, if their folders are missing here."""
 
 from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ from kdx.reproduce.tables import PaperTable
 def read_recorded(
     folder: Path, table: PaperTable, jobs: Sequence[Job], elsewhere: Mapping[str, Content]
 ) -> dict[int, Done]:
-    """The jobs, by their number, that the table in `folder` lists as finished and that are not finished here.
+    """The jobs, by index, that the table in `folder` lists as finished and that are not finished here.
 
-    A run id is a hash of all that can change a result, so that a record of other settings is never taken. What other
-    tables tell of these runs, `elsewhere`, is told as well. Raises UserError where the table is damaged, knows nothing
-    of a column that was added since, or is drawn from weights of which it keeps no histogram.
+    A run id is a hash of all that can change a result, so a record of other settings is never taken. Figures that other
+    tables record for these runs, `elsewhere`, are added. Raises UserError if the table is damaged, lacks a column that
+    was added since, or is a figure without the histograms of its weights.
     """
     if not is_table(folder):
         return {}
@@ -68,9 +68,9 @@ def _check_columns(folder: Path, table: PaperTable, told: Container[str], found:
 
 
 def told_runs(outputs: Path) -> dict[str, Content]:
-    """The finished students of all tables in `outputs`, by run id; a run has the figures of all tables that tell of it.
+    """The finished students in all tables of `outputs`, by run id, with the figures of all these tables.
 
-    Raises UserError where a table is damaged.
+    Raises UserError if a table is damaged.
     """
     found: dict[str, Content] = {}
     for folder in sorted(path for path in (outputs / "paper").glob("*/*") if is_table(path)):
@@ -95,6 +95,6 @@ def _read(name: str, folder: Path) -> Table:
 
 
 def _figures(job: Told, more: Configured) -> dict[str, Any]:
-    """What is told of a run, without what is told to be absent."""
+    """The recorded figures of a run, without those that are recorded as absent."""
     told = {**(more.model_extra or {}), **{key: value(text) for key, text in (job.model_extra or {}).items()}}
     return {key: figure for key, figure in told.items() if figure not in (None, "")}

@@ -17,10 +17,10 @@ EXECUTION = (
     *("device", "threads", "precision", "gemm", "execution", "processor", "torch_version", "kdx_version", "kdx_source"),
     *("commit", "finished_at"),
 )
-"""What is told of how every run was executed."""
+"""The columns of runs.csv about how a run was executed."""
 NAMES = ("row", "seed", "run", "status", "reason")
 FIGURES = ("epochs", "test_error_percent", "val_error_percent", "R_s", "R_c", "memory_compression")
-"""What is told of every run besides the table's columns, because run folders are not kept for ever."""
+"""The columns of runs.csv besides the table's own, since run folders may be deleted."""
 
 
 def write_table(
@@ -31,7 +31,7 @@ def write_table(
     cells: Sequence[Cell],
     claims: Sequence[Checked],
 ) -> None:
-    """Write all files of the table into `folder`; every run is in runs.csv, none is left out."""
+    """Write all files of the table into `folder`; runs.csv lists every run, finished or not."""
     runs = [_run_row(table, each) for each in done]
     write_csv(folder / "runs.csv", list(runs[0]) if runs else NAMES, runs)
     write_csv(folder / "table.csv", *_cell_rows(cells))
@@ -54,7 +54,7 @@ def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
 
 
 def _cell_rows(cells: Sequence[Cell]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The columns and lines of table.csv; `lacking` are the seeds beside the n, where any cell lacks one."""
+    """The columns and rows of table.csv, with the `lacking` seeds if any cell has some."""
     rows = [_cell_row(cell) for cell in cells]
     # A complete table has nothing to say there.
     columns = [key for key in rows[0] if key != "lacking" or any(cell.lacking for cell in cells)]
@@ -107,7 +107,7 @@ def _run(done: Done) -> dict[str, Any]:
         "of": done.job.of,
         "run": done.job.run,
         "status": done.status,
-        # Of a run that an earlier table tells of: the machine that wrote that table. The run's own is its processor.
+        # For a run recorded in an earlier table, the machine that wrote that table, beside the run's own processor.
         "recorded": done.recorded,
         **{key: done.figures.get(key, NOT_RECORDED) for key in executed},
         "seconds_per_epoch": done.figures.get("seconds_per_epoch"),

@@ -1,4 +1,4 @@
-"""The tables as they are declared in `conf/paper/<paper>/<table>.yaml`."""
+"""The papers' tables, as declared in `conf/paper/<paper>/<table>.yaml`."""
 
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ Of = Literal["student", "teacher", "network", "generation", "pruned", "printed"]
 
 
 class Column(Settings):
-    """A figure of every row: a key of metrics.json, or `sparsity_percent.LAYER` of layers.csv, and where it is printed.
+    """A figure of every row, a key of metrics.json or `sparsity_percent.LAYER`, and the place of its published numbers.
 
-    `better` says which direction is an improvement; null is for what describes a network. What is `exact` follows from
-    the networks alone: one run tells it, and no test is needed.
+    `better` is the direction of improvement; null for figures that only describe a network. `exact` figures follow from
+    the networks alone: one run suffices, and no test is needed.
     """
 
     title: Text
@@ -35,7 +35,7 @@ class Column(Settings):
 
 
 class Part(Settings):
-    """What one entry of a grid's axis gives to its rows; see `Row`. `published: null` means that none is printed."""
+    """What an entry of a grid's axis adds to its rows; see `Row`. `published: null` means that none is printed."""
 
     train: list[str] = Field(default_factory=list)
     smoke: list[str] = Field(default_factory=list)
@@ -47,15 +47,16 @@ class Part(Settings):
 
 
 class Row(Settings):
-    """A network of the table: the words of `kdx train` that make it, and what selects its published numbers.
+    """A network of the table: the overrides of `kdx train` that make it, and what selects its published numbers.
 
-    `instead` names other columns of the published file than those of the table's columns: {theirs: this row's}, and
-    `elsewhere` the place of a number that is printed elsewhere: {column: place}. In the columns of `unlike` the printed
-    number means something else than ours: it is shown, but neither is called better.
-    `of` says whose figures they are: those of the student; of the teacher that those words train; of the network, where
-    nothing is trained; of a generation or a pruned generation of a chain; or of the runs that the paper printed, which
-    the column `run` of the published file numbers. `smoke` are words for a smoke run. A figure draws the row at `x` in
-    the series of this name.
+    `instead` maps columns of the published file to those that have this row's numbers, and `elsewhere` maps columns to
+    another place of their number. In the columns of `unlike` the printed number is of something else than ours: it is
+    shown, but not compared.
+
+    `of` says what the figures are of: the student; the teacher that these overrides train; the network, without
+    training; a generation or a pruned generation of a chain; or runs that the paper printed, by number in the column
+    `run` of the published file. `smoke` are overrides for a smoke run. A figure draws the row at `x` in the series of
+    this name.
     """
 
     train: list[str] = Field(default_factory=list)
@@ -80,9 +81,9 @@ class Row(Settings):
 
 
 class Claim(Settings):
-    """A statement of the paper that runs support or contradict: a row's figure against another row's, or a number.
+    """A statement of the paper that runs can support or contradict: a row's figure against another row's, or a number.
 
-    What it is compared with is that plus `margin`.
+    `margin` is added to what it is compared with.
     """
 
     text: Text
@@ -94,11 +95,11 @@ class Claim(Settings):
 
 
 class PaperTable(Settings):
-    """A table of a paper, and how kdx makes it again.
+    """A table of a paper, and how kdx reproduces it.
 
-    `dataset` and `common` are words of every row; in a smoke run `smoke` comes last and digits are the data set. The
-    rows are those of the file, then every combination of the entries of its `grid`, or of each of its `grids`. With
-    `figure` they are drawn as well.
+    `dataset` and `common` are overrides of every row; a smoke run appends `smoke` and uses the digits data set. The
+    rows are those listed, then every combination of the entries of `grid`, or of each of `grids`. With `figure` they
+    are also drawn.
     """
 
     name: Text
@@ -129,7 +130,7 @@ class PaperTable(Settings):
         return self
 
     def printed_runs(self, row: str, column: str) -> tuple[float, ...]:
-        """The numbers of every single run that the paper printed for a cell of a row of printed runs."""
+        """The numbers of all single runs that the paper printed for a cell."""
         where, each = self.columns[column].published, self.rows[row]
         numbered = each.run
         if where is None or numbered is None:
@@ -142,7 +143,7 @@ class PaperTable(Settings):
         return tuple(float(text) for text in texts if text is not None)
 
     def printed(self, row: str, column: str) -> str | None:
-        """The published number of a cell as it is printed (scaled to the column's unit), or None."""
+        """The published number of a cell with its printed digits (scaled to the column's unit), or None."""
         where, each = self.columns[column].published, self.rows[row]
         if place := each.elsewhere.get(column):
             return select(place.file or self.published, place, place.where)
@@ -150,14 +151,14 @@ class PaperTable(Settings):
 
 
 def table_names() -> list[str]:
-    """All tables, as paper/table."""
+    """The names of all tables, as paper/table."""
     folder = conf_folder() / "paper"
     files = (file for file in folder.glob("*/*.yaml"))
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
 def named(name: str) -> list[str]:
-    """The tables that `name` means: one table, or a whole paper; UserError for another name."""
+    """The tables that `name` stands for: one table, or all of a paper; raises UserError for another name."""
     names = table_names()
     found = [each for each in names if name in (each, each.partition("/")[0])]
     if not found:
@@ -166,7 +167,7 @@ def named(name: str) -> list[str]:
 
 
 def load_table(name: str) -> PaperTable:
-    """Read one table; UserError where its file does not fit the schema."""
+    """Read a table's declaration; raises UserError if its file does not fit the schema."""
     file = Path(conf_folder(), "paper", f"{name}.yaml")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -182,7 +183,7 @@ def load_table(name: str) -> PaperTable:
 
 
 def _combined(axes: Sequence[Mapping[str, Part]]) -> dict[str, Row]:
-    """A row for every combination of one entry of each axis; its series is the first axis' entry."""
+    """A row for every combination of one entry per axis; its series is the first axis' entry."""
     rows = {}
     for combination in product(*(axis.items() for axis in axes)):
         labels, parts = zip(*combination, strict=True)
@@ -201,7 +202,7 @@ def _combined(axes: Sequence[Mapping[str, Part]]) -> dict[str, Row]:
 
 
 def _only(values: Sequence[Value | None]) -> Value | None:
-    """The one that is given; ValueError where axes contradict each other."""
+    """The only value that is not None; raises ValueError if axes contradict each other."""
     given = [value for value in values if value is not None]
     if len(given) > 1:
         raise ValueError(f"several axes of a grid say the same: {given}")

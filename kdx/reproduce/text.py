@@ -1,4 +1,4 @@
-"""A reproduced table as Markdown and LaTeX."""
+"""Reproduced tables as Markdown and LaTeX."""
 
 import shlex
 from collections import Counter
@@ -19,7 +19,7 @@ TEX = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"})
 def markdown(
     table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell], claims: Sequence[Checked]
 ) -> str:
-    """The whole table with its claims, notes and what is missing."""
+    """The table as Markdown, with its claims, notes and missing runs."""
     rows = by_row(table, cells)
     titles = [column.title for column in table.columns.values()]
     lines = [f"# {table.title}", "", *_warning(order)]
@@ -44,7 +44,7 @@ def markdown(
 
 
 def latex(table: PaperTable, order: Order, cells: Sequence[Cell]) -> str:
-    """The table for booktabs; ours and the published number side by side."""
+    """The table as LaTeX for booktabs, with our and the published number side by side."""
     columns = "l" + "rr" * len(table.columns)
     heads = " & ".join(f"\\multicolumn{{2}}{{c}}{{{_tex(column.title)}}}" for column in table.columns.values())
     lines = [f"% {table.title}", *(f"% {line}" for line in _warning(order) if line), f"\\begin{{tabular}}{{{columns}}}"]
@@ -61,7 +61,7 @@ def by_row(table: PaperTable, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def cell_text(cell: Cell) -> str:
-    """Such as `1.58 ± 0.05 [1.88, -0.30 better]`; `missing` where a run is still to come."""
+    """A cell such as `1.58 ± 0.05 [1.88, -0.30 better]`; `missing` if a run has not finished."""
     printed = f" [{cell.published}]" if cell.published else ""
     if cell.ours is None:
         return (ABSENT if cell.complete else "missing") + printed
@@ -82,7 +82,7 @@ def _counted(seeds: int) -> str:
 
 
 def _missing(done: Sequence[Done]) -> list[str]:
-    """The runs that did not finish, a line for each row and reason."""
+    """The unfinished runs, a line per row and reason."""
     seeds: dict[tuple[str, str], list[int]] = {}
     for each in done:
         if each.status != "finished":
@@ -94,7 +94,7 @@ def _missing(done: Sequence[Done]) -> list[str]:
 
 
 def _executed(done: Sequence[Done]) -> list[str]:
-    """How the runs were executed, since what only rounds may differ between those of one row."""
+    """A note on how the runs were executed, since float32 rounding may differ between them."""
     ways = Counter(execution_text(each.figures) for each in done if each.device is not None)
     if not ways:
         return []

@@ -197,7 +197,7 @@ def test_the_groups_that_the_student_wins_by_counting(pair: str, norm: str, axis
     [(0, 1, 250, 300), (1, 1, 575, 605), (0, 3, 5, 15), (1, 3, 35, 55), (0, 10, 0, 0), (1, 10, 0, 0)],
 )
 def test_a_trained_teacher_wins_the_maximum(axis: int, scale: float, least: int, most: int):
-    """SPEC 1.4: of S1's 500 (784) groups 288 (592) at torch's initial weights; 10 (45), then none, for larger ones."""
+    """S1 wins 288 of 500 groups (592 of 784) at initial weights; 10 (45), then none, for a teacher with larger ones."""
     student, teacher = (
         build_model(single([f"student={name}"]).student, (1, 28, 28), 10, seed)
         for name, seed in (("mlp-500-50", 0), ("mlp-1200-1200", 100))

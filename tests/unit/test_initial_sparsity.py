@@ -1,4 +1,4 @@
-"""How many weights a variational method prunes before any training: the floor of its sparsity (SPEC 5)."""
+"""How many weights a variational method prunes before any training: the floor of its sparsity."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def plan(folder: Path) -> Plan:
 
 
 def counted(network: nn.Module, log_sigma2: float, floor: float) -> float:
-    """theta^2 exp(3) <= sigma^2, from the definition of alpha, with the floor under theta^2 that SPEC 5 asks for."""
+    """theta^2 exp(3) <= sigma^2, from the definition of alpha, with the floor of 1e-8 under theta^2."""
     weights = torch.cat([weight.flatten() for weight in weight_matrices(network).values()]).double()
     return 100 * ((weights.square() + floor) * exp(THRESHOLD) <= exp(log_sigma2)).double().mean().item()
 

@@ -16,7 +16,7 @@ def student(name: str) -> NetworkSettings:
 
 
 def test_a_student_of_kddp_is_a_function_of_its_own_words():
-    """SPEC 3's list of operations, in float64, each written out: Keras' batch norm, and how borders are treated."""
+    """The operations of KDDP's SN_n, in float64, each written out: Keras' batch norm, and how borders are treated."""
     network = build_model(student("kddp-sn-50"), COLOUR, 10, seed=1).double().eval()
     generator = torch.Generator().manual_seed(0)
     # Moving statistics and biases that are not those of the beginning, in which a wrong order would not be seen.
@@ -61,7 +61,7 @@ def test_a_student_of_kddp_is_a_function_of_its_own_words():
 
 
 def test_students_of_all_widths_begin_with_the_same_weights():
-    """KDDP compares them so (SPEC 3); what has another shape is drawn for itself, within Glorot's bounds."""
+    """KDDP's students start from the same weights; other shapes are drawn separately, within Glorot's bounds."""
     narrow, wide = (build_model(student(name), COLOUR, 10, seed=3) for name in ("kddp-sn-50", "kddp-sn-100"))
     others = dict(wide.named_parameters())
     differ = [name for name, value in narrow.named_parameters() if not torch.equal(value, others[name])]

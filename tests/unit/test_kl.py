@@ -103,7 +103,7 @@ def test_svd_pulls_harder_than_vbd_but_not_in_the_tails():
     at = torch.tensor([-8.0, -1.26, 8.0], dtype=torch.float64, requires_grad=True)
     (svd,) = torch.autograd.grad(kl_svd(at).sum(), at)
     (vbd,) = torch.autograd.grad(kl_vbd(at).sum(), at)
-    # Figures of SPEC 1.3, to its three digits.
+    # The derivatives at log alpha = -1.26, rounded to three digits.
     assert -svd[1].item() == pytest.approx(0.626, abs=6e-4)
     assert -vbd[1].item() == pytest.approx(0.390, abs=6e-4)
     assert torch.allclose(svd[[0, 2]], vbd[[0, 2]], atol=5e-4)

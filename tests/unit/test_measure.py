@@ -98,7 +98,7 @@ def test_csr_bytes_are_those_of_scipys_arrays(shape):
 
 
 def test_published_footprints():
-    # SPEC 1.1 and 1.2: T1, S1 and Le-L, with biases.
+    # T1, S1 and Le-L of VS, with biases.
     t1, s1, le_l = mlp(784, 1200, 1200, 10), mlp(784, 500, 50, 10), mlp(784, 300, 100, 10)
     # Of so many random weights one in forty networks has an exact zero.
     for parameter in s1.parameters():

@@ -1,4 +1,4 @@
-"""The architectures, from their YAML files: sizes of SPEC 1.1, shapes, initial weights."""
+"""The architectures, from their YAML files: the papers' sizes, shapes, initial weights."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""The papers' networks, from their YAML files, against SPEC's counts, torchvision and Keras, mostly without numbers."""
+"""The papers' networks, from their YAML files, against the papers' counts, torchvision and Keras."""
 
 from functools import cache
 
@@ -80,7 +80,7 @@ def test_parameters_as_keras_counts(name: str, hidden: list[int] | None, count: 
 
 
 def test_densenet_with_halved_bottlenecks():
-    """The ratios of SPEC 2's table that no refinement of kdx gives."""
+    """Compression ratios for halved bottlenecks, computed independently; no refinement of kdx halves them."""
     whole = parameters(unweighted(settings("densenet121")))
     smaller = [parameters(unweighted(resized("densenet121", bottleneck=bottleneck))) for bottleneck in (2, 1)]
     assert [f"{whole / count:.2f}" for count in smaller] == ["1.80", "3.00"]

@@ -1,4 +1,4 @@
-"""The papers' printed settings reach the runs of their tables (SPEC 1.3, 2, 3, 4 and 6)."""
+"""The papers' printed settings reach the runs of their tables (VS, IKD, KDDP, Noisy Teachers)."""
 
 from typing import Any
 

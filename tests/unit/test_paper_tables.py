@@ -110,7 +110,7 @@ def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
     (done,) = run_all("a table", jobs_of(table, order), order, {})
     assert (done.figures["fc1_parameters"], done.figures["keras_parameters"]) == (fc1, keras)
     assert done.figures["fc1_percent"] == pytest.approx(100 * fc1 / keras)
-    # 512 of Keras' are the moving statistics of four batch normalisations (SPEC 3).
+    # 512 of Keras' are the moving statistics of four batch normalisations.
     assert done.figures["parameters"] == keras - 512
     assert {cell.verdict for cell in cells_of(table, [done]) if cell.published} == {"equal"}
 
@@ -132,13 +132,13 @@ def test_a_size_that_training_changes_is_not_told_beforehand(tmp_path):
 
 
 def test_the_size_of_a_teacher_needs_no_training(tmp_path):
-    """Table 2 prints 1,673,738 of ResNet-56 v2 as Keras counts (SPEC 3)."""
+    """Table 2 prints 1,673,738 of ResNet-56 v2, as Keras counts."""
     teacher = untrained("kddp/table2", "Teacher", tmp_path)["Teacher"].figures
     assert (teacher["keras_parameters"], teacher["R_c"]) == (1_673_738, 1.0)
 
 
 def test_generations_have_their_size_before_they_are_trained(tmp_path):
-    """The printed 1, 4, 16, 64 and 254 of VGG-19, halved and halved again (SPEC 2)."""
+    """The ratios 1, 4, 16, 64 and 254 of IKD table 1: VGG-19, halved and halved again."""
     table = only(load_table("ikd/table1"), "VGGNet-19, CIFAR-10, *")
     done = untrained("ikd/table1", "VGGNet-19, CIFAR-10, *", tmp_path)
     cells = [cell for cell in cells_of(table, list(done.values())) if cell.column == "C"]
@@ -154,7 +154,7 @@ def test_a_chain_that_was_ordered_shorter_lacks_generations(tmp_path):
 
 
 def test_welchs_test_of_the_printed_runs():
-    """SPEC 3: t = 9.456 (df 16.7, p = 4.1e-8) and 2.835 (df 19.6, p = 0.0104), where the paper has other variances."""
+    """KDDP table 5: t = 9.456 (df 16.7, p = 4.1e-8) and 2.835 (df 19.6, p = 0.0104); the paper has other variances."""
     order = Order(rows="*", seeds=1, budget="paper", overrides=(), train=False)
     table = only(load_table("kddp/table5"), "*printed runs")
     assert jobs_of(table, order) == []
@@ -206,6 +206,6 @@ def test_a_grid_combines_its_axes(tmp_path, monkeypatch):
 
 
 def test_what_is_derived_follows_the_measured_network():
-    """A student of which neurons were removed: Table 2 prints 82,169 for 45 of 50 neurons (SPEC 3)."""
+    """A student of which neurons were removed: KDDP table 2 prints 82,169 for 45 of 50 neurons."""
     figures = with_derived({"parameters": 85_104 - 512 - 5 * 587, "moving_statistics": 512})
     assert figures["keras_parameters"] == 82_169

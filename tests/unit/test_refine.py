@@ -1,4 +1,4 @@
-"""Refinement against SPEC 2's table of ratios, and what it refuses."""
+"""Refinement against compression ratios that were computed independently, and what it refuses."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_how_many_times_fewer_parameters(name: str, operator: Operator, printed:
     count = parameters(whole)
     for times, text in enumerate(printed.split(), start=1):
         ratio = count / parameters(refined(whole, operator, times))
-        # SPEC prints so many digits.
+        # The ratios are rounded to so many digits.
         assert f"{ratio:.{len(text.partition('.')[2])}f}" == text, times
 
 

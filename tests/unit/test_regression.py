@@ -69,7 +69,7 @@ def test_without_noise_it_is_the_regression_loss():
 @pytest.mark.parametrize("name", ["noisy", "noisy-student"])
 @pytest.mark.parametrize("per", ["sample", "batch"])
 def test_expected_loss(name: str, per: str):
-    """SPEC 4: clean loss + alpha sigma^2 |z|^2 / (2B), or the same in g where the noise is in the student."""
+    """Expected loss: clean loss + alpha sigma^2 |z|^2 / (2B), or the same in g where the noise is in the student."""
     alpha, sigma = 0.3, 0.8
     found = list(steps(name, 6000, alpha=alpha, sigma=sigma, per=per))
     step, losses = found[0][0], torch.stack([value for _, value in found])

@@ -63,7 +63,7 @@ def accuracies(model: str) -> Estimate:
 
 @pytest.mark.parametrize(("model", "t", "df"), [("Vanilla", 9.456, 16.7), ("Vanilla-KD", 2.835, 19.6)])
 def test_table_5_of_kddp_recomputes(model: str, t: float, df: float):
-    """SPEC 3: proper Welch tests of the eleven published runs."""
+    """KDDP table 5: Welch tests of the eleven published runs, with variances over n - 1."""
     ours, other = accuracies("KDDP"), accuracies(model)
     assert ours.n == other.n == 11
     found = welch(ours, other)

@@ -1,1 +1,1 @@
-"""`kdx report`: everything that an outputs folder holds as one HTML page."""
+"""`kdx report`: the content of an outputs folder as one HTML page."""

@@ -1,4 +1,4 @@
-"""`kdx report`: one HTML page of everything that an outputs folder holds."""
+"""`kdx report`: one HTML page of everything in an outputs folder."""
 
 import sys
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ DAMAGES_SHOWN = 3
 
 
 def main(words: Sequence[str]) -> int:
-    """`kdx report`: write the page and print its path."""
+    """`kdx report`: write the page, print its path, and return the exit code."""
     print(report(words))
     return 0
 
 
 def report(words: Sequence[str]) -> Path:
-    """Write the page that `words` order and give its path; UserError for wrong words and for a folder without results.
+    """Write the page and return its path; raises UserError for wrong arguments, and for a folder without results.
 
     Damaged files are left out and named, in the page and in one line on stderr.
     """

@@ -1,4 +1,4 @@
-"""What an outputs folder holds; a damaged file is named, and only what needs it is left out."""
+"""Reads an outputs folder; damaged files are listed, and only what depends on them is left out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that could not be read, and why."""
+    """A file that could not be read, and the reason."""
 
     path: Path
     reason: str
@@ -24,7 +24,7 @@ class Damage:
 
 @dataclass
 class Found:
-    """Everything in an outputs folder; `unfinished` are the folders of runs and sweeps that have no result yet."""
+    """The content of an outputs folder; `unfinished` are the folders of runs and sweeps without a result."""
 
     outputs: Path
     tables: list[Table] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Found:
         return not (self.tables or self.sweeps or self.runs or self.damages)
 
     def read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """What `read` gives as a list of one; nothing where it meets a damaged file, which is noted."""
+        """The result of `read` in a list; an empty list, and an entry in `damages`, if it raises Damaged."""
         try:
             return [read(*args, **kwargs)]
         except Damaged as damaged:
@@ -70,10 +70,10 @@ def read_outputs(outputs: Path) -> Found:
 
 
 def _add_commands(found: Found) -> None:
-    """Give the runs that no table has the commands that make them."""
+    """Give the runs that belong to no table the commands that make them."""
     alone = [run for run in found.runs.values() if not (run.command or run.is_teacher)]
     if alone:
-        # Here, because composing takes a second that tables need not wait for.
+        # Imported here, because it takes a second that is needed only for runs without a table.
         from kdx.report.page.typed import command_of
 
         found.runs |= {run.anchor: replace(run, command=command_of(run.settings, run.id)) for run in alone}

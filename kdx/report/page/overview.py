@@ -1,4 +1,4 @@
-"""The page in numbers: what there is, where it was measured, what the claims came to."""
+"""The overview at the top of the page: counts, machines, and how the papers' claims turned out."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from kdx.report.page.papers import Table
 
 @dataclass(frozen=True)
 class Overview:
-    """Counts over the whole page; claims and cells only of what was made with the papers' budgets and settings."""
+    """Counts over the whole page; claims and cells count only for runs with the papers' budgets and settings."""
 
     runs: Counter[str]
     unfinished: int
@@ -37,7 +37,7 @@ def overview_of(found: Found) -> Overview:
 
 
 def answers(tables: Iterable[Table]) -> Counter[str]:
-    """How many claims about runs of ours hold, fail, are undecided and untested."""
+    """How many claims, among those about kdx's runs, hold, fail, are undecided or untested."""
     return Counter(
         claim.answer
         for table in tables
@@ -47,7 +47,7 @@ def answers(tables: Iterable[Table]) -> Counter[str]:
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
-    """A machine in words, without what changes from day to day."""
+    """The description of a machine, without what changes from day to day."""
     cores = machine.get("cores")
     parts = [machine.get("cpu"), cores and f"{cores} cores"]
     versions = [f"{name} {machine[name]}" for name in ("torch", "kdx") if machine.get(name)]

@@ -1,4 +1,4 @@
-"""The page: what was found, through the template beside this file."""
+"""Renders the page with the template beside this file."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ RUN_COLUMNS = (
 
 
 def page_of(found: Found, date: datetime) -> str:
-    """The whole page as HTML; it names no other file and no address."""
+    """The whole page as HTML, which refers to no other file or address."""
     loader = PackageLoader("kdx.report.page", "template")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -72,12 +72,12 @@ def page_of(found: Found, date: datetime) -> str:
 
 
 def anchor(name: str) -> str:
-    """The name of a table, figure or sweep as part of an address within the page."""
+    """The name of a table, figure or sweep as an HTML anchor."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
 
 def cell_link(found: Found, table: Table, cell: Cell) -> str | None:
-    """The anchor of the first run behind a number, or of the first that it waits for; None where no run is ours."""
+    """The anchor of the first run behind a number, or of the first that it waits for; None for printed runs."""
     if cell.runs:
         return f"run-{cell.runs.split()[0]}"
     return next((use.runs[0][1] for use in found.uses[table.name] if use.row == cell.row), None)
@@ -90,7 +90,7 @@ def late(found: Found, source: Table) -> int:
 
 
 def figure_text(value: Any) -> str:
-    """A figure of a run as it is shown: six significant digits, whole numbers with separators."""
+    """A figure as text: six significant digits, whole numbers with thousands separators."""
     match value:
         case None | "":
             return ABSENT
@@ -105,10 +105,10 @@ def figure_text(value: Any) -> str:
 
 
 def with_minus(text: str) -> str:
-    """Negative numbers with a minus as wide as the plus."""
+    """The text with hyphens of negative numbers replaced by minus signs."""
     return re.sub(r"(?<![\w.-])-(?=[\d.])", MINUS, text)
 
 
 def data_uri(svg: bytes) -> str:
-    """A picture within the page; as an image it can run nothing and load nothing."""
+    """An SVG picture as a data URI; as an image it can neither run nor load anything."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"

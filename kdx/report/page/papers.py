@@ -1,4 +1,4 @@
-"""Reproduced tables and figures, which are tables with a picture, read from their files alone."""
+"""Reproduced tables, and figures, which are tables with a picture, read from their files alone."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +19,7 @@ PAPER_BUDGET = "paper"
 
 
 class Job(Record):
-    """A line of runs.csv: one run, finished or not, and the figures that its table shows as `model_extra`."""
+    """A row of runs.csv: one run, finished or not; the table's figures are in `model_extra`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -32,9 +32,9 @@ class Job(Record):
 
 
 class Configured(Record):
-    """What provenance.json adds to a run: where it ran (as `model_extra`) and its configuration.
+    """A run's entry in provenance.json: its configuration and, in `model_extra`, where it was executed.
 
-    `recorded` is the machine that wrote an earlier table, where the run was taken from that and not from its folder.
+    `recorded` is the machine that wrote an earlier table, if the run was taken from that table and not from its folder.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -49,7 +49,7 @@ class Configured(Record):
 
 
 class Claim(Record):
-    """A claim of the paper with the answer of the runs and the test behind it, or the reason why there is none."""
+    """A claim of the paper with the runs' answer and its test, or the reason why there is none."""
 
     text: str
     row: str = ""
@@ -64,7 +64,7 @@ class Claim(Record):
 
 
 class Provenance(Record):
-    """Where a table or figure comes from."""
+    """The origin of a table or figure: settings, budget, machine, and the configurations of its runs."""
 
     title: str
     budget: str
@@ -81,10 +81,10 @@ class Provenance(Record):
 
 
 class Cell(Record):
-    """A line of table.csv: a figure of a row over its seeds beside the published number.
+    """A row of table.csv: the estimate of a figure over seeds, beside the published number.
 
-    The runs tell the rest: `complete`, whether all of the row finished, so that a figure which is absent does not
-    exist, `asked`, how many seeds the row has, and `without`, the finished ones that lack what others have.
+    The other fields follow from the runs: `complete`, whether all runs of the row have finished, so that a missing
+    figure does not exist; `asked`, the number of seeds; `without`, the finished seeds that lack the figure.
     """
 
     row: str
@@ -104,7 +104,7 @@ class Cell(Record):
 
 @dataclass(frozen=True)
 class Table:
-    """A reproduced table or, with a picture as SVG, figure; `name` is its folder below outputs/paper."""
+    """A reproduced table or, with a picture as SVG, figure; `name` is its folder under outputs/paper."""
 
     name: str
     folder: Path
@@ -115,22 +115,22 @@ class Table:
 
     @property
     def command(self) -> str:
-        """The name that `kdx reproduce` knows it by."""
+        """Its name for `kdx reproduce`."""
         return self.provenance.table or self.name.removesuffix(f"-{self.provenance.budget}")
 
     @property
     def changes(self) -> list[str]:
-        """The words by which its runs are others than the table's own."""
+        """The overrides with which its runs differ from the table's own settings."""
         return [*changes(self.provenance.overrides)]
 
     @property
     def mark(self) -> str:
-        """What its runs are not the paper's by: the budget, or other settings; empty where they are."""
+        """How its runs differ from the paper's: the budget or other settings; empty if they do not."""
         return self.provenance.budget if self.provenance.budget != PAPER_BUDGET else "changed" if self.changes else ""
 
     @property
     def is_result(self) -> bool:
-        """Whether its runs are the paper's, so that its numbers can be compared with the published ones."""
+        """Whether its runs have the paper's settings, so that its numbers are comparable with the published ones."""
         return not self.mark
 
     @cached_property
@@ -146,12 +146,12 @@ class Table:
 
     @property
     def finished(self) -> int:
-        """How many of the runs are finished."""
+        """The number of finished runs."""
         return sum(job.status == "finished" for job in self.jobs)
 
     @cached_property
     def columns(self) -> dict[str, str]:
-        """The title of each column; its key where the file is older than titles."""
+        """The title of each column; its key if the file is from before there were titles."""
         keys = dict.fromkeys(cell.column for cell in self.cells)
         return {key: self.provenance.columns.get(key, key) for key in keys}
 
@@ -165,7 +165,7 @@ class Table:
 
 
 def value(text: str) -> int | float | str:
-    """A cell of a CSV file as a number where it is one."""
+    """A cell of a CSV file, converted to a number if it is one."""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -173,19 +173,19 @@ def value(text: str) -> int | float | str:
 
 
 def is_table(folder: Path) -> bool:
-    """Whether the folder holds a table or figure, perhaps a damaged one."""
+    """Whether the folder holds a table or figure, even a damaged one."""
     return (folder / TABLE).exists()
 
 
 def read_table(name: str, folder: Path) -> Table:
-    """Read a table; Damaged where a file is absent or does not fit."""
+    """Read a table; raises Damaged if a file is missing or does not fit."""
     path = folder / TABLE
     provenance, jobs = read_record(folder / PROVENANCE, Provenance), read_rows(folder / RUNS, Job)
     cells = [_with_runs(cell, [job for job in jobs if job.row == cell.row]) for cell in read_rows(path, Cell)]
     table = Table(name, folder, provenance, jobs, cells, _picture(folder / FIGURE))
     if {len(row) for row in table.rows.values()} != {len(table.columns)}:
         raise Damaged(path, "it has not a cell for each row and column")
-    # The runs that a paper printed are no runs of ours.
+    # Runs that a paper printed are not kdx's runs.
     if {cell.row for cell in cells if cell.runs} - {job.row for job in jobs}:
         raise Damaged(folder / RUNS, f"it has other rows than {TABLE}")
     if {(job.row, job.seed) for job in jobs} != table.configured.keys():

@@ -1,4 +1,4 @@
-"""Every run that the page knows, from its folder, and from the tables and figures that it is part of."""
+"""All runs on the page, from their folders and from the tables and figures that contain them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from kdx.report.records import reading
 from kdx.report.verdict import warnings_of
 from kdx.seal import METRICS
 
-# Where libyaml is there, hundreds of configurations take a second less.
+# With libyaml, hundreds of configurations take a second less.
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 NUMBERS = (
@@ -26,7 +26,7 @@ PLACES = {"runs": "runs/*/*/*/[!.]*", "teachers": "teachers/[!.]*"}
 
 @dataclass(frozen=True)
 class Use:
-    """A row of a table or figure that a run belongs to, and the seed and anchor of each run of that row."""
+    """A row of a table or figure that contains a run, with the seed and anchor of each run of that row."""
 
     source: Table
     row: str
@@ -35,10 +35,10 @@ class Use:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, a teacher or a network without training, as far as the files tell; `anchor` is its place in the page.
+    """A run, a teacher or an untrained network, as far as the files describe it; `anchor` is its place in the page.
 
-    `settings` is the configuration, `text` the same as YAML; both are empty where no file has it. `recorded` is the
-    machine of a run that its table took from an earlier one.
+    `settings` is the configuration and `text` its YAML; both are empty if no file has it. `recorded` is the machine of
+    a run that its table took from an earlier one.
     """
 
     anchor: str
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Such as `st-vbd on mnist`."""
+        """The run's title, such as `st-vbd on mnist`."""
         names = [self._name("method"), self._name("dataset")]
         if self.is_teacher:
             names[0] = f"teacher {self._name('teacher') or self._name('student')}"
@@ -65,16 +65,16 @@ class Run:
 
     @property
     def student(self) -> str:
-        """The name of the network that was trained, where the files tell it."""
+        """The name of the trained network, if the files have it."""
         return self._name("student")
 
     @property
     def warnings(self) -> list[str]:
-        """What makes its figures worthless, where its folder is there."""
+        """Why its figures are worthless, if its folder is there; see `kdx.report.verdict`."""
         return warnings_of(self.figures) if self.folder else []
 
     def number(self, key: str) -> float | None:
-        """A figure that is a number, or None."""
+        """A numerical figure, or None."""
         value = self.figures.get(key)
         return value if isinstance(value, int | float) else None
 
@@ -85,17 +85,17 @@ class Run:
 
 
 def run_folders(outputs: Path) -> tuple[list[Path], list[Path]]:
-    """The folders of runs and teachers, finished ones first, then those without metrics.json."""
+    """The folders of runs and teachers: the finished ones, and those without metrics.json."""
     folders = [path for pattern in PLACES.values() for path in sorted(outputs.glob(pattern)) if path.is_dir()]
     finished = [path for path in folders if (path / METRICS).exists()]
     return finished, [path for path in folders if path not in set(finished)]
 
 
 def read_run(folder: Path, outputs: Path) -> Run:
-    """A finished run from its folder; Damaged where one of its files does not fit."""
+    """A finished run from its folder; raises Damaged if one of its files does not fit."""
     with reading(folder / METRICS):
         figures = read_figures(folder)
-        # Whatever the page sorts by must be a number.
+        # The page sorts by these, so they must be numbers.
         for key in NUMBERS:
             number(figures, key)
     config = folder / "config.yaml"
@@ -122,7 +122,7 @@ def read_run(folder: Path, outputs: Path) -> Run:
 
 
 def catalogue(folders: Iterable[Run], sources: Iterable[Table]) -> tuple[dict[str, Run], dict[str, list[Use]]]:
-    """Every run by its anchor, and the rows of every source by its name; a run's folder knows more than a table."""
+    """All runs by anchor, and the rows of every table or figure by name; a run's folder precedes tables."""
     runs = {run.anchor: run for run in folders}
     uses: dict[str, list[Use]] = {}
     for source in sources:
@@ -139,7 +139,7 @@ def catalogue(folders: Iterable[Run], sources: Iterable[Table]) -> tuple[dict[st
 
 
 def _told(source: Table, index: int, job: Job) -> Run:
-    """The run as a table or figure tells of it."""
+    """The run as a table or figure records it."""
     more = source.configured.get((job.row, job.seed), Configured())
     # A teacher has a seed of its own, in its settings.
     seed = {"seed": job.seed} if more.of == "student" else {}

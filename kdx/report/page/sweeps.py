@@ -31,7 +31,7 @@ class Estimated:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A line of summary.csv: what it is, the ids of its runs, and the figures that it has.
+    """A row of summary.csv: its name, the ids of its runs, and its figures.
 
     `lacking` are the seeds whose runs failed.
     """
@@ -54,12 +54,12 @@ class Sweep:
 
     @property
     def figures(self) -> list[str]:
-        """The figures that any experiment has."""
+        """The figures that at least one experiment has."""
         return [key for key in FIGURES if any(one.figures[key] for one in self.experiments)]
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep that has a summary; Damaged where a file does not fit."""
+    """Read a sweep with a summary; raises Damaged if a file does not fit."""
     path, failed = folder / SUMMARY, folder / FAILED
     with reading(path):
         experiments = [_experiment(line) for line in read_lines(path, OTHERS)]

@@ -1,4 +1,4 @@
-"""A picture of what `kdx bench` measured: error against the size of the file, and against latency."""
+"""Pictures of `kdx bench` results: test error over file size, and over latency."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ RUNS_SHOWN = len(COLOURS)
 
 @dataclass(frozen=True)
 class Picture:
-    """Runs of one data set that were timed on one machine; `left_out` are those beyond what colours can tell apart."""
+    """Runs of one data set that were timed on one machine; `left_out` are those for which no colour is left."""
 
     dataset: str
     machine: str
@@ -30,7 +30,7 @@ class Picture:
 
 
 def pictures(runs: Iterable[Run]) -> list[Picture]:
-    """One picture for each data set and machine with timed runs."""
+    """One picture per data set and machine with timed runs."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         # Without such rows where other programs took the cores.
@@ -45,7 +45,7 @@ def pictures(runs: Iterable[Run]) -> list[Picture]:
 
 
 def _drawn(runs: Sequence[Run]) -> bytes:
-    # Here, because it takes a second that a page without timings need not wait for.
+    # Imported here, because it takes a second that a page without timings does not need.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

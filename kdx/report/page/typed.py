@@ -1,4 +1,4 @@
-"""The words of `kdx train` that make a run, found again from its configuration."""
+"""Reconstructs the `kdx train` command of a run from its configuration."""
 
 import re
 import shlex
@@ -17,15 +17,16 @@ from kdx.report.finished import flat
 
 GROUPS = ("dataset", "teacher", "student", "method")
 FURTHER = ("teacher2", "teacher3")
-# What Hydra reads as a text without quotes.
+# Texts that Hydra reads without quotes.
 PLAIN = re.compile(r"[\w./@+-]+")
 Settings = Mapping[str, Any]
 
 
 def command_of(settings: Settings, run: str) -> str:
-    """The command that makes the run with these settings; empty where none makes a run of this very id.
+    """The command that makes the run with these settings; empty if no command gives this run id.
 
-    A generation of a chain has none, nor has a run of another version of kdx whose settings meant something else.
+    That is so for a generation of a chain, and for a run of another version of kdx in which the settings meant
+    something else.
     """
     names = {key: str(settings[key].get("name")) for key in (*GROUPS, *FURTHER) if isinstance(settings.get(key), dict)}
     groups = load_groups()
@@ -53,7 +54,7 @@ def _composed(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _is_free(key: str) -> bool:
-    """Whether the setting changes no result, so that a command need not give it; further teachers can."""
+    """Whether the setting changes no result, so that the command can leave it out; not so for further teachers."""
     return is_hidden(key) and key not in FURTHER
 
 
