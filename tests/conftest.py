@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from forked import forked_kdx
-from typed import typed
+from helpers import ROOT
+from helpers.forked import forked_kdx
+from helpers.typed import typed
 
 Kdx = Callable[..., subprocess.CompletedProcess[str]]
 TIMEOUT = 600.0
@@ -45,7 +46,7 @@ def started_kdx(tmp_path: Path) -> Kdx:
         return subprocess.run(
             [sys.executable, *python, *typed(words)],
             cwd=tmp_path,
-            env=_environment(PYTHONPATH=str(Path(__file__).parents[1])) | environment,
+            env=_environment(PYTHONPATH=str(ROOT)) | environment,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from helpers.official import batch, idx, mat
 
 from kdx.data import cifar10, mnist, svhn
 from kdx.data.sources import SourceFile, SourceSet
 from tortures import child
-from tortures.official import batch, idx, mat
 from tortures.rot import DAMAGES, unfit
 from tortures.work import SMALL, outcome, told
 

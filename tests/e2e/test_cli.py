@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import SHORT
+from helpers.short_runs import SHORT
 
 from kdx import __version__
 

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import folder_of, metrics
+from helpers import ROOT
+from helpers.short_runs import folder_of, metrics
 
 from kdx.bench import Thresholded, bench, write_bench
 from kdx.cli import main
@@ -18,7 +19,6 @@ from kdx.report.bench import print_bench
 from kdx.report.inference import read_inference
 from kdx.runs import RunFolder
 
-ROOT = Path(__file__).parents[2]
 TINY = (
     *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=1", "teacher.trainer.epochs=1"),
     *("device.latency_seconds=0", "device.threads=1", "method=prune", "method.sparsity=0.9"),

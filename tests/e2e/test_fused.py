@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from short_runs import metrics, outcome, started, table
+from helpers.short_runs import metrics, outcome, started, table
 
 TINY = (
     *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=2", "teacher.trainer.epochs=1"),

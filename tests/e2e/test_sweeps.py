@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
+from helpers.short_runs import folder_of, outcome, table
 from omegaconf import OmegaConf
-from short_runs import ROOT, folder_of, outcome, table
 
 TINY = (
     *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=1", "teacher.trainer.epochs=1"),

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import ROOT
+from helpers import ROOT
 
 
 def torture(tmp_path: Path, *words: str) -> dict:
     file = tmp_path / "torture.json"
     result = subprocess.run(
         [sys.executable, "-P", "-m", "tortures", *words, "--file", str(file)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT)])},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from short_runs import SHORT, folder_of, history, metrics, outcome, started
+from helpers.short_runs import SHORT, folder_of, history, metrics, outcome, started
 
 
 def test_two_teachers_have_a_folder_and_a_store_each(kdx, tmp_path: Path) -> None:

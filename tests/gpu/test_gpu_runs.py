@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from typed import typed
+from helpers.typed import typed
 
 from kdx.cli import main
 

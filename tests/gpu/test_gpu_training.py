@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, method, method_and_procedure, normal, perceptron, split
-from networks import IMAGE, small
+from helpers.miniature import CLASSES, method, method_and_procedure, normal, perceptron, split
+from helpers.networks import IMAGE, small
 from torch import nn
 
 from kdx.captured import AHEAD, TRIAL_PLAYS, Graphs

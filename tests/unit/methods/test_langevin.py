@@ -1,0 +1,151 @@
+"""Langevin dynamics: the step by hand, and a posterior that is known in closed form."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.miniature import CLASSES, engine, generator, method, no_figures, normal, perceptron, split
+from torch import nn
+from torch.distributions import Normal
+
+from kdx.config import TrainerSettings
+from kdx.device import has_compiler
+from kdx.methods.langevin import LangevinDynamics, normal_prior
+from kdx.methods.part import Context
+from kdx.noise import NoiseSource
+from kdx.objective import Langevin, Objective, Term
+from kdx.step import Batch, State, make_step, number_names
+from kdx.trainer import Training, train
+
+BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
+OPTIMISER = {"lr": 1e-3, "steps": 1.0, "bias1": 0.1, "bias2": 0.001}
+
+
+def row(objective: Objective, time: float = 0.0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.tensor(
+        [OPTIMISER.get(name) or objective.numbers[name](time) for name in number_names(objective)], dtype=dtype
+    )
+
+
+@BOTH_WAYS
+def test_one_step_by_hand(eager: bool):
+    """theta - eta/2 (N times the gradient of the mean cross entropy + lambda theta) + sqrt(eta) noise, in float64."""
+    examples, eta, precision = 50, 1e-3, 3.0
+    how = method("sgld", eta=eta, prior=precision)
+    student, given = perceptron().double(), split(8)
+    images = given.images.double()
+    objective = how.objective(student, None, examples)
+    cross_entropy = F.cross_entropy(student(images), given.labels)
+    names, values = zip(*student.named_parameters(), strict=True)
+    gradients = dict(zip(names, torch.autograd.grad(cross_entropy, values), strict=True))
+    noise = NoiseSource(student, images, generator(1), objective.draws).draw()
+    expected = {
+        name: value.detach()
+        - eta / 2 * (examples * gradients[name] + precision * value.detach())
+        + eta**0.5 * noise[f"langevin/{name}"]
+        for name, value in student.named_parameters()
+    }
+    state = State.of(student, len(objective.terms), objective.langevin)
+    step = make_step(student, objective, eager=eager, autocast=None)
+    step(state, Batch(images, given.labels, None), noise, row(objective, dtype=torch.float64))
+    for name, value in state.parameters.items():
+        # The logits go to the loss in float32.
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-7)
+    assert not state.first
+    assert not state.second
+
+
+@BOTH_WAYS
+def test_the_others_are_learnt_as_if_nobody_were_sampled(eager: bool):
+    def trained(sampled: dict[str, Langevin]) -> State:
+        student, given = perceptron(), split(8)
+        terms = {"cross_entropy": Term(lambda step: F.cross_entropy(step.logits, step.labels))}
+        draws = LangevinDynamics(eta=1.0, prior=1.0, decay=0.0, decay_epochs=1.0).draws(Context(student, None, 8))
+        objective = Objective(terms, numbers={"eta": lambda _: 1e-2}, draws=draws, langevin=sampled)
+        noise = NoiseSource(student, given.images, generator(1), draws).draw()
+        state = State.of(student, 1, sampled)
+        step = make_step(student, objective, eager=eager, autocast=None)
+        step(state, Batch(given.images, given.labels, None), noise, row(objective))
+        return state
+
+    name = "fc1.weight"
+    plain, mixed = trained({}), trained({name: Langevin(f"langevin/{name}", "eta", 8)})
+    for other, value in plain.parameters.items():
+        assert torch.equal(value, mixed.parameters[other]) == (other != name)
+    assert plain.first.keys() - mixed.first.keys() == {name}
+
+
+@BOTH_WAYS
+def test_the_samples_are_those_of_a_known_posterior(eager: bool):
+    """y = theta x + N(0, 1) with theta ~ N(0, 1/lambda): precision A = sum x^2 + lambda, mean sum xy / A.
+
+    Every output of a layer is a chain of its own. At this step size the chain's variance is 1 / (A (1 - eta A / 4)).
+    """
+    chains, examples, precision = 4000, 10, 2.0
+    inputs = normal(examples, 1, 1, 1, seed=0)
+    targets = 1.5 * inputs.flatten() + normal(examples, seed=1)
+    total = inputs.square().sum().item() + precision
+    mean = (inputs.flatten() * targets).sum().item() / total
+    eta = 0.2 / total
+    student = nn.Sequential(nn.Flatten(), nn.Linear(1, chains, bias=False))
+    part = LangevinDynamics(eta=eta, prior=precision, decay=0.0, decay_epochs=1.0)
+    context = Context(student, None, examples)
+    # The labels carry the targets: a sum over the chains, a mean over the examples.
+    residual = Term(lambda step: (step.logits - step.labels[:, None]).square().sum(dim=1).mean() / 2)
+    objective = Objective(
+        {"residual": residual, **part.terms(context)},
+        numbers=part.numbers(),
+        draws=part.draws(context),
+        langevin=part.langevin(context),
+    )
+    noise = NoiseSource(student, inputs, generator(2), objective.draws)
+    state = State.of(student, 2, objective.langevin)
+    step = make_step(student, objective, eager=eager, autocast=None)
+    for _ in range(150):  # 0.9^150: nothing is left of the beginning.
+        step(state, Batch(inputs, targets, None), noise.draw(), row(objective))
+    samples = state.parameters["1.weight"].flatten().double()
+    variance = 1 / (total * (1 - eta * total / 4))
+    assert samples.mean().item() == pytest.approx(mean, abs=4 * (variance / chains) ** 0.5)
+    assert samples.var().item() == pytest.approx(variance, rel=4 * (2 / chains) ** 0.5)
+
+
+def test_the_prior_is_a_normal_density():
+    """Differences of the term are those of the log density, divided by the number of examples."""
+    one, two = ([normal(4, 3, seed=seed, dtype=torch.float64), normal(3, seed=seed + 1)] for seed in (0, 5))
+
+    def density(parameters: list[torch.Tensor]) -> float:
+        return sum(Normal(0.0, 1.0).log_prob(value.double()).sum().item() for value in parameters)
+
+    difference = (normal_prior(one, 20) - normal_prior(two, 20)).item()
+    assert difference == pytest.approx((density(two) - density(one)) / 20, rel=1e-6)
+
+
+def test_the_schedule_is_that_of_welling_and_teh():
+    """A (b + t)^-0.55 with a = eta b^0.55."""
+    eta, b = 4e-6, 7.0
+    part = LangevinDynamics(eta=eta, prior=1.0, decay=0.55, decay_epochs=b)
+    schedule = part.numbers()["eta"]
+    for epoch in (0.0, 0.5, 3.0, 100.0):
+        assert schedule(epoch) == pytest.approx(eta * b**0.55 * (b + epoch) ** -0.55, rel=1e-12)
+    constant = LangevinDynamics(eta=eta, prior=1.0, decay=0.0, decay_epochs=1.0).numbers()["eta"]
+    assert constant(50.0) == eta
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler (g++ or clang++)")
+def test_compiled_sampling_is_eager_sampling(tmp_path: Path):
+    results = []
+    for compiled in (False, True):
+        how, examples, student = method("sgld", eta=1e-3), split(12), perceptron()
+        objective = how.objective(student, None, len(examples))
+        trainer = TrainerSettings(epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9)
+        logits = normal(12, CLASSES, seed=4)
+        training = Training("miniature", "miniature", examples, logits, trainer, 0, tmp_path / f"{compiled}")
+        progress = train(student, objective, training, replace(engine(), compile=compiled), no_figures)
+        results.append((student.state_dict(), progress.history))
+    for name, value in results[0][0].items():
+        torch.testing.assert_close(value, results[1][0][name], rtol=0, atol=1e-5)
+    assert results[1][1][-1]["eta"] == 1e-3
+    assert "lr" not in results[1][1][-1]
