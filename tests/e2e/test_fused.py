@@ -4,22 +4,17 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers.short_runs import metrics, outcome, started, table
+from helpers.short_runs import TINY, finished, metrics, started, table
 
-TINY = (
-    *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=2", "teacher.trainer.epochs=1"),
-    *("device.latency_seconds=0", "device.threads=1", "device.gemm=default"),
-)
 # One model after another, whose results are those of a run alone bit for bit.
 LOOP = ("hydra/launcher=fused", "hydra.launcher.way=loop")
 
 
-def finished(outputs: Path) -> dict[str, tuple]:
-    """What each run left, by its id, but for the number of models that were trained together."""
-    found = {path.parent.name: outcome(path.parent) for path in outputs.glob("runs/*/*/*/*/metrics.json")}
+def apart(outputs: Path) -> dict[str, tuple]:
+    """What each run left, but for the number of models that were trained together."""
     return {
         name: ({key: value for key, value in figures.items() if key != "fused_models"}, *rest)
-        for name, (figures, *rest) in found.items()
+        for name, (figures, *rest) in finished(outputs).items()
     }
 
 
@@ -30,7 +25,7 @@ def test_fused_is_one_after_another(kdx, tmp_path: Path) -> None:
     fused = kdx(*words, "outputs=fused", *LOOP)
     assert (alone.returncode, fused.returncode) == (0, 0), fused.stderr
     assert fused.stdout == alone.stdout.replace("alone/sweeps", "fused/sweeps")
-    assert finished(tmp_path / "fused") == finished(tmp_path / "alone")
+    assert apart(tmp_path / "fused") == apart(tmp_path / "alone")
     assert fused.stderr.count("together with others") == 8
     models = {
         path: metrics(path.parent).get("fused_models") for path in tmp_path.glob("fused/runs/*/*/*/*/metrics.json")
@@ -94,7 +89,7 @@ def test_stopped_and_continued(kdx, tmp_path: Path, whole: Path, stop: signal.Si
     assert one.returncode == 0, one.stderr
     rest = kdx("train", "-m", *LONG, *SWEPT, *LOOP, "outputs=stopped")
     assert rest.returncode == 0, rest.stderr
-    assert finished(tmp_path / "stopped") == finished(whole)
+    assert apart(tmp_path / "stopped") == apart(whole)
     logs = [path.read_text() for path in tmp_path.glob("stopped/runs/*/*/*/*/kdx.log")]
     assert all("continued at step" in text for text in logs)
 

@@ -2,6 +2,7 @@
 
 from fnmatch import fnmatchcase
 
+from kdx.reproduce.jobs import Order
 from kdx.reproduce.tables import PaperTable
 
 
@@ -11,3 +12,6 @@ def only(table: PaperTable, pattern: str) -> PaperTable:
     assert rows, f"{table.name} has no row {pattern}"
     claims = [claim for claim in table.claims if claim.row in rows and claim.than not in table.rows.keys() - rows]
     return table.model_copy(update={"rows": rows, "claims": claims})
+
+
+ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -115,3 +116,14 @@ def step_of(student: nn.Module, objective: Objective, examples: Split, logits: T
 def no_figures(_epoch: int) -> Reading:
     """What `train` is given where nobody evaluates."""
     return dict
+
+
+def double(value) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def logits(seed: int, rows: int = 7) -> Tensor:
+    return normal(rows, CLASSES, seed=seed, dtype=torch.float64)
+
+
+BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])

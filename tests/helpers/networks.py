@@ -1,10 +1,13 @@
 """One small network of every family, for tests of what all of them must do."""
 
+from collections.abc import Callable
 from functools import cache
 
 from torch import nn
 
+from helpers.miniature import CLASSES, perceptron
 from kdx.compose import single
+from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.models import build_model
 from kdx.models.settings import (
     ConvnetSettings,
@@ -16,7 +19,6 @@ from kdx.models.settings import (
     ResnetSettings,
 )
 
-CLASSES = 4
 IMAGE = (1, 12, 12)
 
 PLAIN_CONVNET = ConvnetSettings(
@@ -65,3 +67,11 @@ def parameters(network: nn.Module) -> int:
 def keras_count(network: nn.Module) -> int:
     """Keras counts batch norm's moving mean and variance, and no counter of batches."""
     return parameters(network) + sum(value.numel() for value in network.buffers() if value.dim())
+
+
+def student_and_sampler() -> nn.Module:
+    return StudentAndSampler(perceptron(), perceptron(hidden=7, seed=1), 0.05)
+
+
+def network(family: str) -> Callable[[], nn.Module]:
+    return lambda: small(family)

@@ -1,12 +1,13 @@
 """An outputs folder for the tests of kdx report, written as kdx writes it, and the page as its reader sees it."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.excerpt import only
+from helpers.excerpt import ORDER, only
 from kdx.cli import main
 from kdx.files import write_text
 from kdx.report.finished import flat
@@ -43,10 +44,6 @@ class Seen(HTMLParser):
         self.text += f"{data} "
 
 
-def order(budget: Any = "paper") -> Order:
-    return Order(rows="*", seeds=3, budget=budget, overrides=(), train=False)
-
-
 def write_run(done: Done, figures: dict[str, Any] | None = None) -> Path:
     """The folder of a finished run, as a run leaves it but for its network."""
     folder, config = done.job.folder, done.job.config
@@ -75,17 +72,17 @@ def outputs_in(tmp_path: Path) -> Path:
     cells = cells_of(table, done)
     for budget, name in (("paper", "table1"), ("smoke", "table1-smoke")):
         folder = outputs / "paper" / "vs" / name
-        write_table(folder, table, order(budget), done, cells, check_claims(table, cells))
+        write_table(folder, table, replace(ORDER, budget=budget), done, cells, check_claims(table, cells))
     runs = [write_run(each) for each in done[:2]]
 
     figure = outputs / "paper" / "vs" / "figure1"
     drawn = only(table, "*-SVD").model_copy(update={"title": "A figure"})
-    write_table(figure, drawn, order(), done[:3], cells_of(drawn, done[:3]), [])
+    write_table(figure, drawn, ORDER, done[:3], cells_of(drawn, done[:3]), [])
     write_text(figure / "figure.svg", SVG)
 
     printed = only(load_table("kddp/table5"), "*printed runs")
     cells = cells_of(printed, [])
-    write_table(outputs / "paper" / "kddp" / "table5", printed, order(), [], cells, check_claims(printed, cells))
+    write_table(outputs / "paper" / "kddp" / "table5", printed, ORDER, [], cells, check_claims(printed, cells))
 
     sweep = outputs / "sweeps" / "my sweep"
     write_summary(sweep / "summary.csv", groups_of([*runs, flat(done[2].job.config.model_dump(mode="json"))]))

@@ -24,6 +24,11 @@ SHORT = (
     # More threads than free cores wait for each other a hundred times as long as they work.
     "device.threads=1",
 )
+TINY = (
+    *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=1", "teacher.trainer.epochs=1"),
+    # The matrix-product library is measured once for each home folder, and may differ.
+    *("device.latency_seconds=0", "device.threads=1", "device.gemm=default"),
+)
 # What every metrics.json has.
 CONTRACT = [
     *("run_id", "dataset", "method", "student", "teacher", "seed", "epochs"),
@@ -78,3 +83,8 @@ def started(base: Path, *words: str, until: Callable[[], object]) -> subprocess.
 def folder_of(result: subprocess.CompletedProcess[str], base: Path) -> Path:
     assert result.returncode == 0, result.stderr
     return base / result.stdout.strip().splitlines()[-1]
+
+
+def finished(base: Path) -> dict[str, tuple]:
+    """What each run left, by its id."""
+    return {path.parent.name: outcome(path.parent) for path in base.glob("runs/*/*/*/*/metrics.json")}

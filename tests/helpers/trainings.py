@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdx.checkpoint import Progress
 from kdx.config import TrainerSettings
 from kdx.data.dataset import Split
-from kdx.objective import Step
+from kdx.objective import Objective, Step
+from kdx.optimizer import BETA1, BETA2
+from kdx.step import number_names
 from kdx.trainer import Training
 
 LR = 1e-2
@@ -38,3 +41,18 @@ def numbered(count: int) -> Split:
 
 def two(step: Step) -> Tensor:
     return step.logits.square().mean()
+
+
+def row(
+    objective: Objective, steps: int = 1, lr: float = 1e-3, time: float = 100.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The numbers of Adam's step number `steps`, counted from one, at `time` in epochs."""
+    optimiser = {"lr": lr, "steps": steps, "bias1": 1 - BETA1**steps, "bias2": 1 - BETA2**steps}
+    values = [
+        optimiser[name] if name in optimiser else objective.numbers[name](time) for name in number_names(objective)
+    ]
+    return torch.tensor(values, dtype=dtype)
+
+
+def comparable(progress: Progress) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in progress.history]

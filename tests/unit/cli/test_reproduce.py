@@ -4,13 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.excerpt import ORDER
 
 from kdx.errors import UserError
 from kdx.reproduce.command import folder_of, parsed, reproduce
 from kdx.reproduce.jobs import Order, jobs_of
 from kdx.reproduce.tables import load_table
-
-ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
 
 
 def test_words():

@@ -1,8 +1,6 @@
 """CIFAR-10 from its batches: the official format and nothing else. No test leaves this machine."""
 
-import hashlib
 import io
-import os
 import pickle
 import tarfile
 from dataclasses import replace
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.official import batch, python2
+from helpers.official import REAL, batch, md5, no_mirrors, python2
 from torch import nn
 
 from kdx.data import cifar10, load_data
@@ -26,7 +24,6 @@ from kdx.folders import user_cache
 from kdx.logits import teacher_logits
 from kdx.measure.accuracy import logits_of
 
-REAL = os.environ.get("KDX_DATA", "")  # read before a test clears it
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 BATCH = 20
 NUMBERS = np.random.default_rng(0)
@@ -44,16 +41,8 @@ def packed(files: dict[str, bytes]) -> bytes:
     return content.getvalue()
 
 
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 BATCHES = {name: batch(PIXELS[name], LABELS[name]) for name in PIXELS}
 PACKED = packed({"readme.html": b"<html>", "batches.meta": b"no pickle", **BATCHES})
-
-
-def no_mirrors() -> list[str]:
-    raise AssertionError("a download was tried")
 
 
 @pytest.fixture(autouse=True)

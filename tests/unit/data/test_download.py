@@ -1,7 +1,6 @@
 """Source files: found, verified, downloaded from a server on this machine. No test leaves it."""
 
 import gzip
-import hashlib
 import io
 import logging
 import tarfile
@@ -11,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers.official import md5, no_mirrors, write
 
 from kdx.data import sources
 from kdx.data.sources import SourceFile, SourceSet, obtain
@@ -23,18 +23,10 @@ FIRST = "first.gz"
 WHOLE = PACKED[FIRST]
 
 
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 FILES = tuple(
     SourceFile(name, len(content), md5(content), {(raw := name.removesuffix(".gz")): md5(UNPACKED[raw])})
     for name, content in PACKED.items()
 )
-
-
-def no_mirrors() -> list[str]:
-    raise AssertionError("a download was tried")
 
 
 def get(root: Path | None, download: bool = True, mirrors: Callable[[], Sequence[str]] = no_mirrors) -> None:
@@ -43,13 +35,6 @@ def get(root: Path | None, download: bool = True, mirrors: Callable[[], Sequence
     assert {name: dict(file.unpacked()) for name, file in found.items()} == {
         f"{name}.gz": {name: content} for name, content in UNPACKED.items()
     }
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,13 @@
 """MNIST from its files: found, damaged, downloaded, decoded. No test leaves this machine."""
 
 import gzip
-import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.official import idx
+from helpers.official import REAL, idx, md5, no_mirrors, write
 
 from kdx.data import load_data, mnist
 from kdx.data.settings import MnistSettings
@@ -17,14 +15,9 @@ from kdx.data.sources import SourceFile
 from kdx.errors import UserError
 from kdx.folders import data_root, user_cache
 
-REAL = os.environ.get("KDX_DATA", "")  # read before a test clears it
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
 LABELS = np.arange(60, dtype=np.uint8) % 10
 TRAIN_IMAGES = "train-images-idx3-ubyte.gz"
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 UNPACKED = {
@@ -34,10 +27,6 @@ UNPACKED = {
     "t10k-labels-idx1-ubyte": idx(LABELS[40:]),
 }
 PACKED = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in UNPACKED.items()}
-
-
-def no_mirrors() -> list[str]:
-    raise AssertionError("a download was tried")
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +46,6 @@ def small_mnist(monkeypatch, tmp_path):
 @pytest.fixture
 def root(tmp_path) -> Path:
     return write(tmp_path / "data" / "MNIST" / "raw", PACKED).parents[1]
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def load(root: Path | None, download: bool = False, validation: int = 0, **more):

@@ -1,6 +1,5 @@
 """SVHN from MATLAB files that the tests write in the official format. No test leaves this machine."""
 
-import hashlib
 import io
 import os
 from dataclasses import replace
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.official import mat
+from helpers.official import mat, md5, no_mirrors, write
 from scipy.io import savemat
 
 from kdx.data import load_data, svhn
@@ -26,14 +25,6 @@ PIXELS = {part: NUMBERS.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8) for 
 WRITTEN = {
     part: (NUMBERS.permutation(np.arange(size) ** 2 // 7 % 10) + 1).astype(np.uint8) for part, size in SIZES.items()
 }
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def no_mirrors() -> list[str]:
-    raise AssertionError("a download was tried")
 
 
 def source(part: str, content: bytes) -> SourceFile:
@@ -56,14 +47,7 @@ def small_svhn(monkeypatch, tmp_path):
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    return write(tmp_path / "data")
-
-
-def write(folder: Path, files: dict[str, bytes] = FILES) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
+    return write(tmp_path / "data", FILES)
 
 
 def settings(root: Path, **changes) -> SvhnSettings:
@@ -89,7 +73,7 @@ def assert_whole(data: Data, *parts: str) -> None:
 
 @pytest.mark.parametrize("place", ["", "svhn", "SVHN"])
 def test_images_and_labels_are_those_of_the_files(tmp_path, place):
-    write(tmp_path / "here" / place)
+    write(tmp_path / "here" / place, FILES)
     for _ in range(2):  # decoded, then from the cache
         data = load_data(settings(tmp_path / "here"))
         assert_whole(data, "train", "extra")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.miniature import dataset, engine, generator, method, normal, perceptron, split
+from helpers.miniature import BOTH_WAYS, dataset, engine, generator, method, normal, perceptron, split
+from helpers.trainings import row
 from torch import Tensor, nn
 
 from kdx.config import TrainerSettings
@@ -18,21 +19,13 @@ from kdx.objective import Objective
 from kdx.procedures.dark_knowledge import DarkKnowledgeFit
 from kdx.procedures.procedure import Outcome
 from kdx.runs import RunFolder
-from kdx.step import Batch, State, make_step, number_names
+from kdx.step import Batch, State, make_step
 
-BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
 EXAMPLES, INPUT_NOISE, ETA, STUDENT_PRIOR = 30, 0.3, 1e-3, 3.0
 
 
 def networks() -> StudentAndSampler:
     return StudentAndSampler(perceptron(seed=1).double(), perceptron(hidden=7, seed=2).double(), INPUT_NOISE)
-
-
-def row(objective: Objective) -> Tensor:
-    # Adam's first step at this rate, with its bias corrections.
-    optimiser = {"lr": 1e-3, "steps": 1.0, "bias1": 0.1, "bias2": 0.001}
-    values = [optimiser.get(name) or objective.numbers[name](0.0) for name in number_names(objective)]
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def stepped(both: StudentAndSampler, eager: bool, labels: Tensor) -> tuple[State, dict[str, Tensor], Batch]:
@@ -41,7 +34,9 @@ def stepped(both: StudentAndSampler, eager: bool, labels: Tensor) -> tuple[State
     batch = Batch(split(8).images.double(), labels, None)
     noise = {name: value.clone() for name, value in drawn(both, batch, objective).items()}
     state = State.of(both, len(objective.terms), objective.langevin)
-    make_step(both, objective, eager=eager, autocast=None)(state, batch, noise, row(objective))
+    make_step(both, objective, eager=eager, autocast=None)(
+        state, batch, noise, row(objective, time=0.0, dtype=torch.float64)
+    )
     return state, noise, batch
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.miniature import CLASSES, method, normal, perceptron, split, step_of
+from helpers.miniature import CLASSES, double, logits, method, perceptron, split, step_of
 from torch import Tensor
 
 from kdx.methods.hint import decoupled_loss, distillation_loss, standardized
@@ -18,16 +18,8 @@ ST = 0.25 * log(1 / 2) + 0.75 * log(3 / 2)
 BOTH = pytest.mark.parametrize("direction", ["ts", "st"])
 
 
-def double(value) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
 def loss(student: Tensor, teacher: Tensor, T: float, direction="ts", reduction="batch") -> Tensor:
     return distillation_loss(student, teacher, double(T), direction, reduction)
-
-
-def logits(seed: int, rows: int = 7) -> Tensor:
-    return normal(rows, CLASSES, seed=seed, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

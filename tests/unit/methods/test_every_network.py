@@ -4,8 +4,9 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers.miniature import generator, method, normal
+from helpers.miniature import BOTH_WAYS, generator, method, normal
 from helpers.networks import CLASSES, IMAGE, SETTINGS, small
+from helpers.trainings import row
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -16,13 +17,10 @@ from kdx.methods.labels import Labels
 from kdx.methods.variational import VariationalLayer
 from kdx.models.blocks import Dense, GlobalAverage, Residual
 from kdx.noise import NoiseSource
-from kdx.objective import Objective
-from kdx.optimizer import BETA1, BETA2
-from kdx.step import Batch, State, make_step, number_names
+from kdx.step import Batch, State, make_step
 from kdx.weights import load_weights, save_weights
 
 EVERY_FAMILY = pytest.mark.parametrize("family", SETTINGS)
-BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
 WITH_BATCH_NORM = ["resnet", "densenet", "keras-resnet", "kddp"]
 PLAIN = {
     nn.Sequential, nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten,
@@ -33,14 +31,6 @@ PLAIN = {
 def batch(index: int = 0) -> Batch:
     labels = torch.randint(CLASSES, (6,), generator=generator(index))
     return Batch(normal(6, *IMAGE, seed=index), labels, normal(6, CLASSES, seed=index + 50))
-
-
-def row(objective: Objective, steps: int, lr: float) -> Tensor:
-    optimiser = {"lr": lr, "steps": steps, "bias1": 1 - BETA1**steps, "bias2": 1 - BETA2**steps}
-    values = [
-        optimiser[name] if name in optimiser else objective.numbers[name](100.0) for name in number_names(objective)
-    ]
-    return torch.tensor(values)
 
 
 def trained(how: Method, student: nn.Module, eager: bool, lr: float = 1e-3) -> State:

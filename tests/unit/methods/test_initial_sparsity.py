@@ -1,6 +1,5 @@
 """How many weights a variational method prunes before any training: the floor of its sparsity (SPEC 5)."""
 
-import json
 import logging
 from copy import deepcopy
 from math import exp
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.miniature import CLASSES, dataset, engine, method, normal, perceptron, split
+from helpers.short_runs import metrics
 from helpers.typed import typed
 from torch import nn
 
@@ -97,10 +97,6 @@ def config(folder: Path, *words: str) -> Config:
     return job.config
 
 
-def metrics(of: Config) -> dict:
-    return json.loads((run_folder(of).path / "metrics.json").read_bytes())
-
-
 def test_a_run_has_it_interrupted_or_together_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def whole(name: str) -> list[Config]:
         return [config(tmp_path / name, f"seed={seed}") for seed in range(2)]
@@ -109,12 +105,13 @@ def test_a_run_has_it_interrupted_or_together_too(tmp_path: Path, monkeypatch: p
     for each in alone:
         run(each)
     run_together(together, "stacked", None)
-    expected = [metrics(each)[KEY] for each in alone]
+    expected = [metrics(run_folder(each).path)[KEY] for each in alone]
     assert expected[0] != expected[1]
     assert all(0 < percent < 50 for percent in expected)
-    assert [metrics(each)[KEY] for each in together] == expected
+    assert [metrics(run_folder(each).path)[KEY] for each in together] == expected
     for each in (*alone, *together):
-        line = f"{run_folder(each).path.name}: {metrics(each)[KEY]:.2f} % of the weights are pruned before any training"
+        folder = run_folder(each).path
+        line = f"{folder.name}: {metrics(folder)[KEY]:.2f} % of the weights are pruned before any training"
         assert run_folder(each).log_file.read_text().count(line) == 1
 
     def stop(*_: object) -> None:
@@ -127,11 +124,11 @@ def test_a_run_has_it_interrupted_or_together_too(tmp_path: Path, monkeypatch: p
             run(stopped)
     assert list(run_folder(stopped).path.glob("checkpoint*.safetensors"))
     run(stopped)
-    assert metrics(stopped)[KEY] == expected[0]
+    assert metrics(run_folder(stopped).path)[KEY] == expected[0]
     assert "continued at step" in run_folder(stopped).log_file.read_text()
 
 
 def test_a_run_of_another_method_does_not_have_it(tmp_path: Path):
     each = config(tmp_path, "method=kd", "trainer.epochs=1")
     run(each)
-    assert KEY not in metrics(each)
+    assert KEY not in metrics(run_folder(each).path)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.miniature import CLASSES, engine, generator, method, no_figures, normal, perceptron, split
+from helpers.miniature import BOTH_WAYS, CLASSES, engine, generator, method, no_figures, normal, perceptron, split
+from helpers.trainings import row
 from torch import nn
 from torch.distributions import Normal
 
@@ -16,17 +17,8 @@ from kdx.methods.langevin import LangevinDynamics, normal_prior
 from kdx.methods.part import Context
 from kdx.noise import NoiseSource
 from kdx.objective import Langevin, Objective, Term
-from kdx.step import Batch, State, make_step, number_names
+from kdx.step import Batch, State, make_step
 from kdx.trainer import Training, train
-
-BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
-OPTIMISER = {"lr": 1e-3, "steps": 1.0, "bias1": 0.1, "bias2": 0.001}
-
-
-def row(objective: Objective, time: float = 0.0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.tensor(
-        [OPTIMISER.get(name) or objective.numbers[name](time) for name in number_names(objective)], dtype=dtype
-    )
 
 
 @BOTH_WAYS
@@ -49,7 +41,7 @@ def test_one_step_by_hand(eager: bool):
     }
     state = State.of(student, len(objective.terms), objective.langevin)
     step = make_step(student, objective, eager=eager, autocast=None)
-    step(state, Batch(images, given.labels, None), noise, row(objective, dtype=torch.float64))
+    step(state, Batch(images, given.labels, None), noise, row(objective, time=0.0, dtype=torch.float64))
     for name, value in state.parameters.items():
         # The logits go to the loss in float32.
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-7)
@@ -67,7 +59,7 @@ def test_the_others_are_learnt_as_if_nobody_were_sampled(eager: bool):
         noise = NoiseSource(student, given.images, generator(1), draws).draw()
         state = State.of(student, 1, sampled)
         step = make_step(student, objective, eager=eager, autocast=None)
-        step(state, Batch(given.images, given.labels, None), noise, row(objective))
+        step(state, Batch(given.images, given.labels, None), noise, row(objective, time=0.0))
         return state
 
     name = "fc1.weight"
@@ -104,7 +96,7 @@ def test_the_samples_are_those_of_a_known_posterior(eager: bool):
     state = State.of(student, 2, objective.langevin)
     step = make_step(student, objective, eager=eager, autocast=None)
     for _ in range(150):  # 0.9^150: nothing is left of the beginning.
-        step(state, Batch(inputs, targets, None), noise.draw(), row(objective))
+        step(state, Batch(inputs, targets, None), noise.draw(), row(objective, time=0.0))
     samples = state.parameters["1.weight"].flatten().double()
     variance = 1 / (total * (1 - eta * total / 4))
     assert samples.mean().item() == pytest.approx(mean, abs=4 * (variance / chains) ** 0.5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.miniature import CLASSES, dataset, engine, generator, perceptron, split
+from helpers.miniature import BOTH_WAYS, CLASSES, dataset, engine, generator, perceptron, split
 from torch import Tensor, nn
 
 from kdx.checkpoint import Progress
@@ -25,7 +25,6 @@ from kdx.runs import RunFolder
 from kdx.step import Batch, State, make_step
 from kdx.weights import emptied
 
-BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
 VANILLA = Method("vanilla", (Labels(),))
 
 

@@ -6,19 +6,10 @@ from math import log
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.miniature import CLASSES, method, normal, perceptron, split, step_of
-from torch import Tensor
+from helpers.miniature import CLASSES, double, logits, method, perceptron, split, step_of
 
 from kdx.errors import UserError
 from kdx.methods.soft_labels import soft_cross_entropy
-
-
-def double(value) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def logits(seed: int, rows: int = 7) -> Tensor:
-    return normal(rows, CLASSES, seed=seed, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("T", [1.0, 3.0])

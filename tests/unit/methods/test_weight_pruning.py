@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.masks import kept, no_bit_set
 from helpers.miniature import CLASSES, SIDE, dataset, engine, named, perceptron, split
+from helpers.trainings import comparable
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
@@ -205,12 +206,8 @@ def test_stopped_between_and_within_fits_and_continued_is_uninterrupted(
     assert steps == total - (2 * STEPS_PER_EPOCH + 2 + STEPS_PER_EPOCH)
     for (key, one), two in zip(outcome.network.state_dict().items(), whole.network.state_dict().values(), strict=True):
         assert torch.equal(one, two), key
-    assert timeless(outcome) == timeless(whole)
+    assert comparable(outcome.progress) == comparable(whole.progress)
     assert outcome.figures == whole.figures
-
-
-def timeless(outcome: Outcome) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in outcome.progress.history]
 
 
 def test_every_fit_has_the_architectures_own_dropout(tmp_path: Path):

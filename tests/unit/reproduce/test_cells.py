@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.excerpt import ORDER
 
 from kdx.compose import single
 from kdx.errors import UserError
 from kdx.reproduce.cells import Cell, cells_of, check_claims, verdict_of
 from kdx.reproduce.histograms import Histogram, write_histograms
-from kdx.reproduce.jobs import Done, Job, Order, jobs_of
+from kdx.reproduce.jobs import Done, Job, jobs_of
 from kdx.reproduce.pictures import Weights
 from kdx.reproduce.recorded import read_recorded, told_runs
 from kdx.reproduce.results import write_table
@@ -20,8 +21,6 @@ from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
 from kdx.reproduce.text import latex, markdown
 from kdx.seal import seal, unseal
 from kdx.statistics import Estimate, welch
-
-ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
 
 
 def column(better: Any = "lower") -> Column:

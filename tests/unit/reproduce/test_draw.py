@@ -9,7 +9,7 @@ from shutil import rmtree
 import numpy as np
 import pytest
 import torch
-from helpers.excerpt import only
+from helpers.excerpt import ORDER, only
 from matplotlib.container import BarContainer
 from matplotlib.patches import StepPatch
 
@@ -17,13 +17,11 @@ from kdx.report.palette import COLOURS
 from kdx.reproduce.cells import Cell
 from kdx.reproduce.draw import draw, picture
 from kdx.reproduce.histograms import histograms_of, read_histograms
-from kdx.reproduce.jobs import Done, Order, jobs_of
+from kdx.reproduce.jobs import Done, jobs_of
 from kdx.reproduce.pictures import Lines
 from kdx.reproduce.tables import PaperTable, load_table, table_names
 from kdx.statistics import Estimate
 from kdx.tensors import save_tensors
-
-ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
 
 
 def cells_from(table: PaperTable, ours: dict[str, tuple[float, ...]]) -> list[Cell]:

@@ -1,6 +1,5 @@
 """Whole runs that are trained together: which take part, what becomes of each, on scikit-learn's digits."""
 
-import json
 import logging
 import weakref
 from pathlib import Path
@@ -9,6 +8,7 @@ from traceback import format_exception
 import pytest
 import torch
 from filelock import FileLock
+from helpers.short_runs import metrics
 
 from kdx import together
 from kdx.compose import expand
@@ -32,10 +32,6 @@ def configs(folder: Path, *words: str) -> list[Config]:
     return [job.config for job in expand([*usual, f"outputs={folder}", *words])]
 
 
-def metrics(config: Config) -> dict:
-    return json.loads((run_folder(config).path / "metrics.json").read_bytes())
-
-
 def test_every_run_has_its_folder(tmp_path: Path):
     each = configs(tmp_path, "seed=0,1,2")
     assert run_together(each, "loop", None) == [run_folder(config).path for config in each]
@@ -51,7 +47,10 @@ def test_every_run_has_its_folder(tmp_path: Path):
     }
     for config in each:
         assert {path.name for path in run_folder(config).path.iterdir()} == files
-        assert (metrics(config)["seed"], metrics(config)["fused_models"]) == (config.seed, 3)
+        assert (metrics(run_folder(config).path)["seed"], metrics(run_folder(config).path)["fused_models"]) == (
+            config.seed,
+            3,
+        )
         assert f"seed: {config.seed}\n" in (run_folder(config).path / "config.yaml").read_text()
         assert "3 runs are trained together" in run_folder(config).log_file.read_text()
     assert not logging.getLogger("kdx").handlers
@@ -71,7 +70,7 @@ def test_finished_and_locked_runs_are_left_out(tmp_path: Path):
     assert run_together(each, "loop", None) == [None] * 4
     repeated = [config.model_copy(update={"force": True}) for config in each[:2]]
     assert run_together(repeated, "loop", None) == [run_folder(config).path for config in repeated]
-    assert metrics(each[0])["fused_models"] == 2
+    assert metrics(run_folder(each[0]).path)["fused_models"] == 2
 
 
 def test_locks_are_free_afterwards(tmp_path: Path):
@@ -85,7 +84,7 @@ def test_locks_are_free_afterwards(tmp_path: Path):
 def test_max_models_splits_a_group(tmp_path: Path):
     each = configs(tmp_path, "seed=0,1,2,3,4")
     run_together(each, "loop", 3)
-    assert [metrics(config)["fused_models"] for config in each] == [2, 2, 3, 3, 3]
+    assert [metrics(run_folder(config).path)["fused_models"] for config in each] == [2, 2, 3, 3, 3]
 
 
 def test_a_group_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
@@ -104,7 +103,7 @@ def test_a_group_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(together, "fit_together", full)
     each = configs(tmp_path, "seed=0,1,2")
     assert run_together(each, "loop", None) == [run_folder(config).path for config in each]
-    assert [metrics(config)["fused_models"] for config in each] == [1, 2, 2]
+    assert [metrics(run_folder(config).path)["fused_models"] for config in each] == [1, 2, 2]
     assert len(left) == 1
     assert "3 models do not fit in memory together" in caplog.text
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.miniature import CLASSES, engine, method, no_figures, normal, perceptron, split
 from helpers.networks import IMAGE, small
-from helpers.trainings import ADAM_OPTIONS, SGD_OPTIONS
+from helpers.trainings import ADAM_OPTIONS, SGD_OPTIONS, comparable
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -61,10 +61,6 @@ def run(given: Training, act: Callable[[int], None] = lambda steps: None) -> tup
 
 def stop_at(last: int) -> Callable[[int], None]:
     return lambda steps: signal.raise_signal(signal.SIGINT) if steps == last else None
-
-
-def comparable(progress: Progress) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in progress.history]
 
 
 def assert_same(one: tuple[nn.Module, Progress], two: tuple[nn.Module, Progress]) -> None:

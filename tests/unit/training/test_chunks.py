@@ -18,9 +18,9 @@ from helpers.miniature import (
     perceptron,
     split,
 )
-from helpers.networks import IMAGE, small
+from helpers.networks import IMAGE, network, student_and_sampler
 from helpers.tape import Tape
-from helpers.trainings import ADAM_OPTIONS, SGD_OPTIONS
+from helpers.trainings import ADAM_OPTIONS, SGD_OPTIONS, comparable
 from torch import nn
 
 from kdx import captured
@@ -31,7 +31,6 @@ from kdx.data.dataset import Split
 from kdx.errors import Diverged, Interrupted
 from kdx.execution import Execution
 from kdx.fit import Fit, Fitted, Lesson, Plan, fit_together
-from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.objective import Objective, Term
 from kdx.runs import RunFolder
 from kdx.stacked import Way
@@ -57,14 +56,6 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     return made
 
 
-def both() -> nn.Module:
-    return StudentAndSampler(perceptron(), perceptron(hidden=7, seed=1), 0.05)
-
-
-def network(family: str) -> Callable[[], nn.Module]:
-    return lambda: small(family)
-
-
 def trained(
     folder: Path,
     name: str = "st-vbd",
@@ -86,16 +77,12 @@ def trained(
     return student, progress, load_tensors(path)[0]
 
 
-def comparable(progress: Progress) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in progress.history]
-
-
 def assert_same(one: tuple[nn.Module, Progress, dict], two: tuple[nn.Module, Progress, dict]) -> None:
     assert one[1].steps == two[1].steps == EPOCHS * STEPS_PER_EPOCH
     assert comparable(one[1]) == comparable(two[1])
     assert one[2].keys() == two[2].keys()
     for name, value in one[2].items():
-        # Parameters, buffers, both moments, the sums, and where the noise's generator stands.
+        # Parameters, buffers, student_and_sampler moments, the sums, and where the noise's generator stands.
         assert torch.equal(value, two[2][name]), name
 
 
@@ -107,7 +94,7 @@ CASES = [
     ("kd-dropout", perceptron),
     ("bc", perceptron),
     ("sgld", perceptron),
-    ("bdk", both),
+    ("bdk", student_and_sampler),
     ("noisy", perceptron),
     ("noisy-student", perceptron),
     # Batch norm, whose statistics a step changes; dropout that belongs to the network.

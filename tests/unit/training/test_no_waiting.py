@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import torch
 from helpers.miniature import CLASSES, method_and_procedure, perceptron
-from helpers.networks import IMAGE, small
+from helpers.networks import IMAGE, network, student_and_sampler
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,7 +19,6 @@ from kdx import step as steps
 from kdx.data.dataset import Split
 from kdx.measure.accuracy import wrong_count
 from kdx.measure.sparsity import nonzero_count
-from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.noise import NoiseSource
 from kdx.optimizer import ADAM, Optimizer
 from kdx.state import State, stacked
@@ -58,21 +57,13 @@ def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "_fused_adam_", adam)
     # Weights are not drawn: a CPU's generator would refuse.
-    monkeypatch.setattr("miniature.randomise", lambda network, seed, scale=0.3: network)
-
-
-def both() -> nn.Module:
-    return StudentAndSampler(perceptron(), perceptron(hidden=7, seed=1), 0.05)
-
-
-def network(family: str) -> Callable[[], nn.Module]:
-    return lambda: small(family)
+    monkeypatch.setattr("helpers.miniature.randomise", lambda network, seed, scale=0.3: network)
 
 
 CASES = [
     *((name, perceptron) for name in ("vanilla", "kd", "kd-dropout", "svd", "st-vbd", "bc", "sgld", "noisy")),
     *((name, perceptron) for name in ("noisy-student", "soft-labels", "kd-mixture", "kddp")),
-    ("bdk", both),
+    ("bdk", student_and_sampler),
     *(("kd", network(family)) for family in ("lenet", "vgg", "nin", "resnet", "densenet", "keras-resnet", "kddp")),
     ("st-vbd", network("lenet")),
     ("bc", network("vgg")),

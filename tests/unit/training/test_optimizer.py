@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.miniature import CLASSES, SIDE, engine, generator, method, named, no_figures, normal, perceptron, split
+from helpers.miniature import (
+    BOTH_WAYS,
+    CLASSES,
+    SIDE,
+    engine,
+    generator,
+    method,
+    named,
+    no_figures,
+    normal,
+    perceptron,
+    split,
+)
 from helpers.trainings import training, two
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,7 +34,6 @@ from kdx.step import Batch, make_step, number_names
 from kdx.trainer import train
 
 STEPS, EXAMPLES, LOG_SIGMA2_LR = 20, 24, 5.0
-BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
 
 
 def normalised() -> nn.Sequential:

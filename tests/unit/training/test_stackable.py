@@ -45,7 +45,7 @@ def losses(family: str, channels: int, prepare: Callable[[nn.Module], nn.Module]
 @pytest.fixture(autouse=True)
 def _not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     # A CPU's generator would refuse.
-    monkeypatch.setattr("miniature.randomise", lambda network, seed, scale=0.3: network)
+    monkeypatch.setattr("helpers.miniature.randomise", lambda network, seed, scale=0.3: network)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -4,27 +4,17 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers.miniature import CLASSES, convolutional, generator, method, normal, perceptron, randomise, split
+from helpers.miniature import BOTH_WAYS, CLASSES, convolutional, generator, method, normal, perceptron, randomise, split
+from helpers.trainings import row
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdx.methods import Method
 from kdx.noise import NoiseSource
 from kdx.objective import Objective, Step, Term
-from kdx.optimizer import BETA1, BETA2
 from kdx.step import Batch, State, make_step, number_names
 
 STEPS = 50
-BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
-
-
-def row(objective: Objective, steps: int, lr: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The numbers of step number `steps`, counted from one."""
-    optimiser = {"lr": lr, "steps": steps, "bias1": 1 - BETA1**steps, "bias2": 1 - BETA2**steps}
-    values = [
-        optimiser[name] if name in optimiser else objective.numbers[name](100.0) for name in number_names(objective)
-    ]
-    return torch.tensor(values, dtype=dtype)
 
 
 def batch(count: int = 8, seed: int = 0, channels: int = 1, dtype: torch.dtype = torch.float32) -> Batch:
@@ -57,7 +47,7 @@ def with_kdx(case: Case, eager: bool) -> tuple[dict[str, Tensor], Tensor]:
     state = State.of(case.student, len(case.objective.terms))
     step = make_step(case.student, case.objective, eager=eager, autocast=None)
     for index in range(STEPS):
-        step(state, case.batch(index), case.noise(index), row(case.objective, index + 1, rate(index), case.dtype))
+        step(state, case.batch(index), case.noise(index), row(case.objective, index + 1, rate(index), dtype=case.dtype))
     return {name: value.clone() for name, value in state.parameters.items()}, state.sums
 
 
@@ -73,7 +63,7 @@ def with_torch(case: Case) -> tuple[dict[str, Tensor], Tensor]:
         given, lr = case.batch(index), rate(index)
         for group, factor in zip(optimiser.param_groups, (1.0, 5.0), strict=True):
             group["lr"] = lr * factor
-        numbers = dict(zip(number_names(objective), row(objective, index + 1, lr, case.dtype), strict=True))
+        numbers = dict(zip(number_names(objective), row(objective, index + 1, lr, dtype=case.dtype), strict=True))
         logits = functional_call(student, case.noise(index), (given.images,)).float()
         total, terms = objective.loss(Step(logits, given.labels, given.teacher_logits, parameters, numbers))
         optimiser.zero_grad()
@@ -109,7 +99,7 @@ def test_the_first_step_moves_every_weight_by_its_rate(eager: bool):
     before = {name: value.detach().clone() for name, value in case.student.named_parameters()}
     state = State.of(case.student, len(case.objective.terms))
     step = make_step(case.student, case.objective, eager=eager, autocast=None)
-    step(state, case.batch(0), case.noise(0), row(case.objective, 1, 1e-3, torch.float64))
+    step(state, case.batch(0), case.noise(0), row(case.objective, 1, 1e-3, dtype=torch.float64))
     for name, value in state.parameters.items():
         expected = 5e-3 if name.endswith("log_sigma2") else 1e-3
         # Epsilon makes the step of a weight with a small gradient shorter, so look at the longest.
