@@ -1,19 +1,45 @@
 """Which of Hydra's own settings a user may type, and what is told of the others: the key, and what takes its place."""
 
+import random
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from helpers.typed import flat, misspelt
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from tortures.words import HYDRAS, JOBLIBS, hydra_keys
+from omegaconf import OmegaConf
 
 from kdx.cli import main
-from kdx.compose import expand, launcher_settings, single
+from kdx.compose import CONFIG_NAME, HYDRA_VERSION, expand, launcher_settings, single
 from kdx.errors import UserError
+from kdx.groups import conf_folder
 from kdx.placement import shares
 
 SWEEPS = "outputs/sweeps/<name>"
 FOLDER = "outputs=FOLDER or the environment variable KDX_OUTPUTS"
+
+# Hydra's own settings, which a sweep takes too; all are refused with and without -m.
+HYDRAS = (
+    *("+hydra.sweeper.params.seed='0,1'", "hydra.sweeper.params.seed=0,1", "++hydra.sweeper.params={seed:'0,1'}"),
+    *("hydra.sweeper.max_batch_size=-1", "hydra/sweeper=optuna", "hydra/sweeper=basic", "~hydra.sweeper.params"),
+    *("hydra.run.dir=x", "++hydra.run.dir=x", "hydra.run={dir:x}", "hydra.sweep.dir=x", "hydra.sweep.subdir=abc"),
+    *("+hydra.sweep.subdir=abc", "~hydra.sweep", "~hydra.sweep.subdir", "hydra.job.chdir=true", "++hydra.job.chdir=1"),
+    *("hydra.job.num=7", "hydra.job.env_set.KDX_OUTPUTS=x", "+hydra.job.env_set.KDX_OUTPUTS=x", "hydra.job.name=x"),
+    *("hydra.output_subdir=null", "hydra.mode=RUN", "hydra.mode=MULTIRUN", "hydra.verbose=true", "hydra.verbose=kdx"),
+    *("hydra/job_logging=default", "hydra/hydra_logging=none", "hydra/output=x", "hydra.searchpath=[x]", "hydra/=x"),
+    *("hydra=none", "+hydra=x", "~hydra", "hydra.=1", "hydra..run=1", "hydra@x=y", "hydra={}", "hydra.runtime.cwd=/"),
+    *("+hydra.callbacks.x._target_=os.system", "hydra.defaults=[]", "hydra.overrides.task=[seed=3]", "hydra.job=3"),
+    *("hydra/launcher=", "hydra/launcher=null", "hydra/launcher=[joblib]", "hydra/launcher=joblib,basic", "hydra/x=y"),
+    *("hydra/launcher=condor", "+hydra/launcher=joblib", "~hydra/launcher", "hydra/launcher@x=joblib", "hydra.x=1"),
+    *("hydra.launcher=joblib", "hydra.launcher={n_jobs:1}", "hydra.launcher._target_=os.system", "~hydra.launcher"),
+    *("hydra.launcher.n_jobs=2", "+hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs=1,2", "hydra.launcher.=1"),
+)
+JOBLIBS = (
+    *("n_jobs=abc", "n_jobs=0", "n_jobs=1.5", "n_jobs=null", "n_jobs.x=1", "njobs=2", "n_jobs=1,2", "n_jobs=[1]"),
+    *("n_jobs=${oc.env:NOTHING}", "n_jobs=${nothing}", "temp_folder=${oc.env:NOTHING}", "verbose=very", "x=y"),
+)
 
 
 def refused(word: str, *, sweep: bool) -> str:
@@ -39,12 +65,25 @@ def test_what_would_break_the_contract_of_a_run_is_refused_in_every_form(word: s
 
 
 def test_so_is_every_key_of_hydras_but_the_launchers():
-    keys = hydra_keys()
+    """In any form, misspelt or not; of the values a few, as none is looked at."""
+    chance = random.Random(0)
+    keys = [key for key in hydra_keys() if not key.startswith("hydra.launcher.")]
     assert {"hydra.run.dir", "hydra.sweep.subdir", "hydra.job.chdir", "hydra.mode", "hydra.verbose"} <= {*keys}
     for key in keys:
-        for word in (f"{key}=x", f"+{key}=x", f"++{key}=x", f"~{key}"):
+        misspelt_key = f"hydra.{misspelt(chance, key.removeprefix('hydra.'))}"
+        others = (f"{key}=null", f"{key}={{a:1}}", f"{key}=1,2", f"{key}=[]", f"{key}=", f"{misspelt_key}=x")
+        for word in (f"{key}=x", f"+{key}=x", f"++{key}=x", f"~{key}", chance.choice(others)):
             for sweep in (True, False):
-                assert key in refused(word, sweep=sweep)
+                assert "hydra" in refused(word, sweep=sweep)
+                assert misspelt_key in word or key in refused(word, sweep=sweep)
+
+
+def hydra_keys() -> list[str]:
+    """Every setting of Hydra's that has a name here, as far as it is configured."""
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base=HYDRA_VERSION):
+        own = compose(CONFIG_NAME, return_hydra_config=True).hydra
+    content = cast(dict[str, Any], OmegaConf.to_container(own, resolve=False))
+    return [key for key, _ in flat(content, "hydra.")]
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,15 @@
 """Wrong command lines: exit code 2, and one line that names what is wrong, whatever is typed."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
-from io import StringIO
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from helpers.forked import Ended
+from helpers.hurt import run
+from helpers.typed import flat, misspelt
 
-from kdx.compose import CONFIG_NAME, HYDRA_VERSION, single
-from kdx.groups import conf_folder
-from tortures.child import Ended, kdx
-from tortures.work import told
+from kdx.compose import single
 
 METHODS = ("vanilla", "kd-dropout", "st-vbd", "noisy", "kddp", "ikd", "ip", "prune", "sgld", "bdk", "bc", "soft-labels")
 NO_NUMBER = ("abc", "nan", "inf", "-inf", "[1,[2]]", "{a:1}", "1e999", "''", "true")
@@ -71,26 +67,6 @@ SYNTAX = (
     *("\x00=1", "méthode=kd", "trainer..lr=1", ".=1", "trainer=", "trainer.=1", "method/x=1", "hydra.run.dir=/tmp/x"),
     *("_target_=os.system", "trainer._target_=os.system", "method._partial_=true", "hydra=none", "hydra.mode=RUN"),
 )
-# Hydra's own settings, which a sweep takes too; all are refused with and without -m.
-HYDRAS = (
-    *("+hydra.sweeper.params.seed='0,1'", "hydra.sweeper.params.seed=0,1", "++hydra.sweeper.params={seed:'0,1'}"),
-    *("hydra.sweeper.max_batch_size=-1", "hydra/sweeper=optuna", "hydra/sweeper=basic", "~hydra.sweeper.params"),
-    *("hydra.run.dir=x", "++hydra.run.dir=x", "hydra.run={dir:x}", "hydra.sweep.dir=x", "hydra.sweep.subdir=abc"),
-    *("+hydra.sweep.subdir=abc", "~hydra.sweep", "~hydra.sweep.subdir", "hydra.job.chdir=true", "++hydra.job.chdir=1"),
-    *("hydra.job.num=7", "hydra.job.env_set.KDX_OUTPUTS=x", "+hydra.job.env_set.KDX_OUTPUTS=x", "hydra.job.name=x"),
-    *("hydra.output_subdir=null", "hydra.mode=RUN", "hydra.mode=MULTIRUN", "hydra.verbose=true", "hydra.verbose=kdx"),
-    *("hydra/job_logging=default", "hydra/hydra_logging=none", "hydra/output=x", "hydra.searchpath=[x]", "hydra/=x"),
-    *("hydra=none", "+hydra=x", "~hydra", "hydra.=1", "hydra..run=1", "hydra@x=y", "hydra={}", "hydra.runtime.cwd=/"),
-    *("+hydra.callbacks.x._target_=os.system", "hydra.defaults=[]", "hydra.overrides.task=[seed=3]", "hydra.job=3"),
-    *("hydra/launcher=", "hydra/launcher=null", "hydra/launcher=[joblib]", "hydra/launcher=joblib,basic", "hydra/x=y"),
-    *("hydra/launcher=condor", "+hydra/launcher=joblib", "~hydra/launcher", "hydra/launcher@x=joblib", "hydra.x=1"),
-    *("hydra.launcher=joblib", "hydra.launcher={n_jobs:1}", "hydra.launcher._target_=os.system", "~hydra.launcher"),
-    *("hydra.launcher.n_jobs=2", "+hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs=1,2", "hydra.launcher.=1"),
-)
-JOBLIBS = (
-    *("n_jobs=abc", "n_jobs=0", "n_jobs=1.5", "n_jobs=null", "n_jobs.x=1", "njobs=2", "n_jobs=1,2", "n_jobs=[1]"),
-    *("n_jobs=${oc.env:NOTHING}", "n_jobs=${nothing}", "temp_folder=${oc.env:NOTHING}", "verbose=very", "x=y"),
-)
 # A key that is there twice.
 REPEATED = ("seed=1 seed=2", "method=kd seed=3 method=kd", "dataset=digits dataset=mnist", "trainer.lr=1 trainer.lr=2")
 OTHERS = (
@@ -105,30 +81,28 @@ OTHERS = (
 )
 
 
-def torture(base: Path, count: int, seed: int) -> dict[str, Any]:
-    """Type so many wrong command lines; how many were refused as they should be, and the others."""
-    chance = random.Random(seed)
-    lines = list(_fixed())
+def test_wrong_command_lines_are_refused_in_one_line(
+    tmp_path: Path, chance: random.Random, blows: Callable[[int], int], figures: Callable[..., None]
+) -> None:
+    lines, count = list(_fixed()), blows(30)
     # Some of each kind, in whatever order they are written above.
     lines = chance.sample(lines, count // 2) if len(lines) > count // 2 else lines
     generated = _generated(chance)
     lines += [next(generated) for _ in range(count - len(lines))]
     failures = []
-    for number, (words, key) in enumerate(told("words", lines)):
-        folder = base / f"{number}"
+    for number, (words, key) in enumerate(lines):
+        folder = tmp_path / f"{number}"
         folder.mkdir()
-        why = _wrong(kdx([words], folder, folder / "printed"), key)
-        if why:
+        if why := _wrong(run([words], folder), key):
             failures.append(f"kdx {' '.join(words)}: {why}")
-    return {"command_lines": len(lines), "refused": len(lines) - len(failures), "failures": failures}
+    refused = len(lines) - len(failures)
+    figures("words", command_lines=len(lines), refused=refused, failures=failures)
 
 
 def _wrong(ended: Ended, key: str) -> str:
     """What is wrong with the way a wrong command line was refused; empty where nothing is."""
-    if ended.hung:
-        return "it hung"
-    if ended.traceback:
-        return f"a traceback: {ended.err[-300:]}"
+    if why := ended.wrong():
+        return why
     if ended.code != 2:
         return f"exit code {ended.code}: {ended.err[-300:]}"
     lines = ended.err.strip().splitlines()
@@ -143,11 +117,6 @@ def _fixed() -> Iterator[tuple[list[str], str]]:
         yield [*(train if not words[0].startswith("dataset=") else ["train"]), *words], ""
     for word in SYNTAX:
         yield [*train, word], ""
-    for word in HYDRAS:
-        yield [*train, word], "hydra"
-        yield [*train, "-m", "seed=0,1", word], "hydra"
-    for setting in JOBLIBS:
-        yield [*train, "-m", "seed=0,1", "hydra/launcher=joblib", f"hydra.launcher.{setting}"], "hydra.launcher"
     for words in REPEATED:
         yield ["train", *words.split()], words.split()[0].partition("=")[0]
     for line in OTHERS:
@@ -156,17 +125,15 @@ def _fixed() -> Iterator[tuple[list[str], str]]:
 
 
 def _generated(chance: random.Random) -> Iterator[tuple[list[str], str]]:
-    settings = {method: dict(_flat(_config(method), "")) for method in METHODS}
-    of_hydra = hydra_keys()
+    settings = {
+        method: dict(flat(single(["dataset=digits", f"method={method}"]).model_dump(), "")) for method in METHODS
+    }
     while True:
-        if chance.random() < 0.25:
-            yield _hydras(chance, of_hydra), "hydra"
-            continue
         method = chance.choice(METHODS)
         key, value = chance.choice(sorted(settings[method].items(), key=lambda item: item[0]))
         train = ["train", "dataset=digits", f"method={method}"]
-        if chance.random() < 0.3:
-            wrong = _misspelt(chance, key)
+        if chance.random() < 0.4:
+            wrong = misspelt(chance, key)
             if wrong not in settings[method]:
                 yield [*train, f"{wrong}=1"], wrong.rpartition(".")[2]
             continue
@@ -175,26 +142,6 @@ def _generated(chance: random.Random) -> Iterator[tuple[list[str], str]]:
         word = _bad_value(chance, key, value)
         if word is not None:
             yield [*train, f"{key}={word}"], key.rpartition(".")[2]
-
-
-def hydra_keys() -> list[str]:
-    """Every setting of Hydra's that has a name here but those of the launcher, as far as it is configured."""
-    with initialize_config_dir(config_dir=str(conf_folder()), version_base=HYDRA_VERSION):
-        own = compose(CONFIG_NAME, return_hydra_config=True).hydra
-    content = cast(dict[str, Any], OmegaConf.to_container(own, resolve=False))
-    keys = [key for key, _ in _flat(content, "hydra.")]
-    return [key for key in keys if not key.startswith("hydra.launcher.")]
-
-
-def _hydras(chance: random.Random, keys: Sequence[str]) -> list[str]:
-    """A command line with one of Hydra's settings, in any form, misspelt or not."""
-    key = chance.choice(keys)
-    if chance.random() < 0.2:
-        key = f"hydra.{_misspelt(chance, key.removeprefix('hydra.'))}"
-    word = chance.choice(("{}=x", "+{}=x", "++{}=1", "~{}", "{}=null", "{}={{a:1}}", "{}=1,2", "{}=[]", "{}=")).format(
-        key
-    )
-    return ["train", "dataset=digits", *chance.choice(([], ["-m", "seed=0,1"])), word]
 
 
 def _bad_value(chance: random.Random, key: str, value: Any) -> str | None:
@@ -212,22 +159,3 @@ def _bad_value(chance: random.Random, key: str, value: Any) -> str | None:
     if isinstance(value, str):
         return chance.choice(("nonsense", "[1]", "{a:1}"))
     return None
-
-
-def _misspelt(chance: random.Random, key: str) -> str:
-    place = chance.randrange(len(key))
-    letter = chance.choice("abcxyz_")
-    return chance.choice((key[:place] + letter + key[place:], key[:place] + key[place + 1 :])).strip(".") or "x"
-
-
-def _config(method: str) -> Mapping[str, Any]:
-    with redirect_stderr(StringIO()):
-        return single(["dataset=digits", f"method={method}"]).model_dump()
-
-
-def _flat(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
