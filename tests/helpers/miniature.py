@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kdx.compose import single
 from kdx.data.dataset import Data, Split
@@ -127,3 +128,15 @@ def logits(seed: int, rows: int = 7) -> Tensor:
 
 
 BOTH_WAYS = pytest.mark.parametrize("eager", [True, False])
+
+
+def by_noise(layer: nn.Module, inputs: Tensor, samples: int) -> Tensor:
+    """Outputs (samples, batch, ...) of the layer with noise that it draws itself, a thousand at a time."""
+    numbers, outputs = generator(8), []
+    shape = layer.new_noise(inputs, layer(inputs)).shape
+    with torch.no_grad():
+        for _ in range(samples // 1000):
+            noise = torch.empty(1000, *shape)
+            layer.draw(noise, numbers)
+            outputs.append(torch.func.vmap(lambda one: functional_call(layer, {"noise": one}, (inputs,)))(noise))
+    return torch.cat(outputs)

@@ -67,8 +67,6 @@ SYNTAX = (
     *("\x00=1", "méthode=kd", "trainer..lr=1", ".=1", "trainer=", "trainer.=1", "method/x=1", "hydra.run.dir=/tmp/x"),
     *("_target_=os.system", "trainer._target_=os.system", "method._partial_=true", "hydra=none", "hydra.mode=RUN"),
 )
-# A key that is there twice.
-REPEATED = ("seed=1 seed=2", "method=kd seed=3 method=kd", "dataset=digits dataset=mnist", "trainer.lr=1 trainer.lr=2")
 OTHERS = (
     *("table", "table nothing", "table /", "table -x", "export", "export x format=csr", "export format=csr"),
     *("bench", "bench x seconds=0", "bench x seconds=nan", "bench --fast", "plot", "plot mnist", "plot x y=1 z=2"),
@@ -117,8 +115,6 @@ def _fixed() -> Iterator[tuple[list[str], str]]:
         yield [*(train if not words[0].startswith("dataset=") else ["train"]), *words], ""
     for word in SYNTAX:
         yield [*train, word], ""
-    for words in REPEATED:
-        yield ["train", *words.split()], words.split()[0].partition("=")[0]
     for line in OTHERS:
         yield line.split(), ""
     yield [""], ""

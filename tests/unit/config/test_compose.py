@@ -84,6 +84,9 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         ),
         ("trainer=none", "trainer: 'none' is not known; allowed: default, paper, short, short-both"),
         ("teacher.trainer=shrt", "teacher.trainer: 'shrt' is not known; did you mean 'short'? allowed: default, none,"),
+        ("seed=abc", "seed: 'abc' is not allowed; allowed: a whole number >= 0"),
+        ("~seed", "~seed: keys cannot be added, removed or moved"),
+        ("+new.key=1", "+new.key=1: keys cannot be added, removed or moved; allowed: KEY=VALUE with a key of"),
         ("seed=true", "seed: true is not allowed; allowed: a whole number >= 0"),
         ("seed=null", "seed: null is not allowed; allowed: a whole number >= 0"),
         (

@@ -106,12 +106,20 @@ def test_it_is_told_what_takes_its_place(word: str, told: str):
         assert refused(word, sweep=sweep).endswith(told)
 
 
-@pytest.mark.parametrize("setting", JOBLIBS)
-def test_a_wrong_setting_of_a_launcher_is_told_before_anything_runs(setting: str):
-    words = ["seed=0,1", "hydra/launcher=joblib", f"hydra.launcher.{setting}"]
+@pytest.mark.parametrize(
+    ("launcher", "setting", "told"),
+    [
+        *(("joblib", setting, "") for setting in JOBLIBS),
+        ("fused", "max_models=0", "max_models: 0 is not allowed; allowed: a whole number >= 1"),
+        ("fused", "way=lop", "way: 'lop' is not allowed; did you mean 'loop'? allowed: one of auto"),
+    ],
+)
+def test_a_wrong_setting_of_a_launcher_is_told_before_anything_runs(launcher: str, setting: str, told: str):
+    words = ["seed=0,1", f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"]
     with pytest.raises(UserError, match=r"^hydra\.launcher.*allowed: ") as caught:
         shares(words, expand(words))
     assert "\n" not in str(caught.value)
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize(

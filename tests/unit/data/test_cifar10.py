@@ -91,23 +91,6 @@ def test_batches_are_read_from_the_folder_and_from_the_archive(root, tmp_path):
     assert_whole(load_data(settings(tmp_path)))
 
 
-def test_nothing_is_written_below_the_root(root):
-    (root / FOLDER).chmod(0o555)
-    try:
-        assert_whole(load_data(settings(root, download=True)))
-        assert sorted(path.name for path in root.rglob("*") if path.is_file()) == sorted(BATCHES)
-    finally:
-        (root / FOLDER).chmod(0o755)
-
-
-def test_a_damaged_batch_is_named_even_when_the_cache_is_intact(root):
-    load_data(settings(root))
-    path = root / FOLDER / "data_batch_3"
-    path.write_bytes(BATCHES["data_batch_3"][:-1])
-    with pytest.raises(UserError, match=rf"^dataset\.root: {path} is damaged"):
-        load_data(settings(root))
-
-
 def test_a_missing_batch_is_told_with_what_to_do(root):
     (root / FOLDER / "data_batch_5").unlink()
     with pytest.raises(UserError) as caught:

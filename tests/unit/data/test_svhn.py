@@ -87,13 +87,6 @@ def test_without_extra_its_file_is_not_needed(root):
         load_data(settings(root))
 
 
-def test_a_damaged_file_is_named(root):
-    load_data(settings(root))
-    (root / "test_32x32.mat").write_bytes(FILES["train_32x32.mat"])
-    with pytest.raises(UserError, match=r"test_32x32\.mat is damaged"):
-        load_data(settings(root))
-
-
 def test_validation_is_balanced_two_thirds_of_train_and_one_third_of_extra(root):
     data = load_data(settings(root, validation=60))
     assert data.validation is not None

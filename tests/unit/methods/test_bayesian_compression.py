@@ -6,7 +6,7 @@ from math import exp, log, pi, sqrt
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.miniature import convolutional, generator, method, normal, perceptron, randomise, split, step_of
+from helpers.miniature import by_noise, convolutional, generator, method, normal, perceptron, randomise, split, step_of
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -70,21 +70,10 @@ def by_weights(layer: GroupLayer, inputs: Tensor) -> Tensor:
     return torch.cat(outputs)
 
 
-def by_noise(layer: GroupLayer, inputs: Tensor) -> Tensor:
-    numbers, outputs = generator(8), []
-    shape = layer.new_noise(inputs, layer(inputs)).shape
-    with torch.no_grad():
-        for _ in range(SAMPLES // 1000):
-            noise = torch.empty(1000, *shape)
-            layer.draw(noise, numbers)
-            outputs.append(torch.func.vmap(lambda one: functional_call(layer, {"noise": one}, (inputs,)))(noise))
-    return torch.cat(outputs)
-
-
 @LAYERS
 def test_mean_and_variance_are_those_of_sampled_weights(example: Callable[[], tuple[GroupLayer, Tensor]]):
     layer, inputs = example()
-    weights, noise = by_weights(layer, inputs).double(), by_noise(layer, inputs).double()
+    weights, noise = by_weights(layer, inputs).double(), by_noise(layer, inputs, SAMPLES).double()
     variances, fourths = zip(
         *((x.var(dim=0), (x - x.mean(dim=0)).pow(4).mean(dim=0)) for x in (weights, noise)), strict=True
     )

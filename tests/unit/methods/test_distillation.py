@@ -1,5 +1,6 @@
-"""The distillation term: values by hand, limits, gradients."""
+"""The terms that follow a teacher, its soft labels and its mixture with labels: by hand, limits, gradients."""
 
+from dataclasses import replace
 from math import log, sqrt
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch.nn.functional as F
 from helpers.miniature import CLASSES, double, logits, method, perceptron, split, step_of
 from torch import Tensor
 
+from kdx.errors import UserError
 from kdx.methods.hint import decoupled_loss, distillation_loss, standardized
+from kdx.methods.soft_labels import soft_cross_entropy
+from kdx.objective import Objective, Step
 
 TS = 0.5 * log(4 / 3)
 """KL((1/2, 1/2) || (1/4, 3/4))."""
@@ -233,3 +237,117 @@ def test_the_method_passes_its_options_on(standardize: bool, decoupled: bool):
     torch.testing.assert_close(objective.terms["hint"].value(step), expected)
     total, _ = objective.loss(step)
     torch.testing.assert_close(total, F.cross_entropy(step.logits, step.labels) + 0.5 * expected)
+
+
+@pytest.mark.parametrize("T", [1.0, 3.0])
+def test_a_value_by_hand(T: float):
+    """Two examples of two classes: teacher 1/2 and student 1/4, 3/4; then teacher 1/4, 3/4 and student 1/2."""
+    student, teacher = double([[0.0, T * log(3)], [2.0, 2.0]]), double([[5.0, 5.0], [0.0, T * log(3)]])
+    first = 0.5 * log(4) + 0.5 * log(4 / 3)
+    # No T^2: the value does not depend on T but through the predictions.
+    assert soft_cross_entropy(student, teacher, double(T)).item() == pytest.approx((first + log(2)) / 2, rel=1e-13)
+
+
+def test_it_is_the_divergence_plus_the_teachers_entropy():
+    student, teacher, T = logits(0), logits(1), 4.0
+    p = F.softmax(teacher / T, dim=1)
+    divergence = F.kl_div(F.log_softmax(student / T, dim=1), p, reduction="batchmean")
+    entropy = -(p * p.log()).sum(dim=1).mean()
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, double(T)), divergence + entropy)
+
+
+def test_a_certain_teacher_gives_the_cross_entropy_with_its_labels():
+    student, labels = logits(0), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    teacher = 1e4 * F.one_hot(labels, CLASSES).double()
+    torch.testing.assert_close(soft_cross_entropy(student, teacher, double(1.0)), F.cross_entropy(student, labels))
+
+
+@pytest.mark.parametrize("T", [1.0, 2.0, 50.0])
+def test_the_gradient_is_the_difference_of_the_predictions_over_the_temperature(T: float):
+    """Hinton's factor T^2 would make it grow with T instead."""
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    (gradient,) = torch.autograd.grad(soft_cross_entropy(student, teacher, double(T)), student)
+    expected = (F.softmax(student / T, 1) - F.softmax(teacher / T, 1)) / (T * len(student))
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_the_method_mixes_labels_and_teacher(alpha: float):
+    student, examples = perceptron(), split(6)
+    objective = method("kddp", alpha=alpha, T=3.0, L1=0.0).objective(student, perceptron(seed=1), len(examples))
+    step = step_of(student, objective, examples, student(examples.images))
+    step = replace(step, activations={"fc1_relu": torch.ones(6, 5)})
+    assert step.teacher_logits is not None
+    soft = -(F.softmax(step.teacher_logits / 3, 1) * F.log_softmax(step.logits / 3, 1)).sum() / 6
+    total, terms = objective.loss(step)
+    torch.testing.assert_close(total, (1 - alpha) * F.cross_entropy(step.logits, step.labels) + alpha * soft)
+    torch.testing.assert_close(terms[1], soft.detach())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": 1.5}, r"method\.alpha: 1\.5 is not allowed; allowed: a finite number >= 0 and <= 1"),
+        ({"T": 0.0}, r"method\.T: 0\.0 is not allowed; allowed: a finite number >= 0\.001"),
+        ({"L1": -1.0}, r"method\.L1: -1\.0 is not allowed"),
+        ({"l1_reduction": "max"}, r"method\.l1_reduction: 'max' is not allowed; .*allowed: one of sum, mean"),
+    ],
+)
+def test_settings_out_of_range(settings: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        method("kddp", **settings)
+
+
+def objective(**settings: object) -> Objective:
+    return method("kd-mixture", **settings).objective(perceptron(), perceptron(seed=1), 6)
+
+
+def two_classes(terms: Objective, T: float) -> Step:
+    """The student says 1/4 and 3/4 at temperature T, the teacher 1/2; then both say the same; labels 1 and 0."""
+    return Step(
+        logits=torch.tensor([[0.0, T * log(3)], [1.0, 1.0]], dtype=torch.float64),
+        labels=torch.tensor([1, 0]),
+        teacher_logits=torch.tensor([[5.0, 5.0], [2.0, 2.0]], dtype=torch.float64),
+        parameters={},
+        numbers={name: torch.tensor(value(0.0), dtype=torch.float64) for name, value in terms.numbers.items()},
+    )
+
+
+@pytest.mark.parametrize(("reduction", "divisor"), [("batch", 2), ("elementwise", 4)])
+def test_by_hand(reduction: str, divisor: int):
+    terms = objective(T=2.0, alpha=0.7, reduction=reduction)
+    loss, values = terms.loss(two_classes(terms, T=2.0))
+    # At temperature 1 the student's first odds are 1 to 9, so that it gives the label 9/10; the second label gets 1/2.
+    cross_entropy = (log(10 / 9) + log(2)) / 2
+    hint = 2 * 4 * 0.5 * log(4 / 3) / divisor
+    # Rounding of a handful of float64 operations.
+    assert values.tolist() == pytest.approx([cross_entropy, hint], rel=1e-13)
+    assert loss.item() == pytest.approx(0.3 * cross_entropy + 0.7 * hint, rel=1e-13)
+
+
+def miniature(terms: Objective) -> tuple[Step, Tensor]:
+    examples = split(6)
+    student = perceptron(seed=2)
+    step = step_of(student, terms, examples, student(examples.images))
+    return step, terms.loss(step)[0]
+
+
+def test_without_a_hint_it_is_the_plain_method():
+    step, loss = miniature(objective(alpha=0))
+    assert torch.equal(loss, F.cross_entropy(step.logits, step.labels))
+    plain = method("vanilla").objective(perceptron(), None, 6)
+    assert torch.equal(loss, plain.loss(step)[0])
+
+
+def test_without_labels_it_is_the_hint_alone():
+    step, loss = miniature(objective(alpha=1.0, T=3.0))
+    hint = method("kd", T=3.0, lambda_T=1.0).objective(perceptron(), perceptron(seed=1), 6)
+    torch.testing.assert_close(loss, hint.terms["hint"].value(step), rtol=0, atol=0)
+    assert loss.item() > 0
+
+
+def test_the_papers_settings_are_the_defaults():
+    numbers = objective().numbers
+    assert {name: number(0.0) for name, number in numbers.items()} == pytest.approx(
+        {"T": 20, "alpha": 0.7, "one_minus_alpha": 0.3}
+    )

@@ -5,7 +5,7 @@ from math import inf, sqrt
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.miniature import normal, randomise
+from helpers.miniature import by_noise, normal, randomise
 from torch import Tensor, nn
 
 from kdx.methods.bayesian_compression import GroupConv2d
@@ -72,23 +72,10 @@ def by_weights(layer, inputs: Tensor) -> Tensor:
     return torch.cat(outputs)
 
 
-def by_noise(layer, inputs: Tensor) -> Tensor:
-    """Outputs (samples, batch, ...) of the layer with noise that it draws itself."""
-    numbers, outputs = torch.Generator().manual_seed(8), []
-    shape = layer.new_noise(inputs, layer(inputs)).shape
-    with torch.no_grad():
-        for _ in range(SAMPLES // 1000):
-            noise = torch.empty(1000, *shape)
-            layer.draw(noise, numbers)
-            several = torch.func.vmap(lambda one: torch.func.functional_call(layer, {"noise": one}, (inputs,)))
-            outputs.append(several(noise))
-    return torch.cat(outputs)
-
-
 @LAYERS
 def test_mean_and_variance_are_those_of_sampled_weights(example):
     layer, inputs = example()
-    weights, noise = by_weights(layer, inputs).double(), by_noise(layer, inputs).double()
+    weights, noise = by_weights(layer, inputs).double(), by_noise(layer, inputs, SAMPLES).double()
     variance = weights.var(dim=0)
     error_of_mean = torch.sqrt((variance + noise.var(dim=0)) / SAMPLES)
     assert ((weights.mean(dim=0) - noise.mean(dim=0)).abs() < LIMIT * error_of_mean).all()
