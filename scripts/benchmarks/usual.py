@@ -2,7 +2,7 @@
 
 A data set with a transform per sample and a DataLoader, modules run eagerly, the teacher's forward pass in every step,
 noise drawn inside the layers, the block of VS eq. 8 padded and concatenated in every step, and the optimiser as it
-comes. The losses are exactly kdx's: tests/unit/test_benchmark.py compares them.
+comes. The losses are exactly kdx's: tests/unit/scripts/test_benchmarks.py compares them.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from short_runs import ROOT
+from helpers import ROOT
 
 FIGURES = {
     *(

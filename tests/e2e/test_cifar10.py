@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from short_runs import ROOT
+from helpers import ROOT
 
 from kdx.compose import single
 from kdx.data import load_data

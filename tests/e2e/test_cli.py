@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import SHORT
+from helpers.short_runs import SHORT
 
 from kdx import __version__
 
@@ -17,15 +17,8 @@ from kdx import __version__
         ("train trainer.epoch=3", "trainer.epoch=3: unknown key; did you mean 'trainer.epochs'? allowed: trainer."),
         ("train method=st-vdb", "method: 'st-vdb' is not known; did you mean 'st-vbd'? allowed: bc, bdk, dropout, "),
         ("train metod=kd", "metod=kd: unknown key; did you mean 'method'? allowed: teacher, student, dataset,"),
-        ("train trainer.lr=nan", "trainer.lr: nan is not allowed; allowed: a finite number > 0"),
-        ("train trainer.epochs=3.5", "trainer.epochs: 3.5 is not allowed; allowed: a whole number >= 1"),
-        ("train seed=abc", "seed: 'abc' is not allowed; allowed: a whole number >= 0"),
         ("train foo", "'foo' is not understood; allowed: KEY=VALUE"),
-        ("train +new.key=1", "+new.key=1: keys cannot be added, removed or moved; allowed: KEY=VALUE with a key of"),
-        ("train ~seed", "~seed: keys cannot be added, removed or moved; allowed: KEY=VALUE with a key of"),
-        ("train method=vanilla method.T=2", "method.T=2: unknown key here; method=ikd or kd or "),
         ("train seed=0,1", "seed=0,1: one value is allowed; several values are a sweep, which needs -m"),
-        ("train -m seed=0,x", "seed: 'x' is not allowed; allowed: a whole number >= 0"),
         ("train --cfg job", "option: '--cfg' is not known; allowed: --help, --multirun, -h, -m"),
         ("train teacher.checkpoint=nowhere", "teacher.checkpoint: 'nowhere' is not a file; allowed: "),
         ("train method=kd method.T=0", "method.T: 0 is not allowed; "),

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import CONTRACT, ROOT, SHORT, history, metrics, outcome, table
+from helpers import ROOT
+from helpers.short_runs import CONTRACT, SHORT, history, metrics, outcome, table
 
 # A chain is several runs, of networks that are not the student's: test_ikd.py runs it.
 METHODS = sorted(

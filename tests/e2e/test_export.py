@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import folder_of, metrics
+from helpers import ROOT
+from helpers.short_runs import TINY, folder_of, metrics
 
 from kdx.bench import Thresholded, bench, write_bench
 from kdx.cli import main
@@ -18,18 +19,12 @@ from kdx.report.bench import print_bench
 from kdx.report.inference import read_inference
 from kdx.runs import RunFolder
 
-ROOT = Path(__file__).parents[2]
-TINY = (
-    *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=1", "teacher.trainer.epochs=1"),
-    *("device.latency_seconds=0", "device.threads=1", "method=prune", "method.sparsity=0.9"),
-)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with nine zeros in ten weights."""
     base = tmp_path_factory.mktemp("exported")
-    words = [sys.executable, "-m", "kdx", "train", *TINY, f"outputs={base}"]
+    words = [sys.executable, "-m", "kdx", "train", *TINY, "method=prune", "method.sparsity=0.9", f"outputs={base}"]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     return folder_of(result, base)
 

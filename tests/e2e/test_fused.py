@@ -4,22 +4,17 @@ import signal
 from pathlib import Path
 
 import pytest
-from short_runs import metrics, outcome, started, table
+from helpers.short_runs import TINY, finished, metrics, started, table
 
-TINY = (
-    *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=2", "teacher.trainer.epochs=1"),
-    *("device.latency_seconds=0", "device.threads=1", "device.gemm=default"),
-)
 # One model after another, whose results are those of a run alone bit for bit.
 LOOP = ("hydra/launcher=fused", "hydra.launcher.way=loop")
 
 
-def finished(outputs: Path) -> dict[str, tuple]:
-    """What each run left, by its id, but for the number of models that were trained together."""
-    found = {path.parent.name: outcome(path.parent) for path in outputs.glob("runs/*/*/*/*/metrics.json")}
+def apart(outputs: Path) -> dict[str, tuple]:
+    """What each run left, but for the number of models that were trained together."""
     return {
         name: ({key: value for key, value in figures.items() if key != "fused_models"}, *rest)
-        for name, (figures, *rest) in found.items()
+        for name, (figures, *rest) in finished(outputs).items()
     }
 
 
@@ -30,7 +25,7 @@ def test_fused_is_one_after_another(kdx, tmp_path: Path) -> None:
     fused = kdx(*words, "outputs=fused", *LOOP)
     assert (alone.returncode, fused.returncode) == (0, 0), fused.stderr
     assert fused.stdout == alone.stdout.replace("alone/sweeps", "fused/sweeps")
-    assert finished(tmp_path / "fused") == finished(tmp_path / "alone")
+    assert apart(tmp_path / "fused") == apart(tmp_path / "alone")
     assert fused.stderr.count("together with others") == 8
     models = {
         path: metrics(path.parent).get("fused_models") for path in tmp_path.glob("fused/runs/*/*/*/*/metrics.json")
@@ -59,7 +54,7 @@ def test_one_that_diverges_is_recorded_and_the_others_finish(kdx, tmp_path: Path
         )
         assert "the traceback is in" in row["reason"]
     # Of a second group, and of those that were finished before, nothing is started.
-    fast = kdx(*words, "trainer.epochs=2,3", "hydra/launcher=fused", "sweep.fail_fast=true")
+    fast = kdx(*words, "trainer.epochs=1,2", "hydra/launcher=fused", "sweep.fail_fast=true")
     reasons = [row["reason"] for row in table(folder / "failed.csv")]
     assert fast.returncode == 1
     assert reasons[2:] == ["not started, since job 0 failed (sweep.fail_fast=true)"] * 6
@@ -94,23 +89,6 @@ def test_stopped_and_continued(kdx, tmp_path: Path, whole: Path, stop: signal.Si
     assert one.returncode == 0, one.stderr
     rest = kdx("train", "-m", *LONG, *SWEPT, *LOOP, "outputs=stopped")
     assert rest.returncode == 0, rest.stderr
-    assert finished(tmp_path / "stopped") == finished(whole)
+    assert apart(tmp_path / "stopped") == apart(whole)
     logs = [path.read_text() for path in tmp_path.glob("stopped/runs/*/*/*/*/kdx.log")]
     assert all("continued at step" in text for text in logs)
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("hydra.launcher.max_models=0", "hydra.launcher.max_models: 0 is not allowed; allowed: a whole number >= 1"),
-        (
-            "hydra.launcher.way=lop",
-            "hydra.launcher.way: 'lop' is not allowed; did you mean 'loop'? allowed: one of auto",
-        ),
-    ],
-)
-def test_wrong_choices(kdx, word: str, message: str) -> None:
-    result = kdx("train", "-m", *TINY, "method=vanilla", "seed=0,1", "hydra/launcher=fused", word)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"kdx: {message}")
-    assert len(result.stderr.splitlines()) == 1

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from short_runs import CONTRACT, folder_of, history, metrics, outcome, started, table, timeless
+from helpers.short_runs import CONTRACT, folder_of, history, metrics, outcome, started, table, timeless
 
 SHORT = (
     *("dataset=digits", "teacher.hidden=[16]", "teacher.trainer.epochs=2", "trainer.epochs=2"),

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from short_runs import ROOT, SHORT
-from typed import typed
+from helpers import ROOT
+from helpers.short_runs import SHORT
+from helpers.typed import typed
 
 # Of 30 runs of different methods and seeds the resident memory after each, in one process as in a sweep.
 PROGRAM = """

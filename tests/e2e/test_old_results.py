@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from short_runs import ROOT, metrics
+from helpers import ROOT
+from helpers.short_runs import metrics
 
 from kdx.report.finished import read_figures
 from kdx.runs import RunFolder

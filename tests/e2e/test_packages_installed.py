@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from packages import ROOT, SAMPLE, lay_out, readme_files
+from helpers import ROOT
+from helpers.packages import SAMPLE, lay_out, readme_files
 
 SHORT = ("trainer.epochs=4", "teacher.trainer.epochs=8", "device.latency_seconds=0.01")
 

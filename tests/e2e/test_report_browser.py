@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from kdx.cli import main
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SMOKE = ("budget=smoke", "seeds=1", "device.threads=1")
 PHONE = {"width": 375, "height": 700}

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from short_runs import metrics, table
+from helpers.short_runs import metrics, table
 
 from kdx.reproduce.pictures import Weights
 from kdx.reproduce.tables import load_table, table_names

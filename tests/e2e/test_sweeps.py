@@ -5,20 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
+from helpers.short_runs import TINY, finished, folder_of, table
 from omegaconf import OmegaConf
-from short_runs import ROOT, folder_of, outcome, table
 
-TINY = (
-    *("dataset=digits", "teacher.hidden=[8]", "student.hidden=[8]", "trainer.epochs=1", "teacher.trainer.epochs=1"),
-    # The matrix-product library is measured once for each home folder, and may differ.
-    *("device.latency_seconds=0", "device.threads=1", "device.gemm=default"),
-)
 PAIR = ("train", "-m", *TINY, "method=kd", "seed=0,1")
-
-
-def finished(base: Path) -> dict[str, tuple]:
-    """What each run left, by its id."""
-    return {path.parent.name: outcome(path.parent) for path in base.glob("runs/*/*/*/*/metrics.json")}
 
 
 @pytest.fixture(scope="module")

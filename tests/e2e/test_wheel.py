@@ -7,8 +7,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from helpers import ROOT
 
 
 @pytest.fixture(scope="module")

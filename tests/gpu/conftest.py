@@ -1,14 +1,11 @@
 """Tests of what only a GPU shows; elsewhere they are skipped. `scripts/gpu_check` runs them."""
 
 import gc
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
 ABSENT = "there is no NVIDIA GPU, or torch does not see it"
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from typed import typed
+from helpers.short_runs import metrics
+from helpers.typed import typed
 
 from kdx.cli import main
 
@@ -18,10 +19,6 @@ SHORT = (
     "device.latency_seconds=0.1",
     "device=cuda",
 )
-
-
-def metrics(printed: str) -> dict:
-    return json.loads(Path(printed.strip().splitlines()[-1], "metrics.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -37,7 +34,7 @@ def test_metrics_say_what_was_used(
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *SHORT, *words]) == 0
-    figures = metrics(capsys.readouterr().out)
+    figures = metrics(Path(capsys.readouterr().out.strip().splitlines()[-1]))
     assert figures["device"] == torch.cuda.get_device_name()
     assert figures["execution"] == execution
     assert figures["gemm"] == "cublas"
@@ -56,7 +53,7 @@ def test_procedures_of_several_fits_run(tmp_path: Path, method: str, capsys, mon
         "kddp": ["method.L1=1e-6"],
     }.get(method, [])
     assert main(["train", *SHORT, f"method={method}", *own]) == 0, capsys.readouterr().err
-    assert metrics(capsys.readouterr().out)["execution"] == "captured"
+    assert metrics(Path(capsys.readouterr().out.strip().splitlines()[-1]))["execution"] == "captured"
 
 
 def test_a_sweep_is_fused(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
@@ -89,7 +86,7 @@ def test_a_run_that_a_cpu_began_is_finished_by_a_gpu_only_from_its_own_noise(
         patched.setattr(NoiseSource, "draw", draw)
         assert main(["train", *SHORT[:-1], "method=st-vbd", "device=cpu", "device.compile=false"]) == 130
     assert main(["train", *SHORT, "method=st-vbd"]) == 0
-    assert metrics(capsys.readouterr().out)["device"] == torch.cuda.get_device_name()
+    assert metrics(Path(capsys.readouterr().out.strip().splitlines()[-1]))["device"] == torch.cuda.get_device_name()
 
 
 def test_too_little_memory_is_one_line(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):

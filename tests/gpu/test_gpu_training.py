@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from miniature import CLASSES, method, method_and_procedure, normal, perceptron, split
-from networks import IMAGE, small
+from helpers.miniature import CLASSES, method, method_and_procedure, normal, perceptron, split
+from helpers.networks import IMAGE, network, small, student_and_sampler
 from torch import nn
 
 from kdx.captured import AHEAD, TRIAL_PLAYS, Graphs
@@ -23,7 +23,6 @@ from kdx.errors import Interrupted
 from kdx.execution import Execution
 from kdx.fit import Fit, Fitted, Lesson, Plan, fit, fit_together
 from kdx.measure.accuracy import logits_of
-from kdx.methods.dark_knowledge import StudentAndSampler
 from kdx.runs import RunFolder
 from kdx.stacked import Way
 from kdx.tensors import load_tensors
@@ -38,14 +37,6 @@ CLOSE = {"rel": 2e-3, "abs": 1e-5}
 def engine(**settings: str | bool) -> Engine:
     words = [f"device.{key}={str(value).lower()}" for key, value in settings.items()]
     return prepare_device(single(["device=cuda", *words]).device)
-
-
-def both() -> nn.Module:
-    return StudentAndSampler(perceptron(), perceptron(hidden=7, seed=1), 0.05)
-
-
-def network(family: str) -> Callable[[], nn.Module]:
-    return lambda: small(family)
 
 
 def examples_of(shape: tuple[int, ...], channels_of: int = EXAMPLES) -> Split:
@@ -98,7 +89,7 @@ def assert_same(one: Trained, two: Trained) -> None:
 CASES = [
     *((name, perceptron) for name in ("vanilla", "kd", "st-vbd", "st-svd", "kd-dropout", "bc", "sgld")),
     *((name, perceptron) for name in ("noisy", "noisy-student")),
-    ("bdk", both),
+    ("bdk", student_and_sampler),
     # Convolutions, batch norm, dropout that belongs to the network; channels_last all.
     *(("kd", network(family)) for family in ("lenet", "vgg", "nin", "keras-resnet", "densenet")),
     ("st-vbd", network("lenet")),
@@ -321,10 +312,10 @@ def test_convolutions_lie_channels_last_in_memory_and_not_in_files(tmp_path: Pat
 
 def test_the_order_of_the_examples_is_that_of_the_cpu(tmp_path: Path):
     examples = replace(split(100), mirror="random", shift=2)
-    both = (examples, examples.to("cuda"))
-    orders = [each.order(*(torch.Generator().manual_seed(seed) for seed in range(3))) for each in both]
+    student_and_sampler = (examples, examples.to("cuda"))
+    orders = [each.order(*(torch.Generator().manual_seed(seed) for seed in range(3))) for each in student_and_sampler]
     assert torch.equal(*(order.cpu() for order in orders))
-    seen = [each.take(order)[0] for each, order in zip(both, orders, strict=True)]
+    seen = [each.take(order)[0] for each, order in zip(student_and_sampler, orders, strict=True)]
     assert torch.equal(*(images.cpu() for images in seen))
 
 

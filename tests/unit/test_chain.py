@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from miniature import CLASSES, method, perceptron, split
+from helpers.miniature import CLASSES, method, perceptron, split
 from rich.console import Console
 
 from kdx.chain import Member, grown, mean_loss, run_chain

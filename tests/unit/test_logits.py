@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniature import CLASSES, dataset, generator, perceptron, split
+from helpers.miniature import CLASSES, dataset, generator, perceptron, split
 from torch import Tensor, nn
 
 from kdx import display

@@ -3,13 +3,12 @@
 import csv
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from kdx.report.formatting import with_interval
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMPRESSION = ("test_error_percent", "R_s", "memory_compression")
 SPEED = ("speedup.masked", "speedup.dense", "speedup.shrunk", "speedup.csr")

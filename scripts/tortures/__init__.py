@@ -1,1 +1,0 @@
-"""What kdx must survive: killed processes, damaged files, wrong command lines."""

@@ -1,0 +1,211 @@
+"""What methods with several fits stand on: stages that are not repeated, watched layers, drawn numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.miniature import BOTH_WAYS, CLASSES, dataset, engine, generator, perceptron, split
+from torch import Tensor, nn
+
+from kdx.checkpoint import Progress
+from kdx.compose import single
+from kdx.errors import UserError
+from kdx.fit import Lesson, Plan, fit
+from kdx.methods import Method
+from kdx.methods.labels import Labels
+from kdx.noise import NoiseSource
+from kdx.objective import Draw, Objective, Term
+from kdx.optimizer import BETA1, BETA2
+from kdx.procedures import PROCEDURES, build
+from kdx.procedures.chain import Chain
+from kdx.procedures.procedure import Once, Outcome, Procedure, joined
+from kdx.runs import RunFolder
+from kdx.step import Batch, State, make_step
+from kdx.weights import emptied
+
+VANILLA = Method("vanilla", (Labels(),))
+
+
+def plan(folder: Path, epochs: int = 2) -> Plan:
+    settings = single(["trainer.batch_size=4", f"trainer.epochs={epochs}"]).trainer
+    return Plan("miniature", settings, 0, RunFolder(folder))
+
+
+def test_a_fit_trains_as_it_is_told_and_is_evaluated_in_whole_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    original, seen = nn.Linear.forward, set()
+
+    def forward(self: nn.Linear, input: Tensor) -> Tensor:
+        seen.add((torch.is_grad_enabled(), torch.get_float32_matmul_precision()))
+        return original(self, input)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    chosen = engine()
+    torch.set_float32_matmul_precision("medium")
+    fit(perceptron(), VANILLA, Lesson(replace(dataset(split(12)), validation=split(5))), plan(tmp_path), chosen)
+    assert seen == {(True, "medium"), (False, "highest")}
+
+
+class Twice(Procedure):
+    """Two fits, the second from the weights of the first."""
+
+    def run(self, network, method, lesson, plan, engine) -> Outcome:
+        first, before = fit(network, method, lesson, plan.at("first"), engine)
+        second, after = fit(first, method, lesson, plan.at("second", lr=1e-4, epochs=3), engine)
+        return Outcome(second, joined([before, after]))
+
+
+class Stopped(Exception):
+    """Instead of a signal."""
+
+
+def test_a_finished_stage_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lesson = Lesson(dataset(split(12)))
+    whole = Twice().run(perceptron(), VANILLA, lesson, plan(tmp_path / "whole"), engine())
+
+    def stop_in_the_second(student: nn.Module, epoch: int) -> None:
+        raise Stopped
+
+    given = plan(tmp_path / "stopped")
+    first, _ = fit(perceptron(), VANILLA, lesson, given.at("first"), engine())
+    with pytest.raises(Stopped):
+        fit(first, VANILLA, lesson, given.at("second", lr=1e-4, epochs=3), engine(), stop_in_the_second)
+
+    taken: list[int] = []
+    original = VANILLA.objective
+
+    def counting(self: Method, *arguments):
+        objective = original(*arguments)
+        term = objective.terms["cross_entropy"]
+        return Objective({"cross_entropy": Term(lambda step: (taken.append(1), term.value(step))[1])})
+
+    monkeypatch.setattr(Method, "objective", counting)
+    continued = Twice().run(perceptron(), VANILLA, lesson, given, engine())
+    assert len(taken) == 3 * 3
+    for name, value in continued.network.state_dict().items():
+        assert torch.equal(value, whole.network.state_dict()[name])
+    rows = [{key: row[key] for key in ("stage", "epoch", "loss", "lr")} for row in continued.progress.history]
+    assert rows == [{key: row[key] for key in rows[0]} for row in whole.progress.history]
+    assert [(row["stage"], row["epoch"]) for row in rows] == [(1, 1), (1, 2), (2, 3), (2, 4), (2, 5)]
+    # Half of the second fit's three epochs at its own rate, then falling.
+    assert [row["lr"] for row in rows][2:] == pytest.approx([1e-4, 1e-4 * 8 / 9, 1e-4 * 2 / 9])
+
+
+def test_stages_see_the_examples_in_orders_of_their_own(tmp_path: Path):
+    seen: dict[str, list[int]] = {"": [], "first": [], "again": []}
+    for stage, labels in seen.items():
+
+        class Witness(Method):
+            def objective(self, student: nn.Module, teacher: nn.Module | None, examples: int) -> Objective:
+                def note(step) -> Tensor:
+                    labels.extend(step.labels.tolist())  # noqa: B023
+                    return step.logits.square().mean()
+
+                return Objective({"note": Term(note)})
+
+        examples = split(12)
+        examples.labels.copy_(torch.arange(12) % CLASSES)
+        given = plan(tmp_path / (stage or "none"), epochs=4)
+        fit(
+            perceptron(),
+            Witness("witness", ()),
+            Lesson(dataset(examples)),
+            given.at(stage) if stage else given,
+            engine(),
+        )
+    assert len({tuple(labels) for labels in seen.values()}) == 3
+
+
+def test_after_epoch_sees_the_student_that_is_trained(tmp_path: Path):
+    states = []
+    network, progress = fit(
+        perceptron(),
+        VANILLA,
+        Lesson(dataset(split(12))),
+        plan(tmp_path),
+        engine(),
+        lambda student, epoch: states.append((epoch, student.get_parameter("fc1.weight").detach().clone())),
+    )
+    assert [epoch for epoch, _ in states] == [1, 2]
+    assert not torch.equal(states[0][1], states[1][1])
+    assert torch.equal(states[1][1], network.get_parameter("fc1.weight"))
+    assert len(progress.history) == 2
+
+
+def test_joined_adds_up_what_was_spent():
+    parts = [
+        Progress(3, 1.5, 0.0, [{"epoch": 1, "loss": 2.0}], best_epoch=1),
+        Progress(4, 2.0, 0.0, [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]),
+    ]
+    whole = joined(parts)
+    assert (whole.steps, whole.seconds, whole.best_epoch) == (7, 3.5, None)
+    assert whole.history == [
+        {"stage": 1, "epoch": 1, "loss": 2.0},
+        {"stage": 2, "epoch": 2, "loss": 1.0},
+        {"stage": 2, "epoch": 3, "loss": 0.5},
+    ]
+
+
+def one_step(student: nn.Module, objective: Objective, noise: dict[str, Tensor], eager: bool) -> list[float]:
+    state = State.of(student, len(objective.terms))
+    step = make_step(student, objective, eager=eager, autocast=None)
+    examples = split(8)
+    row = torch.tensor([0.0, 1.0, 1 - BETA1, 1 - BETA2])
+    step(state, Batch(examples.images, examples.labels, None), noise, row)
+    return state.sums.tolist()
+
+
+@BOTH_WAYS
+def test_watched_layers_are_what_the_student_computes(eager: bool):
+    student = perceptron()
+    objective = Objective(
+        {
+            "hidden": Term(lambda step: step.activations["fc1_relu"].square().sum()),
+            "logits": Term(lambda step: step.logits.square().sum()),
+        },
+        watched=("fc1_relu",),
+    )
+    hidden = torch.relu(student.fc1(split(8).images.flatten(1)))
+    expected = [hidden.square().sum().item(), student.fc2(hidden).square().sum().item()]
+    assert one_step(student, objective, {}, eager)[1:] == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_layers_that_are_there_can_be_watched():
+    with pytest.raises(AssertionError, match="nothing"):
+        make_step(perceptron(), Objective({}, watched=("nothing",)), eager=True, autocast=None)
+
+
+@BOTH_WAYS
+def test_terms_read_what_was_drawn(eager: bool):
+    draw = Draw(lambda batch: torch.empty(batch, 2), lambda noise, numbers: noise.normal_(generator=numbers))
+    objective = Objective(
+        {"drawn": Term(lambda step: step.noise["mine"].sum() + 0 * step.logits.sum())}, draws={"mine": draw}
+    )
+    source = NoiseSource(perceptron(), split(8).images, generator(3), objective.draws)
+    first = {name: value.clone() for name, value in source.draw().items()}
+    assert torch.equal(first["mine"], torch.randn(8, 2, generator=generator(3)))
+    assert not torch.equal(source.draw()["mine"], first["mine"])
+    assert one_step(perceptron(), objective, first, eager)[1] == pytest.approx(first["mine"].sum().item(), rel=1e-5)
+
+
+def test_a_copy_is_emptied_and_the_original_is_not():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert not any(value.any() for value in emptied(network).state_dict().values())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_unknown_procedures_and_settings_are_told_by_name():
+    plain = {"name": "x", "parts": ["labels"]}
+    assert isinstance(build(plain)[1], Once)
+    with pytest.raises(UserError, match=r"method\.procedure.*'onc'.*once"):
+        build(plain | {"procedure": "onc"})
+    with pytest.raises(UserError, match=r"method.*'sigmb'"):
+        build(plain | {"sigmb": 1})
+
+
+def test_every_procedure_says_how_it_trains():
+    for name in PROCEDURES.names():
+        kind = PROCEDURES.find(name, "method.procedure")
+        # A chain is no procedure: it consists of runs.
+        assert kind is Chain or kind.run is not Procedure.run
