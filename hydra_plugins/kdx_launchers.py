@@ -5,9 +5,9 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from kdx.launchers.fused import FusedJobs
-from kdx.launchers.listed import ListedJobs
-from kdx.launchers.ray import RayTasks
+from kdx.sweep.fused_launcher import FusedJobs
+from kdx.sweep.job_list import ListedJobs
+from kdx.sweep.ray_launcher import RayTasks
 
 
 class RayLauncher(RayTasks):
@@ -35,7 +35,7 @@ class FusedLauncher(FusedJobs):
 class FusedLauncherSettings:
     """How many models are trained together at most (null: as many as fit in memory), and how they make a step.
 
-    The values are checked by kdx.launchers.fused.
+    The values are checked by kdx.sweep.fused_launcher.
     """
 
     _target_: str = "hydra_plugins.kdx_launchers.FusedLauncher"

@@ -2,6 +2,6 @@
 
 import sys
 
-from kdx.cli import main
+from kdx.cli.main import main
 
 sys.exit(main())

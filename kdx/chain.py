@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdx.checkpoint import Progress
-from kdx.config import Config
+from kdx.config.networks import NetworkSettings
+from kdx.config.schema import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data, Split
-from kdx.device import prepare_device
-from kdx.files import write_csv
-from kdx.identity import packages_record
+from kdx.device.backend import prepare_device
 from kdx.measure import measure
 from kdx.measure.accuracy import error_percent, logits_of, within_tolerance
 from kdx.measure.footprint import parameter_count
+from kdx.methods import build
+from kdx.methods.iterative_distillation import Chain
+from kdx.methods.procedure import Figure, Outcome
 from kdx.models import build_model
-from kdx.models.settings import NetworkSettings
-from kdx.objective import Objective, Step
-from kdx.procedures import build
-from kdx.procedures.chain import Chain
-from kdx.procedures.procedure import Figure, Outcome
-from kdx.results import read_history, write_results
-from kdx.runs import RunFolder, teacher_folder
+from kdx.runs.folder import RunFolder, teacher_folder
+from kdx.runs.identity import packages_record
+from kdx.runs.writer import read_history, write_results
+from kdx.storage.files import write_csv
+from kdx.storage.tensors import load_weights, save_weights
 from kdx.teacher import get_teacher
-from kdx.weights import load_weights, save_weights
+from kdx.training.checkpoint import Progress
+from kdx.training.objective import Objective, Step
 
 log = logging.getLogger(__name__)
 

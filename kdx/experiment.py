@@ -6,24 +6,25 @@ from pathlib import Path
 from torch import nn
 
 from kdx.chain import run_chain
-from kdx.config import Config
+from kdx.checks import check_teachers
+from kdx.config.schema import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data
-from kdx.device import Engine, choose_device, prepare_device
-from kdx.fit import Lesson, Plan
-from kdx.identity import packages_record
+from kdx.device.backend import Engine, choose_device, prepare_device
 from kdx.logits import teacher_logits
 from kdx.measure import measure
-from kdx.measure.accuracy import mean_logits
-from kdx.methods import Method
-from kdx.procedures import build
-from kdx.procedures.chain import Chain
-from kdx.procedures.procedure import Outcome
-from kdx.results import write_results
-from kdx.runs import RunFolder, run_folder, teacher_folder
-from kdx.student import initial_network
-from kdx.teacher import check_teachers, get_teachers
-from kdx.weights import emptied, load_weights, save_weights
+from kdx.methods import build
+from kdx.methods.fit import Lesson, Plan
+from kdx.methods.iterative_distillation import Chain
+from kdx.methods.method import Method
+from kdx.methods.procedure import Outcome
+from kdx.models import initial_network
+from kdx.models.ensemble import mean_logits
+from kdx.runs.folder import RunFolder, run_folder, teacher_folder
+from kdx.runs.identity import packages_record
+from kdx.runs.writer import write_results
+from kdx.storage.tensors import emptied, load_weights, save_weights
+from kdx.teacher import get_teachers
 
 log = logging.getLogger(__name__)
 

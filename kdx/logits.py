@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdx import display
+from kdx import console
 from kdx.data.dataset import Data
 from kdx.errors import Interrupted, UserError
-from kdx.files import sha256_of, write_atomically, write_json
-from kdx.lock import held
 from kdx.measure.accuracy import logits_of_view
-from kdx.tensors import DamagedTensors, load_tensors, save_tensors, tensors_sha256
+from kdx.storage.files import sha256_of, write_atomically, write_json
+from kdx.storage.lock import held
+from kdx.storage.tensors import DamagedTensors, load_tensors, save_tensors, tensors_sha256
+
+log = logging.getLogger(__name__)
+
 
 FORMAT = 2
 ORDER = "rows, views, classes: row i is sample i of the training split, its second view the mirror image"
@@ -28,8 +31,6 @@ SHIFTED = (
 )
 SAMPLES_AT_ONCE = 10_000
 """The number of samples whose rows are collected before they are written."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _views(folder: Path, source: Source, teacher: nn.Module, data: Data) -> list
     if found:
         log.info("logit store %s: %d of %d views were computed before", folder.parent, found, source.views)
     views = {number: view for number, view in enumerate(left) if view is not None}
-    with display.stage("teacher's logits", source.rows * source.views) as progress:
+    with console.stage("teacher's logits", source.rows * source.views) as progress:
         progress.advance(source.rows * found)
         for number in missing:
             done = source.rows * len(views)

@@ -5,44 +5,23 @@ from pathlib import Path
 
 from torch import nn
 
-from kdx.config import Config
+from kdx.config.schema import Config
 from kdx.data.dataset import Data
-from kdx.device import Engine
+from kdx.device.backend import Engine
 from kdx.errors import UserError
-from kdx.fit import Lesson, Plan
-from kdx.identity import packages_record
 from kdx.measure import measure
-from kdx.methods import Method
+from kdx.methods.distillation import Labels
 from kdx.methods.dropout import Dropout
-from kdx.methods.labels import Labels
-from kdx.models import build_model
-from kdx.procedures.procedure import Once
-from kdx.results import write_results
-from kdx.runs import teacher_folder
-from kdx.student import initial_network
-from kdx.weights import emptied, load_weights, save_weights
+from kdx.methods.fit import Lesson, Plan
+from kdx.methods.method import Method
+from kdx.methods.procedure import Once
+from kdx.models import build_model, initial_network
+from kdx.runs.folder import teacher_folder
+from kdx.runs.identity import packages_record
+from kdx.runs.writer import write_results
+from kdx.storage.tensors import emptied, load_weights, save_weights
 
 log = logging.getLogger(__name__)
-
-
-def check_teachers(config: Config, method: Method) -> None:
-    """Raise UserError, which names both keys, for several teachers with a method that cannot use them.
-
-    That is a method without a teacher, or one that reads the weights of one teacher.
-    """
-    for key, teacher in config.teachers.items():
-        if key == "teacher":
-            continue
-        if not method.needs_teacher:
-            raise UserError(
-                f"{key}: '{teacher.name}' is not allowed with method={method.name}, which learns from no teacher;"
-                " allowed: none"
-            )
-        if method.one_teacher is not None:
-            raise UserError(
-                f"{key}: '{teacher.name}' is not allowed with {method.one_teacher}, which is about the weights of one"
-                " teacher; allowed: none"
-            )
 
 
 def get_teachers(config: Config, data: Data, engine: Engine, *, trained: bool) -> list[nn.Module]:

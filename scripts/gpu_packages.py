@@ -16,7 +16,15 @@ ROOT = Path(__file__).parents[1]
 # --session-timeout is as old as that.
 TESTING = ("pytest>=8", "pytest-timeout>=2.3")
 MODULES = (
-    *("kdx.cli", "kdx.experiment", "kdx.commands.train", "kdx.together", "kdx.sweep", "pytest", "pytest_timeout"),
+    *(
+        "kdx.cli.main",
+        "kdx.experiment",
+        "kdx.cli.train",
+        "kdx.sweep.fused_runs",
+        "kdx.sweep.multirun",
+        "pytest",
+        "pytest_timeout",
+    ),
     *("hydra_plugins.kdx_launchers", "hydra_plugins.hydra_joblib_launcher", "benchmarks.gpu", "benchmarks.gpu_worker"),
 )
 # What these need came with them, in whatever way: an image may have CUDA's libraries without Python's metadata.

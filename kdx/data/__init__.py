@@ -5,8 +5,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kdx.config.datasets import DatasetSettings
     from kdx.data.dataset import Data
-    from kdx.data.settings import DatasetSettings
 
 
 def load_data(settings: "DatasetSettings") -> "Data":

@@ -7,11 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kdx.config.datasets import DatasetSettings, Mirror
 from kdx.data.preprocessing import Preprocessing
-from kdx.data.settings import DatasetSettings, Mirror
-from kdx.data.stratified import nested_choice, stratified_choice
+from kdx.data.splits import nested_choice, stratified_choice
 from kdx.errors import UserError
-from kdx.transfer import onto
+
+
+def onto(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`; a copy to a GPU is asynchronous."""
+    # A copy from pageable memory would wait for all work that is queued on the GPU.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
+from kdx.config.datasets import DigitsSettings
 from kdx.data.dataset import Data, build_data
 from kdx.data.preprocessing import Preprocessing, symmetric
-from kdx.data.settings import DigitsSettings
-from kdx.data.stratified import stratified_choice
+from kdx.data.splits import stratified_choice
 from kdx.errors import UserError
 
-log = logging.getLogger("kdx.data")
+log = logging.getLogger(__name__)
+
 
 TEST_SAMPLES = 360
 # The test set is the same whatever the settings, so that results of different splits can be compared.

@@ -1,16 +1,33 @@
 """MNIST from its four official IDX files."""
 
+import math
+import struct
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from kdx.config.datasets import MnistSettings
+from kdx.data.cache import decoded
 from kdx.data.dataset import Data, build_data
-from kdx.data.decoded import decoded
-from kdx.data.idx import parse_idx
+from kdx.data.download import SourceFile, SourceSet, Verified, obtain
 from kdx.data.preprocessing import PER_BATCH
-from kdx.data.settings import MnistSettings
-from kdx.data.sources import SourceFile, SourceSet, Verified, obtain
 from kdx.errors import UserError
+
+UNSIGNED_BYTE = 0x08
+
+
+def parse_idx(content: bytes, dimensions: int, name: str) -> Tensor:
+    """The uint8 tensor in an IDX file; raises UserError, which names the file, if header and length disagree."""
+    header = 4 + 4 * dimensions
+    if len(content) < header or content[:4] != bytes([0, 0, UNSIGNED_BYTE, dimensions]):
+        raise UserError(f"{name}: is not an IDX file of unsigned bytes with {dimensions} dimensions")
+    sizes = struct.unpack(f">{dimensions}I", content[4:header])
+    if math.prod(sizes) != len(content) - header:
+        raise UserError(f"{name}: the header says {sizes}, but {len(content) - header} bytes follow it")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).reshape(sizes).copy())
+
 
 IMAGE_SIZE = (28, 28)
 

@@ -8,12 +8,12 @@ import torch
 from scipy.io import loadmat
 from torch import Tensor
 
+from kdx.config.datasets import SvhnSettings
+from kdx.data.cache import decoded
 from kdx.data.dataset import Data, build_data, check_validation
-from kdx.data.decoded import decoded
+from kdx.data.download import SourceFile, SourceSet, Verified, obtain
 from kdx.data.preprocessing import PER_BATCH
-from kdx.data.settings import SvhnSettings
-from kdx.data.sources import SourceFile, SourceSet, Verified, obtain
-from kdx.data.stratified import balanced_choice, stratified_choice
+from kdx.data.splits import balanced_choice, stratified_choice
 from kdx.errors import UserError
 
 IMAGE_SHAPE = (32, 32, 3)

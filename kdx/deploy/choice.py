@@ -10,7 +10,7 @@ import scipy.sparse
 
 from kdx.deploy.layers import Array, Matrix, Runtime
 from kdx.deploy.network import Network
-from kdx.rounds import Rounds, Speedup, speedup, time_in_rounds
+from kdx.deploy.rounds import Rounds, Speedup, speedup, time_in_rounds
 
 # Fractions of zeros at which CSR is timed, to find where it begins to win.
 LADDER = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)

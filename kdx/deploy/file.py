@@ -82,7 +82,7 @@ def _parsed(content: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def _sha256(tensors: Mapping[str, Array], entries: Mapping[str, Any], header: str) -> str:
-    """The same hash as `kdx.tensors.tensors_sha256`, which needs torch."""
+    """The same hash as `kdx.storage.tensors.tensors_sha256`, which needs torch."""
     digest = hashlib.sha256(header.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {_TYPES[entries[name]['dtype']][1]} {tensor.shape}\n".encode())

@@ -44,10 +44,10 @@ def export(run: Path, format: str, values: str = "fp32", out: Path | None = None
     from kdx.export.formats import FORMATS
     from kdx.export.student import finished_student
     from kdx.export.verification import Verified, verify
-    from kdx.files import write_atomically
     from kdx.measure.footprint import parameter_count
     from kdx.measure.multiplications import multiplications, nonzero_multiplications
-    from kdx.report.finished import number
+    from kdx.runs.reader import number
+    from kdx.storage.files import write_atomically
 
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)

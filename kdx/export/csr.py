@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdx.deploy.file import FORMAT
 from kdx.errors import UserError
 from kdx.models.blocks import Dense, Residual
-from kdx.tensors import save_tensors
+from kdx.storage.tensors import save_tensors
 
 Values = Literal["fp32", "fp16", "int8"]
 VALUES: tuple[Values, ...] = ("fp32", "fp16", "int8")

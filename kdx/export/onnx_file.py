@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 from torch import nn
 
 from kdx.errors import UserError
-from kdx.export.quiet import without_torchs_own_warnings
-from kdx.files import write_atomically
+from kdx.export.torch_file import without_torchs_own_warnings
+from kdx.storage.files import write_atomically
 
 # onnxruntime has supported it since 2023, and torch writes it without conversion.
 OPSET = 20

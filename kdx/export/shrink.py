@@ -1,7 +1,7 @@
 """Removes neurons and channels that cannot matter: a smaller dense network that computes the same function.
 
 A neuron is removed if all its outgoing weights are zero, or if all its incoming weights are: then it is a constant,
-which is added to the biases of the next layer. Which layers feed which is found by `kdx.models.links`.
+which is added to the biases of the next layer. Which layers feed which is found by `kdx.models.graph`.
 """
 
 from copy import deepcopy
@@ -9,8 +9,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from kdx.models.links import Link, Norm, links
-from kdx.models.widths import keep_inputs, keep_outputs, with_used_inputs
+from kdx.models.graph import Link, Norm, links
+from kdx.models.surgery import keep_inputs, keep_outputs, with_used_inputs
 
 # Layers that may precede the first linear layer, because they do not change the pixels.
 _SINGLE = nn.Dropout | nn.Identity | nn.Flatten

@@ -9,18 +9,17 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdx.config import Config
+from kdx.config.networks import NetworkSettings, RefinedSettings, network_of
+from kdx.config.schema import Config
+from kdx.config.validation import explained
 from kdx.data import load_data
 from kdx.data.dataset import Data
 from kdx.errors import UserError, one_line
-from kdx.explain import explained
 from kdx.models import Shape, build_model
 from kdx.models.ensemble import Ensemble
-from kdx.models.settings import NetworkSettings, RefinedSettings, network_of
-from kdx.models.widths import widened_as, with_used_inputs
-from kdx.report.finished import Figures, check_seal, read_figures
-from kdx.tensors import DamagedTensors, load_tensors, save_tensors
-from kdx.weights import load_weights
+from kdx.models.surgery import widened_as, with_used_inputs
+from kdx.runs.reader import Figures, check_seal, read_figures
+from kdx.storage.tensors import DamagedTensors, load_tensors, load_weights, save_tensors
 
 SHRUNK = "kdx-shrunk-1"
 

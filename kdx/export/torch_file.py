@@ -1,5 +1,8 @@
 """A plain network as a torch.export file for any batch size, without any pickle in it."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -8,8 +11,16 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from kdx.errors import UserError
-from kdx.export.quiet import without_torchs_own_warnings
-from kdx.files import write_atomically
+from kdx.storage.files import write_atomically
+
+
+@contextmanager
+def without_torchs_own_warnings() -> Iterator[None]:
+    """Hide what torch 2.11 warns of when it exports (its use of LeafSpec) and reads archives (a buffer)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        yield
 
 
 def save_program(path: Path, network: nn.Module, image_shape: tuple[int, ...]) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kdx.data.dataset import Split
-from kdx.failure import RunFailed
-from kdx.measure.accuracy import evaluating
+from kdx.errors import RunFailed
+from kdx.models.layers import evaluating
 
 # Allowed difference relative to the largest logit: float32 sums of some thousand terms in another order differ by
 # about 1e-6.

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from kdx.data.dataset import Data, Split
-from kdx.measure.accuracy import MeanLogits, error_percent
+from kdx.measure.accuracy import error_percent
 from kdx.measure.footprint import csr_bytes, dense_bytes, memory_compression, parameter_count, parameter_ratio
 from kdx.measure.latency import BATCHES, DENSE, Latency, fastest_csr, latencies
 from kdx.measure.multiplications import multiplications, nonzero_multiplications
 from kdx.measure.sparsity import Layer, layers, neurons, percent_zero, sparsity_ratio
+from kdx.models.ensemble import MeanLogits
 
 Figures = dict[str, float | int | str | None]
 

@@ -1,36 +1,16 @@
 """A network's logits, and its classification error."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from kdx.data.dataset import Split
-from kdx.device import full_float32
+from kdx.models.layers import evaluating
 
 # Percent points that rounding to float may add to a difference of errors, about 1e-14, with room; one image among ten
 # million weighs a hundred times as much.
 ROUNDING = 1e-7
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Put `model` into eval mode without gradients, yield its device, and restore every module's mode afterwards.
-
-    Matrix products and convolutions are in full float32 meanwhile, whatever the precision of training: errors are
-    compared between runs, and runs of every precision share a teacher's stored logits.
-    """
-    # Mode by mode, because a caller may hold some modules (a frozen batch norm) in eval mode on purpose.
-    modes = [(module, module.training) for module in model.modules()]
-    parameter = next(model.parameters(), None)
-    model.eval()
-    try:
-        with torch.no_grad(), full_float32():
-            yield parameter.device if parameter is not None else torch.device("cpu")
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def error_percent(model: nn.Module, split: Split, batch_size: int = 1000) -> float:
@@ -89,27 +69,3 @@ def logits_of_view(
             samples += len(part)
             answered(samples)
     return torch.cat(logits)
-
-
-def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """The mean over several networks of their logits (..., classes), centred over the classes; one network's unchanged.
-
-    These are the logits of the geometric mean of their predictions (Noisy Teachers sec. 3.2). The mean of float16
-    logits is float32.
-    """
-    if len(logits) == 1:
-        return logits[0]
-    wide = [each.float() if each.dtype == torch.float16 else each for each in logits]
-    return torch.stack([each - each.mean(dim=-1, keepdim=True) for each in wide]).mean(dim=0)
-
-
-class MeanLogits(nn.Module):
-    """Several networks as one, by `mean_logits`: images (batch, C, H, W) to logits (batch, classes)."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The mean logits of all networks."""
-        return mean_logits([network(images) for network in self.networks])

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdx.device import full_float32
-from kdx.files import write_rows
+from kdx.deploy.rounds import Rounds, seconds_of, speedup, time_in_rounds
+from kdx.device.backend import full_float32
 from kdx.measure.csr import ScipyProduct, TorchProduct, csr_network
-from kdx.rounds import Rounds, seconds_of, speedup, time_in_rounds
+from kdx.storage.files import write_rows
+
+log = logging.getLogger(__name__)
+
 
 DENSE, CSR_SCIPY, CSR_TORCH = "dense", "csr scipy", "csr torch"
 BATCHES = (1, 1024)
@@ -24,8 +27,6 @@ THREADS = 1
 # A batch that would take longer than this is left out: a VGG19 must not hold up a finished run for minutes.
 MAX_CALL_SECONDS = 5.0
 PROBE_IMAGES = 8
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

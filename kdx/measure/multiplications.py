@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kdx.measure.accuracy import evaluating
+from kdx.models.layers import evaluating
 
 
 def multiplications(model: nn.Module, image_shape: tuple[int, ...]) -> int:

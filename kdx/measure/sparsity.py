@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdx.files import write_rows
 from kdx.measure.footprint import matrix_csr_bytes, matrix_dense_bytes
 from kdx.models.weights import weight_matrices
+from kdx.storage.files import write_rows
 
 
 @dataclass(frozen=True)

@@ -1,133 +1,37 @@
 """A method: the parts that substitute layers of the student, add loss terms and make the student plain again."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from kdx.config.registry import Registry
+from kdx.config.validation import settings_from
+from kdx.methods.method import Method, build_method
+from kdx.methods.procedure import Procedure
 
-from kdx.errors import unknown
-from kdx.explain import settings_from
-from kdx.methods.dropout import noise_outside, without_dropout
-from kdx.methods.part import Context, Part, Unreached
-from kdx.objective import Objective
-from kdx.registry import Registry
-
-PARTS: Registry[Part] = Registry(
-    "kdx.methods",
-    Part,
+PROCEDURES: Registry[Procedure] = Registry(
+    "kdx.procedures",
+    Procedure,
     {
-        "labels": "kdx.methods.labels:Labels",
-        "hint": "kdx.methods.hint:Hint",
-        "mixture": "kdx.methods.mixture:Mixture",
-        "dropout": "kdx.methods.dropout:Dropout",
-        "variational": "kdx.methods.variational:Variational",
-        "bsr": "kdx.methods.bsr:BlockSparsity",
-        "l2": "kdx.methods.l2:L2",
-        "masked": "kdx.methods.masked:Masked",
-        "langevin": "kdx.methods.langevin:LangevinDynamics",
-        "dark-knowledge": "kdx.methods.dark_knowledge:DarkKnowledge",
-        "bayesian-compression": "kdx.methods.bayesian_compression:BayesianCompression",
-        "soft_labels": "kdx.methods.soft_labels:SoftLabels",
-        "activity": "kdx.methods.activity:Activity",
-        "regression": "kdx.methods.regression:Regression",
-        "fc_dropout": "kdx.methods.dropout:FullyConnectedDropout",
+        "once": "kdx.methods.procedure:Once",
+        "chain": "kdx.methods.iterative_distillation:Chain",
+        "iterative-pruning": "kdx.methods.weight_pruning:IterativePruning",
+        "gradual-pruning": "kdx.methods.weight_pruning:GradualPruning",
+        "shrink": "kdx.methods.kddp:Shrink",
+        "sampling": "kdx.methods.langevin:Sampling",
+        "dark-knowledge": "kdx.methods.bayesian_dark_knowledge:DarkKnowledgeFit",
     },
 )
-"""The names allowed in `method.parts`."""
+"""The names allowed as `method.procedure`."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """A compression method: the layers that it substitutes, its loss terms, and the way back to a plain network."""
+def build(settings: Mapping[str, Any]) -> tuple[Method, Procedure]:
+    """Build both from the mapping of a method's YAML, in which `procedure` is by default `once`.
 
-    name: str
-    parts: tuple[Part, ...]
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any part reads the teacher's logits or weights."""
-        return any(part.needs_teacher for part in self.parts)
-
-    @property
-    def one_teacher(self) -> str | None:
-        """The first setting, as the user types it, with which a part reads one teacher's weights; None without one."""
-        return next((part.one_teacher for part in self.parts if part.one_teacher), None)
-
-    @property
-    def prunes_at_start(self) -> bool:
-        """Whether any part may count weights as pruned before the first training step."""
-        return any(part.prunes_at_start for part in self.parts)
-
-    def idle(self) -> dict[str, str]:
-        """The settings without effect, by dotted key, each with the setting that is the reason."""
-        found = {f"method.{key}": reason for part in self.parts for key, reason in part.idle().items()}
-        if not any(part.learns_labels for part in self.parts):
-            found["trainer.label_smoothing"] = f"method={self.name}, which does not learn from the labels"
-        return found
-
-    def unreached(self, epochs: int) -> dict[str, Unreached]:
-        """The settings that a schedule does not bring to their value within `epochs` epochs, by key."""
-        return _united(part.unreached(epochs) for part in self.parts)
-
-    def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
-        """The logits that the student learns from: the stored ones (views, classes), changed by each part in turn.
-
-        `shifts` consecutive views belong to one image.
-        """
-        for part in self.parts:
-            teacher_logits = part.targets(teacher_logits, seed, shifts)
-        return teacher_logits
-
-    def prepare(self, student: nn.Module) -> nn.Module:
-        """The student with its layers substituted: first the architecture's own dropout, then part by part."""
-        noise_outside(student)
-        for part in self.parts:
-            student = part.swap(student)
-        return student
-
-    def objective(self, student: nn.Module, teacher: nn.Module | None, examples: int) -> Objective:
-        """The prepared student's loss; the KL of its weights is divided by `examples`, the size of the training set."""
-        context = Context(student, teacher, examples)
-        return Objective(
-            terms=_united(part.terms(context) for part in self.parts),
-            numbers=_united(part.numbers() for part in self.parts),
-            rates=_united(part.rates(student) for part in self.parts),
-            monitors=_united(part.monitors(context) for part in self.parts),
-            watched=tuple(dict.fromkeys(name for part in self.parts for name in part.watched(student))),
-            draws=_united(part.draws(context) for part in self.parts),
-            langevin=_united(part.langevin(context) for part in self.parts),
-        )
-
-    def finalize(self, student: nn.Module) -> nn.Module:
-        """The plain student: the substitutions are undone in reverse order, and weights are pruned or thresholded."""
-        for part in reversed(self.parts):
-            student = part.finalize(student)
-        return without_dropout(student)
-
-
-def build_method(settings: Mapping[str, Any], other_keys: Sequence[str] = ()) -> Method:
-    """Build the method from its YAML mapping: `name`, `parts` and the settings of these parts.
-
-    Raises UserError, which names the key, for an unknown part, a setting that no part has, or a value out of range;
-    `other_keys` are listed as allowed keys beside those of the parts.
+    Raises UserError, which names the key, for an unknown procedure or part, a setting that neither has, or a value out
+    of range.
     """
-    values = {key: value for key, value in settings.items() if key not in ("name", "parts")}
-    parts = []
-    for name in settings["parts"]:
-        part = PARTS.find(name, "method.parts")
-        own = {key: values.pop(key) for key in part.model_fields if key in values}
-        parts.append(settings_from(part, own, "method"))
-    if values:
-        known = [*(key for part in parts for key in type(part).model_fields), *other_keys]
-        raise unknown("method", next(iter(values)), known)
-    return Method(settings["name"], tuple(parts))
-
-
-def _united(mappings) -> dict[str, Any]:
-    united: dict[str, Any] = {}
-    for mapping in mappings:
-        doubled = united.keys() & mapping.keys()
-        assert not doubled, f"two parts of one method both define {doubled}"
-        united |= mapping
-    return united
+    values = dict(settings)
+    kind = PROCEDURES.find(values.pop("procedure", "once"), "method.procedure")
+    own = {key: values.pop(key) for key in kind.model_fields if key in values}
+    procedure = settings_from(kind, own, "method")
+    return build_method(values, other_keys=list(kind.model_fields)), procedure

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx.layers import Geometry, NoisyLayer, substitute
-from kdx.methods.dropout import without_dropout
-from kdx.methods.part import Context
+from kdx.config.ranges import Factor, LogAlpha, LogVariance
+from kdx.methods.modifier import Context
 from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate
 from kdx.methods.warm_up import WarmUp
-from kdx.models.links import silence_unused
-from kdx.objective import Monitor, Step, Term
-from kdx.ranges import Factor, LogAlpha, LogVariance
+from kdx.models.graph import silence_unused
+from kdx.models.layers import NoisyLayer, without_dropout
+from kdx.models.surgery import Geometry, substitute
+from kdx.training.objective import Monitor, Step, Term
 
 
 def kl_standard_normal(mean: Tensor, log_sigma2: Tensor) -> Tensor:

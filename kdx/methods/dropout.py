@@ -4,71 +4,15 @@ from collections import OrderedDict
 from itertools import pairwise
 from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from kdx.errors import UserError
-from kdx.layers import NoisyLayer, substitute
-from kdx.methods.part import Part
+from kdx.methods.modifier import Part
+from kdx.models.layers import NoisyDropout, without_dropout
+from kdx.models.surgery import substitute
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
-LEVELS, PER_DRAW = 2**16, 4
-
-
-class NoisyDropout(NoisyLayer):
-    """Dropout whose mask is drawn outside of the training step: `noise` holds, for every input, whether it is kept.
-
-    The rate is rounded to a multiple of 2^-16.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        kept = max(1, round((1 - rate) * LEVELS))
-        # The greatest number that is kept: as an int16, which cannot hold the number of all levels.
-        self.last, self.scale = kept - 1 - LEVELS // 2, LEVELS / kept
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The kept inputs, scaled so that their mean stays the same; all inputs if there is no noise."""
-        if self.noise is None:
-            return inputs
-        scale = self.scale if self.numbers is None else self.numbers[0]
-        return torch.where(self.noise, inputs * scale, 0.0)
-
-    def own_numbers(self) -> tuple[float, ...]:
-        """The factor of the kept inputs; everything else about the rate is in the mask."""
-        return (self.scale,)
-
-    def new_noise(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """An empty mask in the shape of the inputs."""
-        return torch.empty(inputs.shape, dtype=torch.bool, device=inputs.device)
-
-    def draw(self, noise: Tensor, generator: torch.Generator) -> None:
-        """Draw 16 random bits for every input and compare them with the rate.
-
-        They are drawn 64 at a time, which is fourteen times as fast as torch's Bernoulli numbers (1,200 x 128, one
-        core), and compared outside of the step, since the compiler does not vectorise 16-bit integers.
-        """
-        *rest, last = noise.shape
-        words = torch.empty((*rest, -(-last // PER_DRAW)), dtype=torch.int64, device=noise.device)
-        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)
-        self.compare(bits[..., :last], noise)
-
-    def compare(self, bits: Tensor, noise: Tensor) -> None:
-        """Keep the inputs whose bits (int16) are at most `last`."""
-        torch.le(bits, self.last, out=noise)
-
-
-def noise_outside(student: nn.Module) -> None:
-    """Replace, in place, the dropout layers of an architecture by those whose masks are drawn outside of the step."""
-    substitute(student, lambda layer: NoisyDropout(layer.p) if isinstance(layer, nn.Dropout) else None)
-
-
-def without_dropout(student: nn.Module) -> nn.Module:
-    """The student with every dropout layer, the architecture's own included, replaced by the identity."""
-    substitute(student, lambda layer: nn.Identity() if isinstance(layer, nn.Dropout | NoisyDropout) else None)
-    return student
 
 
 class Dropout(Part):

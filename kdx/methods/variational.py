@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdx.layers import Geometry, NoisyLayer, substitute
-from kdx.methods.part import Context
+from kdx.config.ranges import Factor, LogVariance
+from kdx.methods.modifier import Context
 from kdx.methods.warm_up import WarmUp
-from kdx.objective import Schedule, Step, Term
-from kdx.ranges import Factor, LogVariance
+from kdx.models.layers import NoisyLayer
+from kdx.models.surgery import Geometry, substitute
+from kdx.training.objective import Schedule, Step, Term
 
 VARIANCE_FLOOR = 1e-8
 LOG_ALPHA_LIMIT = 8.0

@@ -4,9 +4,9 @@ from math import nextafter
 
 from pydantic import NonNegativeFloat
 
-from kdx.methods.part import Part, Unreached
-from kdx.objective import Schedule
-from kdx.ranges import Weight
+from kdx.config.ranges import Weight
+from kdx.methods.modifier import Part, Unreached
+from kdx.training.objective import Schedule
 
 
 def warming_up(weight: float, start: float, end: float) -> Schedule:

@@ -1,13 +1,12 @@
 """The architectures, each declared once as a sequence of plain torch layers."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from torch import nn
+
+from kdx.config.networks import NetworkSettings
 from kdx.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from kdx.models.settings import NetworkSettings
+from kdx.storage.tensors import load_weights
 
 Shape = tuple[int, int, int]
 
@@ -21,7 +20,7 @@ def build_model(settings: "NetworkSettings", image_shape: Shape, classes: int, s
     # Here, so that reading settings does not import torch.
     from torch import nn
 
-    from kdx.streams import seeded
+    from kdx.rng import seeded
 
     least = settings.smallest_side
     if min(image_shape[1:]) < least:
@@ -33,3 +32,14 @@ def build_model(settings: "NetworkSettings", image_shape: Shape, classes: int, s
     if not isinstance(network, nn.Sequential):
         raise TypeError(f"{settings.family}: its build gives a {type(network).__name__}; allowed: an nn.Sequential")
     return network
+
+
+def initial_network(
+    settings: NetworkSettings, checkpoint: str | None, image_shape: Shape, classes: int, seed: int, key: str
+) -> nn.Module:
+    """The network with the weights of a checkpoint, or drawn from `seed` where that is None.
+
+    Raises UserError, which names `key`, where the checkpoint does not fit.
+    """
+    network = build_model(settings, image_shape, classes, seed)
+    return network if checkpoint is None else load_weights(Path(checkpoint), network, f"{key}.checkpoint")

@@ -11,10 +11,10 @@ from collections import Counter, OrderedDict
 
 from torch import nn
 
+from kdx.config.networks import ConvnetSettings
 from kdx.models.blocks import GlobalAverage, padding_to
-from kdx.models.initial import he_normal
+from kdx.models.init import he_normal
 from kdx.models.mlp import fully_connected
-from kdx.models.settings import ConvnetSettings
 
 
 def convnet(settings: ConvnetSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:

@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from kdx.config.networks import DensenetSettings
 from kdx.models.blocks import Dense, GlobalAverage, named, padding_to
-from kdx.models.initial import he_normal
-from kdx.models.settings import DensenetSettings
+from kdx.models.init import he_normal
 
 
 def densenet(settings: DensenetSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:

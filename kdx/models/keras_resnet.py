@@ -4,9 +4,9 @@ from collections import OrderedDict
 
 from torch import nn
 
+from kdx.config.networks import KerasResnetSettings
 from kdx.models.blocks import GlobalAverage, Residual
-from kdx.models.initial import he_normal
-from kdx.models.settings import KerasResnetSettings
+from kdx.models.init import he_normal
 
 
 def keras_resnet(settings: KerasResnetSettings, image_shape: tuple[int, int, int], classes: int) -> nn.Sequential:

@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from kdx.config.networks import PlainSettings
 from kdx.models.mlp import fully_connected
-from kdx.models.settings import PlainSettings
 
 KERNEL = 5
 

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import nn
 
-from kdx.models.settings import PlainSettings
+from kdx.config.networks import PlainSettings
 
 
 def fully_connected(

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from kdx.config.networks import NetworkSettings, Operator
 from kdx.errors import UserError
-from kdx.models.settings import NetworkSettings, Operator
 
 
 def refined(network: NetworkSettings, operator: Operator, times: int) -> NetworkSettings:

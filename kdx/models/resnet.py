@@ -4,9 +4,9 @@ from collections import OrderedDict
 
 from torch import nn
 
+from kdx.config.networks import ResnetSettings
 from kdx.models.blocks import GlobalAverage, Residual, named
-from kdx.models.initial import he_normal
-from kdx.models.settings import ResnetSettings
+from kdx.models.init import he_normal
 
 EXPANSION = 4
 

@@ -6,11 +6,11 @@ from decimal import Decimal
 from math import isclose
 from typing import Literal
 
-from kdx.report import formatting
+from kdx import formatting
+from kdx.analysis.statistics import Answer, Estimate, TTest, against, answer, direction, welch
 from kdx.reproduce.jobs import Done
 from kdx.reproduce.published import exponent_of
 from kdx.reproduce.tables import Claim, Column, PaperTable
-from kdx.statistics import Answer, Estimate, TTest, against, answer, direction, welch
 
 Verdict = Literal["better", "equal", "worse", "differs", "one seed", ""]
 

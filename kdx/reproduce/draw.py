@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from kdx.report.drawing import HEIGHT, MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
-from kdx.report.palette import COLOURS, GREY, INK
+from kdx.analysis.plotting import COLOURS, GREY, HEIGHT, INK, MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
 from kdx.reproduce.cells import Cell
+from kdx.reproduce.figures import Bars, Lines, Weights
 from kdx.reproduce.histograms import Histograms, drawn, histograms_of, read_histograms, write_histograms
 from kdx.reproduce.jobs import Done, Order
-from kdx.reproduce.pictures import Bars, Lines, Weights
 from kdx.reproduce.published import Published, select
 from kdx.reproduce.tables import PaperTable
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kdx.files import write_csv
-from kdx.report.records import Record, read_rows
 from kdx.reproduce.jobs import Done, Job
-from kdx.tensors import load_tensors
+from kdx.runs.reader import Record, read_rows
+from kdx.storage.files import write_csv
+from kdx.storage.tensors import load_tensors
 
 TABLE = "weights.csv"
 # Odd, so that exact zeros have the bin in the middle to themselves and their closest neighbours.

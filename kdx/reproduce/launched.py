@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdx import display
-from kdx.compose import Job as SweepJob
-from kdx.failure import RunFailed
-from kdx.identity import teacher_id
-from kdx.launchers.listed import Task
+from kdx import console
+from kdx.config.compose import Job as SweepJob
+from kdx.errors import RunFailed
 from kdx.reproduce.jobs import Job
-from kdx.runs import RunFolder, teacher_folder
-from kdx.sweep import RECORD, launch
+from kdx.runs.folder import RunFolder, teacher_folder
+from kdx.runs.identity import teacher_id
+from kdx.sweep.job_list import Task
+from kdx.sweep.job_records import RECORD
+from kdx.sweep.multirun import launch
 
 LOOK_SECONDS = 1.0
 
@@ -62,9 +63,9 @@ def _launched(jobs: Sequence[Job], launcher: Sequence[str], title: str, task: Ta
 @contextmanager
 def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
     """Show how many jobs have left a record, wherever they run; their own progress is not shown."""
-    ended, before = threading.Event(), os.environ.get(display.QUIET)
+    ended, before = threading.Event(), os.environ.get(console.QUIET)
 
-    def watch(progress: display.Stage) -> None:
+    def watch(progress: console.Stage) -> None:
         progress.advance(0)
         while not ended.wait(LOOK_SECONDS):
             progress.advance(len(list(folder.glob(f"*/{RECORD}"))))
@@ -74,8 +75,8 @@ def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
         record.unlink()
     try:
         # Opened first, since it is the one that is shown.
-        with display.stage(title, total) as progress:
-            os.environ[display.QUIET] = "none"
+        with console.stage(title, total) as progress:
+            os.environ[console.QUIET] = "none"
             watcher = threading.Thread(target=watch, args=(progress,))
             watcher.start()
             try:
@@ -85,6 +86,6 @@ def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
                 watcher.join()
             progress.advance(total)
     finally:
-        os.environ.pop(display.QUIET, None)
+        os.environ.pop(console.QUIET, None)
         if before is not None:
-            os.environ[display.QUIET] = before
+            os.environ[console.QUIET] = before

@@ -7,8 +7,8 @@ from functools import cache
 
 from pydantic import Field
 
-from kdx.groups import conf_folder
-from kdx.settings import Settings
+from kdx.config.base import Settings
+from kdx.config.groups import conf_folder
 
 
 class Published(Settings):

@@ -9,12 +9,12 @@ from typing import Annotated, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
+from kdx.config.base import Settings
+from kdx.config.groups import conf_folder
+from kdx.config.validation import settings_from
 from kdx.errors import UserError, unknown
-from kdx.explain import settings_from
-from kdx.groups import conf_folder
-from kdx.reproduce.pictures import Figure
+from kdx.reproduce.figures import Figure
 from kdx.reproduce.published import Published, read_published, select
-from kdx.settings import Settings
 
 Value = TypeVar("Value")
 Text = Annotated[str, Field(min_length=1)]

@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.gpu_work import TITLES, USUAL, WAYS, Order
 from benchmarks.train import chosen, say
+from kdx import console, formatting
+from kdx.device.machine import describe_machine, slug
 from kdx.errors import UserError
-from kdx.files import write_json
-from kdx.machine import describe_machine, slug
-from kdx.report import formatting, layout
+from kdx.storage.files import write_json
 
 # What is measured, the most important first: when the time is over, the rest is left out.
 PLAN = [
@@ -241,12 +241,12 @@ def _brief(figures: dict[str, Any]) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Print the machine, one table per job, the failures and the targets."""
-    screen, machine = layout.console(), result["machine"]
+    screen, machine = console.console(), result["machine"]
     screen.print(f"{result['device']}; {machine['cpu']}, {machine['cores']} cores; {machine['system']}")
     screen.print(f"torch {machine['torch']}, Python {machine['python']}, kdx {machine['kdx']} ({machine['commit']})")
     screen.print(f"load average {machine['load_average']:.2f} before, {machine['date']}")
     if result["remark"]:
-        layout.warn(screen, f"no measurement: {result['remark']}")
+        console.warn(screen, f"no measurement: {result['remark']}")
     for job, ways in result["jobs"].items():
         if ways:
             _show_job(screen, TITLES[job], ways)
@@ -262,7 +262,7 @@ def show(result: dict[str, Any]) -> None:
 
 def _show_job(screen: Any, title: str, ways: dict[str, dict[str, Any]]) -> None:
     headers = ("ms/step", "s/epoch", "s/100", "TFLOP/s", "of peak", "of own", "x usual")
-    content = layout.table(layout.words(""), *(layout.numbers(header) for header in headers))
+    content = console.table(console.words(""), *(console.numbers(header) for header in headers))
     usual = ways.get(USUAL, {}).get("seconds_per_epoch")
     measured = {way: ways[way] for way in WAYS if "seconds_per_step" in ways.get(way, {})}
     for way, figures in measured.items():
@@ -278,7 +278,7 @@ def _show_job(screen: Any, title: str, ways: dict[str, dict[str, Any]]) -> None:
             f"{figures['models'] * usual / figures['seconds_per_epoch']:.1f}" if usual else formatting.ABSENT,
         )
     synthetic = {figures["synthetic"] for figures in measured.values() if figures["synthetic"]}
-    layout.show(screen, content, title + (" (synthetic data)" if synthetic else ""))
+    console.show(screen, content, title + (" (synthetic data)" if synthetic else ""))
     for way, figures in ways.items():
         if "failed" in figures:
-            layout.warn(screen, f"{WAYS[way]}: {figures['failed']}")
+            console.warn(screen, f"{WAYS[way]}: {figures['failed']}")

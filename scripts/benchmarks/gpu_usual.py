@@ -15,10 +15,10 @@ from torchvision import transforms
 
 from benchmarks import usual
 from benchmarks.gpu_work import SEED
-from kdx.config import Config
+from kdx.config.networks import PlainSettings
+from kdx.config.schema import Config
 from kdx.data.dataset import Data
 from kdx.models import build_model
-from kdx.models.settings import PlainSettings
 
 WORKERS, WARM_UPS, LEAST_STEPS = 8, 5, 20
 TrainingStep = Callable[[Tensor, Tensor], float]

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdx.compose import single
-from kdx.config import Config
+from kdx.config.compose import single
+from kdx.config.schema import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data, build_data
 from kdx.data.preprocessing import PER_BATCH
 from kdx.errors import UserError, one_line
-from kdx.methods import Method
+from kdx.methods import build
+from kdx.methods.method import Method
 from kdx.models import build_model
-from kdx.noise import NoiseSource
-from kdx.procedures import build
-from kdx.state import State
-from kdx.step import Batch, make_step, number_names
+from kdx.training.noise import NoiseSource
+from kdx.training.state import State
+from kdx.training.step import Batch, make_step, number_names
 
 USUAL, FUSED = "usual", "fused"
 WAYS = {

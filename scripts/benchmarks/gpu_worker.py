@@ -31,16 +31,16 @@ from benchmarks.gpu_work import (
     steps_of,
     variants,
 )
-from kdx.captured import Graphs, recorded
-from kdx.config import Config
+from kdx.config.schema import Config
 from kdx.data.dataset import Data
-from kdx.device import Engine, prepare_device
+from kdx.device.backend import Engine, prepare_device
+from kdx.device.cuda_graphs import Graphs, recorded
 from kdx.errors import one_line
-from kdx.fit import Lesson, Plan, trainee_of
-from kdx.member import Evaluate, Reading, Trainee
+from kdx.methods.fit import Lesson, Plan, trainee_of
 from kdx.models import build_model
-from kdx.runs import RunFolder
-from kdx.trainer import train_together
+from kdx.runs.folder import RunFolder
+from kdx.training.learner import Evaluate, Reading, Trainee
+from kdx.training.trainer import train_together
 
 LEAST_EPOCHS = 3
 # For the peak: large enough to fill a GPU, and one that a CPU can do.

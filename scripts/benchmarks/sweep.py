@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.train import chosen, default_output, say
+from kdx import console, formatting
+from kdx.device.machine import QUIET_LOAD, describe_machine
 from kdx.errors import UserError
-from kdx.files import write_json
-from kdx.machine import QUIET_LOAD, describe_machine
-from kdx.report import formatting, layout
+from kdx.storage.files import write_json
 
 WAYS = {
     "alone": ["hydra/launcher=basic"],
@@ -127,7 +127,7 @@ def _device(choice: str, cpu: str) -> str:
 
 
 def _show(result: dict[str, Any]) -> None:
-    screen, machine, options = layout.console(), result["machine"], result["options"]
+    screen, machine, options = console.console(), result["machine"], result["options"]
     screen.print(f"{machine['device']}, {machine['cores']} cores; {machine['system']}")
     screen.print(f"torch {machine['torch']}, Python {machine['python']}, kdx {machine['kdx']} ({machine['commit']})")
     screen.print(
@@ -135,11 +135,11 @@ def _show(result: dict[str, Any]) -> None:
         f" load average {machine['load_average']:.2f} before, {machine['date']}"
     )
     if result["remark"]:
-        layout.warn(screen, f"no measurement: {result['remark']}")
+        console.warn(screen, f"no measurement: {result['remark']}")
     for job, seconds in result["jobs"].items():
-        content = layout.table(
-            layout.words(""),
-            *(layout.numbers(header) for header in ("s", "models/hour", "fused is so many times as fast")),
+        content = console.table(
+            console.words(""),
+            *(console.numbers(header) for header in ("s", "models/hour", "fused is so many times as fast")),
         )
         for way, each in seconds.items():
             ratios = [one / fused for one, fused in zip(each, seconds.get("fused", []), strict=False)]
@@ -149,4 +149,4 @@ def _show(result: dict[str, Any]) -> None:
                 f"{3600 * MODELS / median(each):.0f}",
                 f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else formatting.ABSENT,
             )
-        layout.show(screen, content, job)
+        console.show(screen, content, job)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.text import Text
 
 from benchmarks.work import REDUCED, USUAL, VARIANTS
-from kdx.report import formatting, layout
+from kdx import console, formatting
 
 EXPLANATIONS = (
     "times as fast: median over the rounds of usual / variant within a round, and its range.",
@@ -17,7 +17,7 @@ EXPLANATIONS = (
 
 def show(result: dict[str, Any]) -> None:
     """Print the machine, one table per job, and what compilation costs."""
-    screen = layout.console()
+    screen = console.console()
     machine, options = result["machine"], result["options"]
     screen.print(f"{machine['cpu']}, {options['threads']} threads of {machine['cores']} cores; {machine['system']}")
     screen.print(f"torch {machine['torch']}, Python {machine['python']}, kdx {machine['kdx']} ({machine['commit']})")
@@ -27,7 +27,7 @@ def show(result: dict[str, Any]) -> None:
     )
     screen.print("The teacher is untrained: the time does not depend on its values.")
     if result["remark"]:
-        layout.warn(screen, f"no measurement: {result['remark']}")
+        console.warn(screen, f"no measurement: {result['remark']}")
     screen.print()
     for job in result["jobs"].values():
         _show_job(screen, job["title"], job["variants"])
@@ -61,9 +61,9 @@ def repaid_after(compiled: dict[str, Any], eager: dict[str, Any], state: str) ->
 
 def _show_job(screen: Any, title: str, variants: dict[str, Any]) -> None:
     steps = next(iter(variants.values()))["steps_per_epoch"]
-    content = layout.table(
-        layout.words(""),
-        *(layout.numbers(header) for header in ("s/epoch", "times as fast", "range", "at most", "GFLOP/s", "of peak")),
+    content = console.table(
+        console.words(""),
+        *(console.numbers(header) for header in ("s/epoch", "times as fast", "range", "at most", "GFLOP/s", "of peak")),
     )
     for variant, measured in variants.items():
         seconds, ratios, rate = measured["seconds"], speedups(variants, variant), gflops(measured)
@@ -76,7 +76,7 @@ def _show_job(screen: Any, title: str, variants: dict[str, Any]) -> None:
             f"{rate:.0f}",
             f"{100 * rate / measured['peak_gflops']:.0f} %",
         )
-    layout.show(screen, content, f"{title}, {steps} steps an epoch")
+    console.show(screen, content, f"{title}, {steps} steps an epoch")
     for variant in variants:
         ratios = speedups(variants, variant, REDUCED)
         if ratios:

@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks import table
 from benchmarks.process import Worker
 from benchmarks.work import JOBS, VARIANTS, Order, variants_of
+from kdx.device.machine import QUIET_LOAD, describe_machine, slug
 from kdx.errors import UserError, unknown
-from kdx.files import write_json
-from kdx.machine import QUIET_LOAD, describe_machine, slug
+from kdx.storage.files import write_json
 
 MOST_EPOCHS = 50
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
         options.dataset, options.epochs = "digits", min(options.epochs, 3)
     if not 1 <= options.epochs <= MOST_EPOCHS:
         raise UserError(f"--epochs: {options.epochs} is not allowed; allowed: 1 to {MOST_EPOCHS}")
-    from kdx.device import has_compiler  # here, so that a mistake is told before torch is imported
+    from kdx.device.backend import has_compiler  # here, so that a mistake is told before torch is imported
 
     if not has_compiler():
         say("no C++ compiler (g++ or clang++): nothing is compiled")

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
+from kdx.config.datasets import DatasetSettings
 from kdx.data import load_data
+from kdx.data.download import obtain
 from kdx.data.mnist import SOURCES
-from kdx.data.settings import DatasetSettings
-from kdx.data.sources import obtain
 
 Images = Dataset[tuple[Tensor, int]]
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from kdx.compose import single
-from kdx.config import Config, TrainerSettings
-from kdx.models.settings import PlainSettings
+from kdx.config.compose import single
+from kdx.config.networks import PlainSettings
+from kdx.config.schema import Config, TrainerSettings
 
 USUAL = "usual"
 REDUCED = "usual-reduced"

@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, Subset
 
 from benchmarks import usual
 from benchmarks.work import REDUCED, Order, Work
-from kdx.config import Config
+from kdx.config.schema import Config
 from kdx.data import load_data
-from kdx.device import prepare_device
+from kdx.device.backend import prepare_device
 from kdx.logits import teacher_logits
-from kdx.member import Reading
-from kdx.methods import build_method
+from kdx.methods.method import build_method
 from kdx.models import build_model
-from kdx.trainer import Training, train
+from kdx.training.learner import Reading, Training
+from kdx.training.trainer import train
 
 PEAK_SIZE = 2048
 SEED = 0

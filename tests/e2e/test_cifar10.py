@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from kdx.compose import single
+from kdx.config.compose import single
 from kdx.data import load_data
 from kdx.data.dataset import Data
-from kdx.device import Engine, prepare_device
+from kdx.device.backend import Engine, prepare_device
 from kdx.experiment import initial_student
-from kdx.fit import Lesson, Plan, fit
+from kdx.methods import build
+from kdx.methods.fit import Lesson, Plan, fit
 from kdx.models.weights import weight_matrices
-from kdx.procedures import build
-from kdx.runs import RunFolder
+from kdx.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(
     not Path(os.environ.get("KDX_DATA", ""), "cifar-10-batches-py").is_dir(),

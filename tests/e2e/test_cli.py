@@ -67,7 +67,7 @@ def test_train_help_lists_choices_and_keys(kdx):
 )
 def test_what_is_not_needed_is_not_imported(words: list[str], absent: list[str], tmp_path: Path):
     # The time follows from the imports; a timed test would depend on the machine.
-    program = f"import sys; from kdx.cli import main; main({words!r}); print(*sys.modules, file=sys.stderr)"
+    program = f"import sys; from kdx.cli.main import main; main({words!r}); print(*sys.modules, file=sys.stderr)"
     result = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

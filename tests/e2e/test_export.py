@@ -8,16 +8,16 @@ import pytest
 from helpers import ROOT
 from helpers.short_runs import TINY, folder_of, metrics
 
-from kdx.bench import Thresholded, bench, write_bench
-from kdx.cli import main
+from kdx.bench.results import read_inference
+from kdx.bench.timing import Thresholded, bench, write_bench
+from kdx.cli.bench_tables import print_bench
+from kdx.cli.main import main
 from kdx.deploy import load
 from kdx.errors import UserError
 from kdx.export import export
 from kdx.export.student import finished_student, load_shrunk
 from kdx.export.verification import NotTheSame
-from kdx.report.bench import print_bench
-from kdx.report.inference import read_inference
-from kdx.runs import RunFolder
+from kdx.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def test_mistakes(
 
 def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kdx.deploy.choice.SECONDS", 0.0)
-    monkeypatch.setattr("kdx.bench._cores", lambda: 1)
-    monkeypatch.setattr("kdx.bench.BATCHES", (1, 3))
-    monkeypatch.setattr("kdx.bench.taken_elsewhere", lambda: lambda: None)
+    monkeypatch.setattr("kdx.bench.timing._cores", lambda: 1)
+    monkeypatch.setattr("kdx.bench.timing.BATCHES", (1, 3))
+    monkeypatch.setattr("kdx.device.machine.taken_elsewhere", lambda: lambda: None)
     measured = bench(run, seconds=0.001)
     print_bench(measured)
     names = {(timing.kind.name, timing.kind.runtime, timing.latency.batch) for timing in measured.timings}
@@ -116,7 +116,7 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
     write_bench(measured)
     # A machine whose only core others take leaves what is there.
-    monkeypatch.setattr("kdx.bench.taken_elsewhere", lambda: lambda: 0.75)
+    monkeypatch.setattr("kdx.device.machine.taken_elsewhere", lambda: lambda: 0.75)
     crowded = bench(run, seconds=0.001)
     assert (crowded.crowded, crowded.results) == ({(1, 1): 0.75, (1, 3): 0.75}, [])
     write_bench(crowded)

@@ -16,7 +16,7 @@ PROGRAM = """
 import gc, json, sys
 from pathlib import Path
 import psutil
-from kdx.compose import single
+from kdx.config.compose import single
 from kdx.experiment import run
 
 sizes = []

@@ -10,9 +10,9 @@ import pytest
 from helpers import ROOT
 from helpers.short_runs import metrics
 
-from kdx.report.finished import read_figures
-from kdx.runs import RunFolder
-from kdx.seal import FORMAT
+from kdx.runs.folder import RunFolder
+from kdx.runs.reader import read_figures
+from kdx.storage.checksums import FORMAT
 
 SAMPLES = sorted((ROOT / "tests" / "samples").glob("format-*"))
 

@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from kdx.cli import main
+from kdx.cli.main import main
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SMOKE = ("budget=smoke", "seeds=1", "device.threads=1")
@@ -53,9 +53,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Pat
     with pytest.MonkeyPatch.context() as patch:
         # Two small batches instead of a minute of larger ones.
         patch.setattr("kdx.deploy.choice.SECONDS", 0.0)
-        patch.setattr("kdx.bench.BATCHES", (1, 3))
+        patch.setattr("kdx.bench.timing.BATCHES", (1, 3))
         # Where other programs take the cores nothing is written.
-        patch.setattr("kdx.bench.taken_elsewhere", lambda: lambda: None)
+        patch.setattr("kdx.device.machine.taken_elsewhere", lambda: lambda: None)
         assert main(["bench", str(run), "seconds=0.001"]) == 0
     return Path(kdx(outputs, "report").strip())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.short_runs import metrics, table
 
-from kdx.reproduce.pictures import Weights
+from kdx.reproduce.figures import Weights
 from kdx.reproduce.tables import load_table, table_names
 
 SMOKE = ("budget=smoke", "device.threads=1")

@@ -43,7 +43,7 @@ def run(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[
 
 
 def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path):
-    program = "import kdx; from kdx.groups import conf_folder; print(kdx.__file__, conf_folder())"
+    program = "import kdx; from kdx.config.groups import conf_folder; print(kdx.__file__, conf_folder())"
     result = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -8,7 +8,7 @@ import torch
 from helpers.short_runs import metrics
 from helpers.typed import typed
 
-from kdx.cli import main
+from kdx.cli.main import main
 
 SHORT = (
     "dataset=digits",
@@ -72,7 +72,7 @@ def test_a_run_that_a_cpu_began_is_finished_by_a_gpu_only_from_its_own_noise(
     monkeypatch.chdir(tmp_path)
     import signal
 
-    from kdx.noise import NoiseSource
+    from kdx.training.noise import NoiseSource
 
     original, count = NoiseSource.draw, iter(range(1, 10**6))
 

@@ -13,20 +13,23 @@ from helpers.miniature import CLASSES, method, method_and_procedure, normal, per
 from helpers.networks import IMAGE, network, small, student_and_sampler
 from torch import nn
 
-from kdx.captured import AHEAD, TRIAL_PLAYS, Graphs
-from kdx.checkpoint import Progress
-from kdx.compose import single
-from kdx.config import TrainerSettings
+from kdx.config.compose import single
+from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Data, Split
-from kdx.device import Engine, prepare_device
+from kdx.device.backend import Engine, prepare_device
+from kdx.device.cuda_graphs import AHEAD, Graphs
+from kdx.device.execution import Execution
 from kdx.errors import Interrupted
-from kdx.execution import Execution
-from kdx.fit import Fit, Fitted, Lesson, Plan, fit, fit_together
 from kdx.measure.accuracy import logits_of
-from kdx.runs import RunFolder
-from kdx.stacked import Way
-from kdx.tensors import load_tensors
-from kdx.trainer import Training, _Loop, train
+from kdx.methods.fit import Lesson, Plan, fit
+from kdx.runs.folder import RunFolder
+from kdx.storage.tensors import load_tensors
+from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.training.checkpoint import Progress
+from kdx.training.chunks import TRIAL_PLAYS
+from kdx.training.learner import Training
+from kdx.training.stacked import Way
+from kdx.training.trainer import _Loop, train
 
 EXAMPLES, BATCH, EPOCHS = 1200, 32, 3
 STEPS = EXAMPLES // BATCH
@@ -115,8 +118,8 @@ def test_noise_is_fresh_in_every_step(tmp_path: Path, monkeypatch: pytest.Monkey
         seen.append(noise[0].clone())
 
     noise: list[torch.Tensor] = []
-    draw = "kdx.noise.NoiseSource.draw"
-    from kdx.noise import NoiseSource
+    draw = "kdx.training.noise.NoiseSource.draw"
+    from kdx.training.noise import NoiseSource
 
     first = NoiseSource.draw
 

@@ -9,9 +9,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 IMPORTED = [
-    *("kdx.cli", "kdx.commands.train", "kdx.commands.table", "kdx.commands.plot", "kdx.commands.export"),
-    *("kdx.experiment", "kdx.procedures", "kdx.export", "kdx.report.table", "kdx.report.page.command"),
-    *("kdx.reproduce.command", "kdx.reproduce.fused", "kdx.data.digits", "hydra._internal", "torch._dynamo"),
+    *("kdx.cli.main", "kdx.cli.train", "kdx.cli.table", "kdx.cli.plot", "kdx.cli.export"),
+    *("kdx.experiment", "kdx.procedures", "kdx.export", "kdx.cli.run_tables", "kdx.cli.report"),
+    *("kdx.cli.reproduce", "kdx.reproduce.run", "kdx.data.digits", "hydra._internal", "torch._dynamo"),
     # What jinja2 and Hydra load on the way; a child that became another user may not read Python's own files.
     *("encodings.unicode_escape", "importlib.readers", "sklearn.datasets"),
 ]
@@ -101,7 +101,7 @@ def _run(
     os.dup2(err, 2)
     for each in before:
         each()
-    from kdx.cli import main
+    from kdx.cli.main import main
 
     for words in commands:
         sys.argv = ["kdx", *words]

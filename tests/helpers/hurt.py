@@ -15,10 +15,10 @@ import torch
 
 from helpers.forked import Before, Child, Ended, environment
 from helpers.short_runs import metrics, table, timeless
-from kdx import trainer
-from kdx.compose import single
-from kdx.data.sources import SourceSet
-from kdx.runs import run_folder
+from kdx.config.compose import single
+from kdx.data.download import SourceSet
+from kdx.runs.folder import run_folder
+from kdx.training import trainer
 
 Outcome = dict[str, Any]
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.compose import single
+from kdx.config.compose import single
 from kdx.data.dataset import Data, Split
-from kdx.device import Engine, prepare_device
-from kdx.member import Reading
-from kdx.methods import Method
-from kdx.objective import Objective, Step
-from kdx.procedures import build
-from kdx.procedures.procedure import Procedure
+from kdx.device.backend import Engine, prepare_device
+from kdx.methods import build
+from kdx.methods.method import Method
+from kdx.methods.procedure import Procedure
+from kdx.training.learner import Reading
+from kdx.training.objective import Objective, Step
 
 CLASSES = 4
 SIDE = 6

@@ -6,10 +6,8 @@ from functools import cache
 from torch import nn
 
 from helpers.miniature import CLASSES, perceptron
-from kdx.compose import single
-from kdx.methods.dark_knowledge import StudentAndSampler
-from kdx.models import build_model
-from kdx.models.settings import (
+from kdx.config.compose import single
+from kdx.config.networks import (
     ConvnetSettings,
     DensenetSettings,
     KddpSettings,
@@ -18,6 +16,8 @@ from kdx.models.settings import (
     PlainSettings,
     ResnetSettings,
 )
+from kdx.methods.bayesian_dark_knowledge import StudentAndSampler
+from kdx.models import build_model
 
 IMAGE = (1, 12, 12)
 

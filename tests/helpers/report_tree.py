@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from helpers.excerpt import ORDER, only
-from kdx.cli import main
-from kdx.files import write_text
-from kdx.report.finished import flat
-from kdx.report.summary import groups_of, write_failures, write_summary
+from kdx.analysis.summary import groups_of, write_failures, write_summary
+from kdx.cli.main import main
 from kdx.reproduce.cells import cells_of, check_claims
 from kdx.reproduce.jobs import Done, Order, jobs_of
-from kdx.reproduce.results import write_table
 from kdx.reproduce.tables import load_table
+from kdx.reproduce.writer import write_table
+from kdx.runs.reader import flat
+from kdx.storage.files import write_text
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><circle r="4"/></svg>\n'
 HOSTILE = "<script>alert('1')</script> & \"more\""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdx.captured import Run
+from kdx.device.cuda_graphs import Run
 
 
 class _Noting(TorchDispatchMode):
@@ -38,7 +38,7 @@ class _Noting(TorchDispatchMode):
 
 
 class Tape:
-    """A `kdx.captured.Recorder`; `played` is called before every recording that is played, `closed` counts closings."""
+    """A `kdx.device.cuda_graphs.Recorder`; `played` is called before every recording that is played, `closed` counts closings."""
 
     def __init__(self, played: Callable[[int], None] = lambda number: None) -> None:
         self.played, self.plays, self.closed = played, 0, 0

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdx.checkpoint import Progress
-from kdx.config import TrainerSettings
+from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
-from kdx.objective import Objective, Step
-from kdx.optimizer import BETA1, BETA2
-from kdx.step import number_names
-from kdx.trainer import Training
+from kdx.training.checkpoint import Progress
+from kdx.training.learner import Training
+from kdx.training.objective import Objective, Step
+from kdx.training.optimizer import BETA1, BETA2
+from kdx.training.step import number_names
 
 LR = 1e-2
 

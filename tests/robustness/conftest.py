@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdx.machine import describe_machine
+from kdx.device.machine import describe_machine
 
 SEED = 1
 

@@ -17,7 +17,7 @@ from helpers.official import batch, idx, mat, md5, write
 from helpers.typed import typed
 
 from kdx.data import cifar10, mnist, svhn
-from kdx.data.sources import SourceFile, SourceSet
+from kdx.data.download import SourceFile, SourceSet
 
 SAMPLES = 60
 OFFICIAL = {"mnist": mnist.SOURCES, "cifar10": cifar10.SOURCES, "svhn": svhn.SOURCES}

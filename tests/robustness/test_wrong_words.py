@@ -9,7 +9,7 @@ from helpers.forked import Ended
 from helpers.hurt import run
 from helpers.typed import flat, misspelt
 
-from kdx.compose import single
+from kdx.config.compose import single
 
 METHODS = ("vanilla", "kd-dropout", "st-vbd", "noisy", "kddp", "ikd", "ip", "prune", "sgld", "bdk", "bc", "soft-labels")
 NO_NUMBER = ("abc", "nan", "inf", "-inf", "[1,[2]]", "{a:1}", "1e999", "''", "true")

@@ -12,18 +12,19 @@ from helpers.miniature import CLASSES, method, perceptron, split
 from rich.console import Console
 
 from kdx.chain import Member, grown, mean_loss, run_chain
-from kdx.compose import check_method, single
-from kdx.config import Config
+from kdx.checks import check_method
+from kdx.cli.run_tables import print_chain
+from kdx.config.compose import single
+from kdx.config.schema import Config
 from kdx.data import load_data
 from kdx.errors import Interrupted, UserError
 from kdx.experiment import run
 from kdx.measure.accuracy import within_tolerance
-from kdx.procedures import build
-from kdx.procedures.chain import Chain
-from kdx.report.chain import print_chain
-from kdx.report.records import read_lines
-from kdx.runs import run_folder
-from kdx.tensors import load_tensors
+from kdx.methods import build
+from kdx.methods.iterative_distillation import Chain
+from kdx.runs.folder import run_folder
+from kdx.runs.reader import read_lines
+from kdx.storage.tensors import load_tensors
 
 Pair = tuple[int, int | None]
 IKD = ("method=ikd", "dataset=digits", "teacher.hidden=[16]", "method.generations=2")

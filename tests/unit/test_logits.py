@@ -16,12 +16,12 @@ import torch
 from helpers.miniature import CLASSES, dataset, generator, perceptron, split
 from torch import Tensor, nn
 
-from kdx import display
+from kdx import console
 from kdx.data.dataset import Data, Split
 from kdx.errors import Interrupted, UserError
 from kdx.logits import teacher_logits
 from kdx.measure.accuracy import logits_of
-from kdx.tensors import load_tensors, save_tensors, tensors_sha256
+from kdx.storage.tensors import load_tensors, save_tensors, tensors_sha256
 
 ROWS = 23
 SHIFTS = (0, 1)
@@ -247,7 +247,7 @@ def test_a_build_that_is_cut_off_leaves_nothing_to_trust(
     stored(tmp_path, given)
     DAMAGES["flipped bit"](folder(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr("kdx.logits.write_json", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("kdx.storage.files.write_json", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             stored(tmp_path, given)
     assert not (folder(tmp_path) / "manifest.json").exists()
@@ -323,7 +323,7 @@ def with_header(file: Path, **changes) -> tuple[dict[str, Tensor], dict]:
 
 def test_the_pass_shows_its_progress_within_a_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """In samples of all views, of which those that were computed before count as done."""
-    monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
     monkeypatch.setattr("kdx.measure.accuracy.logits_of_view.__defaults__", (10, lambda samples: None))
     cut_off(tmp_path, ROWS + 10, MemoryError())
     shown = "".join(f"teacher's logits: {done}/207\n" for done in (0, 10, 20, 23, 33))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from helpers import ROOT
 
-from kdx.report.formatting import with_interval
+from kdx.formatting import with_interval
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMPRESSION = ("test_error_percent", "R_s", "memory_compression")

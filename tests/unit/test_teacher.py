@@ -9,15 +9,17 @@ import torch
 from helpers.miniature import CLASSES, dataset, perceptron, split
 from torch import nn
 
-from kdx.cli import main
-from kdx.compose import check_method, expand, hydra_words, single, typed_words
+from kdx.checks import check_method
+from kdx.cli.help import train_help
+from kdx.cli.main import main
+from kdx.config.compose import expand, hydra_words, single, typed_words
+from kdx.config.groups import load_groups
 from kdx.errors import UserError
-from kdx.groups import load_groups
-from kdx.help import train_help
-from kdx.identity import run_id, teacher_id
 from kdx.logits import teacher_logits
 from kdx.measure import measure
-from kdx.measure.accuracy import MeanLogits, error_percent, logits_of, mean_logits
+from kdx.measure.accuracy import error_percent, logits_of
+from kdx.models.ensemble import MeanLogits, mean_logits
+from kdx.runs.identity import run_id, teacher_id
 
 BASE = ("method=noisy", "dataset=digits")
 

@@ -6,8 +6,8 @@ import random
 import pytest
 from scipy import stats
 
+from kdx.analysis.statistics import Estimate, TTest, against, answer, welch
 from kdx.reproduce.published import read_published
-from kdx.statistics import Estimate, TTest, against, answer, welch
 
 A, B = Estimate((1.5, 1.7, 1.9, 1.4)), Estimate((2.0, 2.4, 1.9))
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdx.commands.train import runs_of
-from kdx.compose import single
-from kdx.report.finished import read_settings
-from kdx.report.summary import groups_of, print_summary, write_failures, write_summary
-from kdx.runs import run_folder
-from kdx.sweep import JobRecord
+from kdx.analysis.summary import groups_of, write_failures, write_summary
+from kdx.cli.summary import print_summary
+from kdx.cli.train import runs_of
+from kdx.config.compose import single
+from kdx.runs.folder import run_folder
+from kdx.runs.reader import read_settings
+from kdx.sweep.job_records import JobRecord
 
 
 def run(

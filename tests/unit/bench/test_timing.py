@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdx.bench import CSR, DENSE, DEPLOY, MASKED, ONNX, TEACHERS, TORCH, Bench, Kind, timings_of, write_bench
-from kdx.report.bench import print_bench
-from kdx.report.inference import read_inference
-from kdx.reproduce.inference import speedups
+from kdx.bench.results import read_inference
+from kdx.bench.timing import CSR, DENSE, DEPLOY, MASKED, ONNX, TEACHERS, TORCH, Bench, Kind, timings_of, write_bench
+from kdx.cli.bench_tables import print_bench
+from kdx.reproduce.speedups import speedups
 
 SECONDS = {TEACHERS[TORCH]: 0.008, DENSE[TORCH]: 0.002, MASKED: 0.004, CSR: 0.001, DENSE[DEPLOY]: 0.002}
 IMAGE = torch.zeros(1, 1, 2, 2)
@@ -21,7 +21,7 @@ IMAGE = torch.zeros(1, 1, 2, 2)
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """It runs on while a network is called, and `slower` says how many times as long as usual."""
     clock = SimpleNamespace(now=0.0, slower=lambda kind: 1.0)
-    monkeypatch.setattr("kdx.rounds.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("kdx.deploy.rounds.perf_counter", lambda: clock.now)
     return clock
 
 

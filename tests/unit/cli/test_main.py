@@ -8,12 +8,12 @@ from types import ModuleType
 
 import pytest
 
-from kdx.cli import main
-from kdx.config import Config
+from kdx.cli.main import main
+from kdx.config.schema import Config
 from kdx.errors import Interrupted, UserError
-from kdx.files import write_json
-from kdx.report.finished import Unfinished
-from kdx.runs import run_folder
+from kdx.runs.folder import run_folder
+from kdx.runs.reader import Unfinished
+from kdx.storage.files import write_json
 
 FAILURES = {
     1: RuntimeError("it broke\nbadly"),
@@ -41,14 +41,14 @@ def experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             raise FAILURES[config.seed]
         return folder.path
 
-    story, table = ModuleType("kdx.experiment"), ModuleType("kdx.report.table")
+    story, table = ModuleType("kdx.experiment"), ModuleType("kdx.cli.run_tables")
     story.run = run  # type: ignore[attr-defined]
     table.print_run = lambda run: print("table")  # type: ignore[attr-defined]
     table.print_comparison = lambda runs: print("comparison of", len(runs))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "kdx.experiment", story)
-    monkeypatch.setitem(sys.modules, "kdx.report.table", table)
-    monkeypatch.setattr("kdx.report.finished.finished_run", finished)
-    monkeypatch.setattr("kdx.report.summary.groups_of", lambda runs: [])
+    monkeypatch.setitem(sys.modules, "kdx.cli.run_tables", table)
+    monkeypatch.setattr("kdx.runs.reader.finished_run", finished)
+    monkeypatch.setattr("kdx.analysis.summary.groups_of", lambda runs: [])
     monkeypatch.delenv("KDX_OUTPUTS", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -162,7 +162,7 @@ def test_a_job_that_leaves_no_record_has_failed(capsys: pytest.CaptureFixture[st
             raise MemoryError("killed")
         write_json(path, content)
 
-    monkeypatch.setattr("kdx.sweep.write_json", unless_it_is_the_second)
+    monkeypatch.setattr("kdx.storage.files.write_json", unless_it_is_the_second)
     assert main(["train", "-m", "seed=0,7,8"]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("comparison of 2\n")

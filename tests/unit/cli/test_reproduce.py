@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers.excerpt import ORDER
 
+from kdx.cli.reproduce import folder_of, parsed, reproduce
 from kdx.errors import UserError
-from kdx.reproduce.command import folder_of, parsed, reproduce
 from kdx.reproduce.jobs import Order, jobs_of
 from kdx.reproduce.tables import load_table
 

@@ -7,11 +7,12 @@ import pytest
 import yaml
 from helpers import ROOT
 
+from kdx import formatting
+from kdx.cli.comparison import print_comparison
+from kdx.cli.run_tables import print_run
 from kdx.errors import UserError
-from kdx.report import formatting
-from kdx.report.finished import finished_run
-from kdx.report.table import print_comparison, print_run
-from kdx.report.verdict import warnings_of
+from kdx.runs.reader import finished_run
+from kdx.runs.sanity import warnings_of
 
 FIGURES = {
     "dataset": "mnist", "method": "kd-svd", "student": "lenet-300-100", "teacher": "mlp-1200-1200", "seed": 0,
@@ -300,8 +301,8 @@ def test_figures_as_text(text, expected):
 
 def test_tables_need_no_torch(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from kdx.report.table import print_comparison, print_run;"
-        "from kdx.report.finished import finished_run;"
+        "import sys; from pathlib import Path; from kdx.cli.run_tables import print_comparison, print_run;"
+        "from kdx.runs.reader import finished_run;"
         "run = finished_run(sys.argv[1], Path()); print_run(run); print_comparison([run, run]);"
         "assert 'torch' not in sys.modules"
     )

@@ -2,10 +2,10 @@
 
 import pytest
 
-from kdx.compose import expand, single
+from kdx.config.compose import expand, single
+from kdx.config.groups import load_groups
 from kdx.errors import UserError
-from kdx.groups import load_groups
-from kdx.identity import _identity
+from kdx.runs.identity import _identity
 
 
 def test_defaults():

@@ -7,14 +7,14 @@ import pytest
 from helpers.excerpt import only
 from omegaconf import OmegaConf
 
-from kdx.compose import expand, single
+from kdx.cli.help import train_help
+from kdx.config.compose import expand, single
+from kdx.config.groups import conf_folder, load_groups
 from kdx.errors import UserError
-from kdx.groups import conf_folder, load_groups
-from kdx.help import train_help
-from kdx.identity import run_id
-from kdx.report.finished import flat
 from kdx.reproduce.jobs import Order, jobs_of
 from kdx.reproduce.tables import load_table
+from kdx.runs.identity import run_id
+from kdx.runs.reader import flat
 
 FOLDER = conf_folder() / "suited"
 FILES = sorted(FOLDER.rglob("*.yaml"))

@@ -11,11 +11,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from kdx.cli import main
-from kdx.compose import CONFIG_NAME, HYDRA_VERSION, expand, launcher_settings, single
+from kdx.cli.main import main
+from kdx.config.compose import CONFIG_NAME, HYDRA_VERSION, expand, launcher_settings, single
+from kdx.config.groups import conf_folder
 from kdx.errors import UserError
-from kdx.groups import conf_folder
-from kdx.placement import shares
+from kdx.sweep.resources import shares
 
 SWEEPS = "outputs/sweeps/<name>"
 FOLDER = "outputs=FOLDER or the environment variable KDX_OUTPUTS"

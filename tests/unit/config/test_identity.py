@@ -8,11 +8,11 @@ import pytest
 from helpers import ROOT
 from helpers.packages import install, sample_files
 
-from kdx.compose import expand, single
-from kdx.config import Config
+from kdx.config.compose import expand, single
+from kdx.config.schema import Config
 from kdx.data import _content_sha256
 from kdx.errors import UserError
-from kdx.identity import changes, run_id, sweep_id, teacher_id
+from kdx.runs.identity import changes, run_id, sweep_id, teacher_id
 
 COMMITTED = sorted((ROOT / "outputs" / "paper").glob("*/*/provenance.json"))
 
@@ -176,7 +176,7 @@ from pathlib import Path
 import torch
 from kdx.data.dataset import build_data
 from kdx.data.preprocessing import PER_BATCH
-from kdx.data.settings import DatasetSettings
+from kdx.config.datasets import DatasetSettings
 
 class Stored(DatasetSettings):
     image_shape = (1, 8, 8)

@@ -12,19 +12,21 @@ from helpers import ROOT
 from helpers.packages import install, lay_out, one_entry, sample_files
 from torch import nn
 
-from kdx.compose import check_method, expand, single
+from kdx.checks import check_method
+from kdx.cli.help import train_help
+from kdx.config.base import Count
+from kdx.config.compose import expand, single
+from kdx.config.datasets import DATASETS, DatasetSettings
+from kdx.config.groups import load_groups
+from kdx.config.networks import MODELS, NetworkSettings, Student, network_of
+from kdx.config.registry import package_of, packages
 from kdx.data import load_data
-from kdx.data.settings import DATASETS, DatasetSettings
 from kdx.errors import UserError
-from kdx.groups import load_groups
-from kdx.help import train_help
-from kdx.identity import packages_record, run_id, teacher_id
-from kdx.methods import PARTS
+from kdx.methods import PROCEDURES, build
+from kdx.methods.method import PARTS
 from kdx.models import build_model
 from kdx.models.refine import refined
-from kdx.models.settings import MODELS, Count, NetworkSettings, Student, network_of
-from kdx.procedures import PROCEDURES, build
-from kdx.registry import package_of, packages
+from kdx.runs.identity import packages_record, run_id, teacher_id
 
 STRIPES = "kdx-stripes 1.0"
 
@@ -193,10 +195,10 @@ def test_a_package_that_cannot_be_imported_is_named_where_it_is_used(
 @pytest.mark.parametrize(
     ("group", "entry", "base"),
     [
-        ("kdx.datasets", "x = 'kdx.models.settings:PlainSettings'", "kdx.data.settings:DatasetSettings"),
-        ("kdx.models", "x = 'kdx.data.settings:MnistSettings'", "kdx.models.settings:NetworkSettings"),
-        ("kdx.methods", "x = 'kdx.procedures.procedure:Once'", "kdx.methods.part:Part"),
-        ("kdx.procedures", "x = 'kdx.errors:unknown'", "kdx.procedures.procedure:Procedure"),
+        ("kdx.datasets", "x = 'kdx.config.networks:PlainSettings'", "kdx.config.datasets:DatasetSettings"),
+        ("kdx.models", "x = 'kdx.config.datasets:MnistSettings'", "kdx.config.networks:NetworkSettings"),
+        ("kdx.methods", "x = 'kdx.methods.procedure:Once'", "kdx.methods.modifier:Part"),
+        ("kdx.procedures", "x = 'kdx.errors:unknown'", "kdx.methods.procedure:Procedure"),
     ],
 )
 def test_what_is_registered_must_be_of_its_kind(
@@ -326,9 +328,7 @@ def test_a_field_may_be_of_any_type(monkeypatch: pytest.MonkeyPatch):
 
 def test_help_imports_neither_torch_nor_the_package(tmp_path: Path):
     files = sample_files() | {"kdx_stripes/__init__.py": "raise RuntimeError\n"}
-    program = (
-        "import sys; from kdx.cli import main; assert main(['train', '--help']) == 0; assert 'torch' not in sys.modules"
-    )
+    program = "import sys; from kdx.cli.main import main; assert main(['train', '--help']) == 0; assert 'torch' not in sys.modules"
     path = f"{ROOT}:{lay_out(tmp_path, files)}"
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, env={"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 
-from kdx.compose import check_method, single
+from kdx.checks import check_method
+from kdx.config.compose import single
+from kdx.config.groups import load_groups
 from kdx.errors import UserError
-from kdx.groups import load_groups
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ import pytest
 from pydantic import BaseModel
 
 import kdx
-from kdx.compose import single
-from kdx.config import Config
-from kdx.data.settings import DATASETS
-from kdx.groups import conf_folder, load_groups
-from kdx.methods import PARTS
-from kdx.models.settings import MODELS
-from kdx.procedures import PROCEDURES, build
+from kdx.config.base import Settings
+from kdx.config.compose import single
+from kdx.config.datasets import DATASETS
+from kdx.config.groups import conf_folder, load_groups
+from kdx.config.networks import MODELS
+from kdx.config.schema import Config
+from kdx.methods import PROCEDURES, build
+from kdx.methods.method import PARTS
 from kdx.reproduce.tables import table_names
-from kdx.settings import Settings
 
 PACKAGE = Path(kdx.__file__).parent
 CHOICES = [(group.name, choice) for group in load_groups().values() for choice in group.choices]

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from helpers.miniature import perceptron
 
-from kdx.cli import main
-from kdx.compose import check_method, single
+from kdx.checks import check_method
+from kdx.cli.main import main
+from kdx.config.compose import single
 from kdx.experiment import run
-from kdx.procedures import build
+from kdx.methods import build
 
 
 def told(*words: str) -> list[str]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdx.data.decoded import decoded
-from kdx.data.idx import parse_idx
+from kdx.data.cache import decoded
+from kdx.data.mnist import parse_idx
 from kdx.errors import UserError
-from kdx.folders import user_cache
+from kdx.storage.paths import user_cache
 
 ARRAY = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
 TENSORS = {"images": torch.from_numpy(ARRAY), "labels": torch.arange(5, dtype=torch.uint8)}

@@ -14,15 +14,15 @@ import torch
 from helpers.official import REAL, batch, md5, no_mirrors, python2
 from torch import nn
 
+from kdx.config.datasets import Cifar10Settings
 from kdx.data import cifar10, load_data
-from kdx.data.batches import parse_batch
+from kdx.data.cifar10 import parse_batch
 from kdx.data.dataset import Data
-from kdx.data.settings import Cifar10Settings
-from kdx.data.sources import SourceFile
+from kdx.data.download import SourceFile
 from kdx.errors import UserError
-from kdx.folders import user_cache
 from kdx.logits import teacher_logits
 from kdx.measure.accuracy import logits_of
+from kdx.storage.paths import user_cache
 
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 BATCH = 20

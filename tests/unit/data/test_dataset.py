@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
+from kdx.config.datasets import DATASETS, DigitsSettings
 from kdx.data import load_data
 from kdx.data.dataset import Data, Split, build_data, fingerprint
 from kdx.data.preprocessing import Preprocessing
-from kdx.data.settings import DATASETS, DigitsSettings
-from kdx.data.stratified import balanced_choice, class_counts, nested_choice, stratified_choice
+from kdx.data.splits import balanced_choice, class_counts, nested_choice, stratified_choice
 from kdx.errors import UserError
 
 CONF = ROOT / "conf" / "dataset"
@@ -246,5 +246,5 @@ def test_every_data_set_has_its_yaml_with_a_first_line_that_says_what_it_is(name
 
 
 def test_settings_are_read_without_torch():
-    code = "import sys, kdx.data, kdx.data.settings; sys.exit('torch' in sys.modules)"
+    code = "import sys, kdx.data, kdx.config.datasets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from helpers.official import md5, no_mirrors, write
 
-from kdx.data import sources
-from kdx.data.sources import SourceFile, SourceSet, obtain
+from kdx.data import download
+from kdx.data.download import SourceFile, SourceSet, obtain
 from kdx.errors import UserError
-from kdx.folders import download_cache
+from kdx.storage.paths import download_cache
 
 UNPACKED = {"first": bytes(range(256)) * 8, "second": b"second"}
 PACKED = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in UNPACKED.items()}
@@ -164,7 +164,7 @@ def test_offline_without_files_the_error_says_what_to_do(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(sources.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(download.urllib.request, "urlopen", offline)
     with pytest.raises(UserError) as caught:
         get(tmp_path / "data", mirrors=lambda: ["http://mirror.invalid/"])
     message = str(caught.value)

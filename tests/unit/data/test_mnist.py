@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers.official import REAL, idx, md5, no_mirrors, write
 
+from kdx.config.datasets import MnistSettings
 from kdx.data import load_data, mnist
-from kdx.data.settings import MnistSettings
-from kdx.data.sources import SourceFile
+from kdx.data.download import SourceFile
 from kdx.errors import UserError
-from kdx.folders import data_root, user_cache
+from kdx.storage.paths import data_root, user_cache
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 28, 28), dtype=np.uint8)
 LABELS = np.arange(60, dtype=np.uint8) % 10

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdx.compose import single
+from kdx.config.compose import single
 from kdx.data import load_data
 from kdx.data.preprocessing import PER_BATCH, mean_image
 

@@ -11,10 +11,10 @@ import torch
 from helpers.official import mat, md5, no_mirrors, write
 from scipy.io import savemat
 
+from kdx.config.datasets import SvhnSettings
 from kdx.data import load_data, svhn
 from kdx.data.dataset import Data
-from kdx.data.settings import SvhnSettings
-from kdx.data.sources import SourceFile
+from kdx.data.download import SourceFile
 from kdx.errors import UserError
 
 SAMPLE = Path(os.environ.get("KDX_DATA", ""), "svhn-sample", "train_first1083.npz")  # before a test clears it

@@ -10,17 +10,18 @@ import torch
 from helpers.miniature import CLASSES, SIDE, convolutional, dataset, engine, generator, method, no_figures, perceptron
 from torch import Tensor, nn
 
-from kdx.checkpoint import Progress
-from kdx.config import TrainerSettings
+from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.data.preprocessing import PER_BATCH
 from kdx.errors import Interrupted
-from kdx.fit import Lesson, fit
 from kdx.logits import teacher_logits
 from kdx.measure.accuracy import error_percent, logits_of
-from kdx.objective import Objective, Step, Term
-from kdx.streams import stream
-from kdx.trainer import Training, train
+from kdx.methods.fit import Lesson, fit
+from kdx.rng import stream
+from kdx.training.checkpoint import Progress
+from kdx.training.learner import Training
+from kdx.training.objective import Objective, Step, Term
+from kdx.training.trainer import train
 
 SAMPLES = 10
 MIRRORS = ("none", "copies", "random")

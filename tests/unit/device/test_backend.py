@@ -8,11 +8,10 @@ import pytest
 import torch
 from helpers.miniature import convolutional, engine, method, perceptron
 
-from kdx.compose import single
-from kdx.device import full_float32, prepare_device
-from kdx.errors import UserError
-from kdx.failure import describe, is_plain
-from kdx.weights import save_weights
+from kdx.config.compose import single
+from kdx.device.backend import full_float32, prepare_device
+from kdx.errors import UserError, describe, is_plain
+from kdx.storage.tensors import save_weights
 
 MANY, FEW = 1_000_000, 10
 
@@ -25,12 +24,12 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kdx.device.has_compiler", lambda: True)
+    monkeypatch.setattr("kdx.device.backend.has_compiler", lambda: True)
 
 
 @pytest.mark.usefixtures("compiler")
 def test_a_short_training_is_not_compiled_and_the_log_says_so(caplog):
-    with caplog.at_level(logging.INFO, "kdx.device"):
+    with caplog.at_level(logging.INFO, "kdx.device.backend"):
         assert not replace(engine(), compile="auto").compiles(perceptron(), FEW)
     assert len([line for line in caplog.messages if line.startswith("not compiled: 10 steps")]) == 1
     assert replace(engine(), compile="auto").compiles(perceptron(), MANY)
@@ -49,7 +48,7 @@ def test_variational_weights_make_compiling_worth_more():
 
 @pytest.mark.usefixtures("compiler")
 def test_convolutions_are_not_compiled_unless_it_is_asked_for(caplog):
-    with caplog.at_level(logging.INFO, "kdx.device"):
+    with caplog.at_level(logging.INFO, "kdx.device.backend"):
         assert not replace(engine(), compile="auto").compiles(convolutional(), MANY)
     assert "not compiled: with convolutions" in caplog.text
     assert replace(engine(), compile=True).compiles(convolutional(), FEW)
@@ -77,7 +76,7 @@ def test_full_float32_holds_whatever_the_process_was_told_and_gives_it_back(told
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_auto_runs_eagerly_and_the_log_says_so(caplog):
-    with caplog.at_level(logging.INFO, "kdx.device"):
+    with caplog.at_level(logging.INFO, "kdx.device.backend"):
         assert not replace(engine(), compile="auto").compiles(perceptron(), MANY)
     assert "not compiled: there is no C++ compiler" in caplog.text
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kdx import allocator, gemm
+from kdx.device import cpu
 from kdx.errors import UserError
 
 AMX = {"architecture": "x86_64", "amx_tile": True, "avx512_bf16": True}
@@ -18,7 +18,7 @@ ARM = {"architecture": "arm64", "bf16": True}
 
 @pytest.fixture(autouse=True)
 def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ONEDNN_MAX_CPU_ISA", *gemm.ROUNDING_MODES):
+    for name in ("ONEDNN_MAX_CPU_ISA", *cpu.ROUNDING_MODES):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -34,7 +34,7 @@ def test_auto_is_onednn_unless_that_would_round(
     processor: dict[str, str | bool], route: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ):
     on(processor, monkeypatch)
-    assert gemm.set_gemm("auto") == route
+    assert cpu.set_gemm("auto") == route
     assert torch.get_float32_matmul_precision() == precision
 
 
@@ -45,17 +45,17 @@ def test_onednn_is_refused_where_it_would_round(
     on(processor, monkeypatch)
     before = torch.get_float32_matmul_precision()
     with pytest.raises(UserError, match=rf"^device\.gemm: 'onednn' .* {why}.*; allowed: auto, default; .*$"):
-        gemm.set_gemm("onednn")
+        cpu.set_gemm("onednn")
     assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_named_library_is_taken(monkeypatch: pytest.MonkeyPatch):
     on(AVX512, monkeypatch)
     for route, precision in (("onednn", "medium"), ("default", "highest")):
-        assert gemm.set_gemm(route) == route
+        assert cpu.set_gemm(route) == route
         assert torch.get_float32_matmul_precision() == precision
     on(AMX, monkeypatch)
-    assert gemm.set_gemm("default") == "default"
+    assert cpu.set_gemm("default") == "default"
 
 
 @pytest.mark.parametrize(
@@ -74,37 +74,37 @@ def test_a_named_library_is_taken(monkeypatch: pytest.MonkeyPatch):
 def test_amx_can_be_hidden_from_onednn(limit: str, route: str, monkeypatch: pytest.MonkeyPatch):
     on(AMX, monkeypatch)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert gemm.set_gemm("auto") == route
+    assert cpu.set_gemm("auto") == route
 
 
 def test_torch_tells_of_this_processor_too():
     """Whichever it is, what it is asked has an answer."""
-    assert gemm.set_gemm("auto") == ("onednn" if gemm.onednn_rounds() is None else "default")
+    assert cpu.set_gemm("auto") == ("onednn" if cpu.onednn_rounds() is None else "default")
 
 
 def test_convolutions_stay_float32_when_products_are_onednns(monkeypatch: pytest.MonkeyPatch):
     on(AVX512, monkeypatch)
     before = torch.backends.mkldnn.conv.fp32_precision
-    gemm.set_gemm("onednn")
+    cpu.set_gemm("onednn")
     assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     assert torch.backends.mkldnn.conv.fp32_precision == before
     assert before in ("none", "ieee")
 
 
 @pytest.mark.parametrize("route", ["auto", "default"])
-@pytest.mark.parametrize("name", gemm.ROUNDING_MODES)
+@pytest.mark.parametrize("name", cpu.ROUNDING_MODES)
 def test_an_environment_that_rounds_convolutions_is_refused(name: str, route: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, "bf16")
     with pytest.raises(UserError, match=rf"^{name}: 'bf16' would round .*; allowed: STRICT, or not set; .*$"):
-        gemm.set_gemm(route)
+        cpu.set_gemm(route)
     monkeypatch.setenv(name, "strict")
-    assert gemm.set_gemm("default") == "default"
+    assert cpu.set_gemm("default") == "default"
 
 
 # Page faults of five blocks of 48 MiB, one after another, when there has been one already.
 FAULTS = """
 import resource
-from kdx.allocator import keep_freed_memory
+from kdx.device.cpu import keep_freed_memory
 kept = keep_freed_memory()
 faults = []
 for _ in range(6):
@@ -118,7 +118,7 @@ GLIBC = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr
 
 def kept_and_faults(**environment: str) -> tuple[bool, int]:
     """Whether a process with these variables keeps what it frees, and how many page faults it has."""
-    inherited = {name: value for name, value in os.environ.items() if name not in allocator.OWN_CHOICES}
+    inherited = {name: value for name, value in os.environ.items() if name not in cpu.OWN_CHOICES}
     words = [sys.executable, "-c", FAULTS]
     done = subprocess.run(words, env=inherited | environment, capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()
@@ -142,7 +142,7 @@ def test_who_has_chosen_keeps_the_choice():
 
 GIVEN_BACK = """
 import psutil
-from kdx.allocator import give_back_freed_memory, keep_freed_memory
+from kdx.device.cpu import give_back_freed_memory, keep_freed_memory
 keep_freed_memory()
 blocks = [bytearray(2**20) for _ in range(64)]
 last = bytearray(2**20)
@@ -165,29 +165,29 @@ def library(monkeypatch: pytest.MonkeyPatch, most: int) -> list[tuple[int, int]]
 
     def mallopt(parameter: int, value: int) -> int:
         told.append((parameter, value))
-        return int(parameter != allocator.M_MMAP_THRESHOLD or value <= most)
+        return int(parameter != cpu.M_MMAP_THRESHOLD or value <= most)
 
     monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
     monkeypatch.setattr(sys, "platform", "linux")
-    for name in allocator.OWN_CHOICES:
+    for name in cpu.OWN_CHOICES:
         monkeypatch.delenv(name, raising=False)
     return told
 
 
 def test_an_older_glibc_allows_less(monkeypatch: pytest.MonkeyPatch):
     told = library(monkeypatch, most=32 * 2**20)
-    assert allocator.keep_freed_memory()
+    assert cpu.keep_freed_memory()
     assert told == [(-3, 512 * 2**20), (-3, 32 * 2**20), (-1, -1)]
 
 
 def test_nothing_is_changed_by_halves(monkeypatch: pytest.MonkeyPatch):
     """To set the second alone would end glibc's own adaptation, and cost more page faults than before."""
     told = library(monkeypatch, most=0)
-    assert not allocator.keep_freed_memory()
-    assert allocator.M_TRIM_THRESHOLD not in dict(told)
+    assert not cpu.keep_freed_memory()
+    assert cpu.M_TRIM_THRESHOLD not in dict(told)
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     library(monkeypatch, most=0)
     monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())
-    assert not allocator.keep_freed_memory()
+    assert not cpu.keep_freed_memory()

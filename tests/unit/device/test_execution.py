@@ -24,15 +24,17 @@ from helpers.networks import IMAGE, small
 from helpers.trainings import SGD_OPTIONS
 from torch import nn
 
-from kdx import stacked
-from kdx.config import TrainerSettings
+from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.data.preprocessing import PER_BATCH
-from kdx.device import Engine, has_compiler
-from kdx.fit import Fit, Fitted, Lesson, Plan, fit_together
-from kdx.runs import RunFolder
-from kdx.stacked import Way
-from kdx.trainer import Training, train
+from kdx.device.backend import Engine, has_compiler
+from kdx.methods.fit import Lesson, Plan
+from kdx.runs.folder import RunFolder
+from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.training import stacked
+from kdx.training.learner import Training
+from kdx.training.stacked import Way
+from kdx.training.trainer import train
 
 
 def normalised() -> nn.Sequential:

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdx import crowd, machine
-from kdx.cli import main
-from kdx.compose import expand, single
-from kdx.device import prepare_device
+from kdx.cli.main import main
+from kdx.config.compose import expand, single
+from kdx.device import machine
+from kdx.device.backend import prepare_device
 from kdx.errors import UserError
-from kdx.placement import check_here
+from kdx.sweep.resources import check_here
 
 RUNTIMES = """
 from pathlib import Path
-from kdx.crowd import share_cores
+from kdx.device.machine import share_cores
 share_cores()
 import torch
 print(any("libgomp" in line for line in Path("/proc/self/maps").open()) if Path("/proc/self/maps").exists() else False)
@@ -28,15 +28,15 @@ print(any("libgomp" in line for line in Path("/proc/self/maps").open()) if Path(
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # Set first, so that what is set in a test is taken back.
-    for name in (crowd.POLICY, crowd.SPIN):
+    for name in (machine.POLICY, machine.SPIN):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
 
 def test_a_moment_is_the_choice_where_nobody_has_made_one() -> None:
-    crowd.share_cores()
-    assert (os.environ.get(crowd.POLICY), os.environ.get(crowd.SPIN)) == (None, "1000")
-    assert crowd.waiting() == "GOMP_SPINCOUNT=1000"
+    machine.share_cores()
+    assert (os.environ.get(machine.POLICY), os.environ.get(machine.SPIN)) == (None, "1000")
+    assert machine.waiting() == "GOMP_SPINCOUNT=1000"
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def test_a_moment_is_the_choice_where_nobody_has_made_one() -> None:
 )
 def test_the_users_choice_is_kept(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
     monkeypatch.setenv(name, value)
-    crowd.share_cores()
+    machine.share_cores()
     assert os.environ[name] == value
-    assert crowd.waiting() == told
+    assert machine.waiting() == told
 
 
 def test_without_any_choice_the_runtime_does_what_it_likes() -> None:
-    assert crowd.waiting() == "they like"
+    assert machine.waiting() == "they like"
 
 
 def test_torchs_runtime_takes_it() -> None:
@@ -74,7 +74,7 @@ REFUSED = "device.threads: 3 is not allowed where this process may use 2 cores; 
 
 @pytest.fixture
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crowd, "usable_cores", lambda: 2)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_where_a_run_starts_it_is_asked_again_and_a_configuration_of_a_larger_ma
     with pytest.raises(UserError, match=f"^{REFUSED}$"):
         prepare_device(settings)
     for threads in (None, 1, 2):
-        crowd.check_threads(threads)
+        machine.check_threads(threads)
 
 
 def test_of_one_core_one_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crowd, "usable_cores", lambda: 1)
-    crowd.check_threads(1)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 1)
+    machine.check_threads(1)
     with pytest.raises(UserError, match=r"^device\.threads: 2 .* may use 1 core; allowed: 1, null$"):
-        crowd.check_threads(2)
+        machine.check_threads(2)
 
 
 @pytest.mark.parametrize("launcher", ["ray", "submitit_slurm"])
@@ -121,7 +121,9 @@ def test_a_launcher_whose_jobs_run_elsewhere_may_have_more(launcher: str) -> Non
 
 
 def test_torch_is_not_imported_to_say_so() -> None:
-    program = "import sys; from kdx.cli import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    program = (
+        "import sys; from kdx.cli.main import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for words in (["train"], ["train", "-m", "seed=0,1"]):
         typed = [*words, "dataset=digits", "device.threads=99999"]
@@ -135,10 +137,10 @@ def test_how_many_cores_others_take(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """In four seconds cores 0 and 1 were busy for seven, three of them with this process."""
     clock = SimpleNamespace(now=10.0, own=5.0)
     fake = SimpleNamespace(perf_counter=lambda: clock.now, process_time=lambda: clock.own)
-    monkeypatch.setattr(crowd, "time", fake)
+    monkeypatch.setattr(machine, "time", fake)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(os, "sysconf", lambda _: 100)
-    monkeypatch.setattr(crowd, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(machine, "STAT", tmp_path / "stat")
 
     def busy(first: str, second: str) -> None:
         # Idle and waiting are no work, and cpu2 is another program's alone.
@@ -147,7 +149,7 @@ def test_how_many_cores_others_take(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
 
     busy("100 0 50 7000 900 0 0 0", "200 0 0 7000 900 0 0 0")
-    elsewhere = crowd.taken_elsewhere()
+    elsewhere = machine.taken_elsewhere()
     clock.now += 0.4
     assert elsewhere() is None
     clock.now, clock.own = 14.0, 8.0
@@ -163,7 +165,7 @@ def test_results_do_not_make_a_commit_dirty(tmp_path: Path, monkeypatch: pytest.
         who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
         return subprocess.run(["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True).stdout
 
-    for name in ("kdx/machine.py", "outputs/paper/table.csv"):
+    for name in ("kdx/device/machine.py", "outputs/paper/table.csv"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("before")
     monkeypatch.setattr(machine, "__file__", str(tmp_path / "kdx" / "machine.py"))
@@ -174,5 +176,5 @@ def test_results_do_not_make_a_commit_dirty(tmp_path: Path, monkeypatch: pytest.
     assert machine.commit() == commit
     (tmp_path / "outputs/paper/table.csv").write_text("after")
     assert machine.commit() == commit
-    (tmp_path / "kdx/machine.py").write_text("after")
+    (tmp_path / "kdx/device/machine.py").write_text("after")
     assert machine.commit() == f"{commit}-dirty"

@@ -20,8 +20,8 @@ from kdx.export.shrink import shrink
 from kdx.export.student import blank_network, load_shrunk
 from kdx.export.torch_file import load_program
 from kdx.export.verification import NotTheSame, verify
-from kdx.methods.neurons import hidden_layer, without_neurons
 from kdx.models.ensemble import Ensemble
+from kdx.models.neurons import hidden_layer, without_neurons
 
 
 def student_of(family: str, network: nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from kdx.export.shrink import shrink
 from kdx.measure.footprint import parameter_count
 from kdx.measure.multiplications import multiplications
-from kdx.models.widths import UsedInputs
+from kdx.models.surgery import UsedInputs
 
 
 @pytest.mark.parametrize("seed", range(3))

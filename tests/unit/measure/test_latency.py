@@ -154,7 +154,7 @@ def test_runtimes_are_compared_round_by_round(monkeypatch):
         return Paced("csr scipy" if product is ScipyProduct else "csr torch")
 
     monkeypatch.setattr(latency, "csr_network", csr_network)
-    monkeypatch.setattr("kdx.rounds.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("kdx.deploy.rounds.perf_counter", lambda: clock[0])
     rows = latency.latencies(Paced("dense"), images(2, 1, 2, 2), CPU, seconds=1.2)
     # By then a call takes longer than its share of a round.
     assert calls == {"csr torch": 6}

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kdx.data.dataset import Data, Split
-from kdx.files import write_json
 from kdx.measure import footprint, measure, sparsity
 from kdx.measure.accuracy import error_percent, logits_of, wrong_count
+from kdx.storage.files import write_json
 
 
 def mlp(*widths: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ from helpers.networks import IMAGE, SETTINGS, small
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdx.compose import single
+from kdx.config.compose import single
 from kdx.measure.multiplications import multiplications, nonzero_multiplications
 from kdx.models import build_model
 

@@ -7,7 +7,7 @@ from statistics import median
 import pytest
 from scipy.stats import quantile_test
 
-from kdx.rounds import LEAST_ROUNDS, NOISY, ROUNDS, Rounds, Speedup, median_interval, speedup, time_in_rounds
+from kdx.deploy.rounds import LEAST_ROUNDS, NOISY, ROUNDS, Rounds, Speedup, median_interval, speedup, time_in_rounds
 
 
 class Machine:
@@ -18,7 +18,7 @@ class Machine:
         self.used = 0.0
         self.slower: Callable[[str], float] = lambda name: 1.0
         self.stretch, self.wait = float("inf"), 0.0
-        monkeypatch.setattr("kdx.rounds.perf_counter", lambda: self.now)
+        monkeypatch.setattr("kdx.deploy.rounds.perf_counter", lambda: self.now)
 
     def takes(self, name: str, seconds: float) -> Callable[[], None]:
         """Something that takes so long where nothing disturbs it."""

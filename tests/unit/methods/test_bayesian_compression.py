@@ -13,7 +13,7 @@ from torch.func import functional_call
 from kdx.measure.sparsity import Neurons, neurons
 from kdx.methods.bayesian_compression import GroupConv2d, GroupLayer, GroupLinear, kl_standard_normal, widest_gap
 from kdx.methods.variational import log_dropout_rate
-from kdx.noise import NoiseSource
+from kdx.training.noise import NoiseSource
 
 SAMPLES = 40_000
 # In standard errors.

@@ -10,16 +10,17 @@ from helpers.miniature import BOTH_WAYS, dataset, engine, generator, method, nor
 from helpers.trainings import row
 from torch import Tensor, nn
 
-from kdx.config import TrainerSettings
-from kdx.device import Engine, has_compiler
-from kdx.fit import Lesson, Plan
-from kdx.methods.dark_knowledge import NoisyInputs, StudentAndSampler, soft_cross_entropy
-from kdx.noise import NoiseSource
-from kdx.objective import Objective
-from kdx.procedures.dark_knowledge import DarkKnowledgeFit
-from kdx.procedures.procedure import Outcome
-from kdx.runs import RunFolder
-from kdx.step import Batch, State, make_step
+from kdx.config.schema import TrainerSettings
+from kdx.device.backend import Engine, has_compiler
+from kdx.methods.bayesian_dark_knowledge import DarkKnowledgeFit, NoisyInputs, StudentAndSampler
+from kdx.methods.distillation import soft_cross_entropy
+from kdx.methods.fit import Lesson, Plan
+from kdx.methods.procedure import Outcome
+from kdx.runs.folder import RunFolder
+from kdx.training.noise import NoiseSource
+from kdx.training.objective import Objective
+from kdx.training.state import State
+from kdx.training.step import Batch, make_step
 
 EXAMPLES, INPUT_NOISE, ETA, STUDENT_PRIOR = 30, 0.3, 1e-3, 3.0
 

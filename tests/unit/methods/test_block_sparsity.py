@@ -8,9 +8,9 @@ import torch
 from helpers.miniature import CLASSES, convolutional, method, normal, perceptron, randomise, split, step_of
 from torch import Tensor, nn
 
-from kdx.compose import single
-from kdx.methods import Method
-from kdx.methods.bsr import EPSILON
+from kdx.config.compose import single
+from kdx.methods.block_sparsity import EPSILON
+from kdx.methods.method import Method
 from kdx.models import build_model
 
 

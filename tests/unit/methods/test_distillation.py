@@ -11,9 +11,8 @@ from helpers.miniature import CLASSES, double, logits, method, perceptron, split
 from torch import Tensor
 
 from kdx.errors import UserError
-from kdx.methods.hint import decoupled_loss, distillation_loss, standardized
-from kdx.methods.soft_labels import soft_cross_entropy
-from kdx.objective import Objective, Step
+from kdx.methods.distillation import decoupled_loss, distillation_loss, soft_cross_entropy, standardized
+from kdx.training.objective import Objective, Step
 
 TS = 0.5 * log(4 / 3)
 """KL((1/2, 1/2) || (1/4, 3/4))."""

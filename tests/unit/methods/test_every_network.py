@@ -10,15 +10,16 @@ from helpers.trainings import row
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.layers import substitute
-from kdx.methods import Method
-from kdx.methods.dropout import NoisyDropout
-from kdx.methods.labels import Labels
+from kdx.methods.distillation import Labels
+from kdx.methods.method import Method
 from kdx.methods.variational import VariationalLayer
 from kdx.models.blocks import Dense, GlobalAverage, Residual
-from kdx.noise import NoiseSource
-from kdx.step import Batch, State, make_step
-from kdx.weights import load_weights, save_weights
+from kdx.models.layers import NoisyDropout
+from kdx.models.surgery import substitute
+from kdx.storage.tensors import load_weights, save_weights
+from kdx.training.noise import NoiseSource
+from kdx.training.state import State
+from kdx.training.step import Batch, make_step
 
 EVERY_FAMILY = pytest.mark.parametrize("family", SETTINGS)
 WITH_BATCH_NORM = ["resnet", "densenet", "keras-resnet", "kddp"]

@@ -10,15 +10,15 @@ import torch
 from helpers.miniature import CLASSES, dataset, engine, method, method_and_procedure, normal, perceptron, split, step_of
 from torch import Tensor, nn
 
-from kdx.config import TrainerSettings
+from kdx.config.schema import TrainerSettings
 from kdx.errors import Interrupted, UserError
-from kdx.fit import Lesson, Plan
-from kdx.methods.labels import Labels
-from kdx.methods.part import Context
-from kdx.objective import Objective, Step, Term
-from kdx.procedures.procedure import Outcome
-from kdx.procedures.shrink import Shrink
-from kdx.runs import RunFolder
+from kdx.methods.distillation import Labels
+from kdx.methods.fit import Lesson, Plan
+from kdx.methods.kddp import Shrink
+from kdx.methods.modifier import Context
+from kdx.methods.procedure import Outcome
+from kdx.runs.folder import RunFolder
+from kdx.training.objective import Objective, Step, Term
 
 EXAMPLES = split(24)
 EPOCHS = 3
@@ -145,7 +145,7 @@ def test_when_no_neuron_is_left_the_user_is_told_what_to_lower(tmp_path: Path):
 
 
 def test_a_threshold_that_nothing_is_below_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.INFO, "kdx.procedures.shrink"):
+    with caplog.at_level(logging.INFO, "kdx.methods.kddp"):
         outcome = shrunk(tmp_path, perceptron(hidden=3), threshold=1e-30, L1=0.0, trainer={"lr": 1e-30})
     assert outcome.figures == {"fc1_size": 3, "removed_neurons": 0}
     assert "no neuron of fc1 fell silent" in caplog.text

@@ -22,24 +22,26 @@ from helpers.trainings import row
 from torch import nn
 from torch.distributions import Normal
 
-from kdx.compose import check_method, single
-from kdx.config import TrainerSettings
-from kdx.device import has_compiler
+from kdx.checks import check_method
+from kdx.config.compose import single
+from kdx.config.schema import TrainerSettings
+from kdx.device.backend import has_compiler
 from kdx.errors import UserError
-from kdx.fit import Lesson, Plan
 from kdx.measure import measure
 from kdx.measure.footprint import dense_bytes, parameter_count
-from kdx.methods.langevin import LangevinDynamics, normal_prior
-from kdx.methods.part import Context
+from kdx.methods.fit import Lesson, Plan
+from kdx.methods.langevin import LangevinDynamics, Sampling, normal_prior
+from kdx.methods.modifier import Context
+from kdx.methods.procedure import Outcome
 from kdx.models.ensemble import Ensemble
-from kdx.noise import NoiseSource
-from kdx.objective import Langevin, Objective, Term
-from kdx.procedures.procedure import Outcome
-from kdx.procedures.sampling import Sampling
-from kdx.runs import RunFolder
-from kdx.step import Batch, State, make_step
-from kdx.trainer import Training, train
-from kdx.weights import emptied, load_weights, save_weights
+from kdx.runs.folder import RunFolder
+from kdx.storage.tensors import emptied, load_weights, save_weights
+from kdx.training.learner import Training
+from kdx.training.noise import NoiseSource
+from kdx.training.objective import Langevin, Objective, Term
+from kdx.training.state import State
+from kdx.training.step import Batch, make_step
+from kdx.training.trainer import train
 
 
 @BOTH_WAYS
@@ -266,7 +268,7 @@ def test_stopped_between_samples_and_continued_is_uninterrupted(tmp_path: Path, 
     (tmp_path / "stopped").mkdir()
     whole = sampled(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr("kdx.fit.percent_zero", StoppingAfter(epochs))
+        patched.setattr("kdx.measure.sparsity.percent_zero", StoppingAfter(epochs))
         with pytest.raises(Stopped):
             sampled(tmp_path / "stopped")
     # The sample of an epoch is written before the epoch's figures are taken.

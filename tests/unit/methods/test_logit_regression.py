@@ -22,20 +22,20 @@ from helpers.miniature import (
 )
 from torch import Tensor
 
-from kdx.compose import single
-from kdx.config import TrainerSettings
+from kdx.config.compose import single
+from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Interrupted, UserError
-from kdx.fit import Lesson, Plan, fit
-from kdx.methods import Method
-from kdx.methods.dropout import NoisyDropout
-from kdx.methods.part import Context
-from kdx.methods.regression import Regression, regression_loss
+from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.logit_regression import Regression, regression_loss
+from kdx.methods.method import Method
+from kdx.methods.modifier import Context
 from kdx.models import build_model
-from kdx.noise import NoiseSource
-from kdx.objective import Step, Term
-from kdx.runs import RunFolder
-from kdx.streams import stream
+from kdx.models.layers import NoisyDropout
+from kdx.rng import stream
+from kdx.runs.folder import RunFolder
+from kdx.training.noise import NoiseSource
+from kdx.training.objective import Step, Term
 
 ROWS = 16
 

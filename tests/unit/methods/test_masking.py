@@ -24,22 +24,26 @@ from helpers.miniature import (
 from helpers.networks import IMAGE, SETTINGS, small
 from torch import Tensor, nn
 
-from kdx.config import TrainerSettings
-from kdx.device import has_compiler
-from kdx.methods import Method
-from kdx.methods.dropout import Dropout, NoisyDropout
-from kdx.methods.l2 import L2
-from kdx.methods.labels import Labels
-from kdx.methods.masked import Masked, MaskedConv2d, MaskedLinear
-from kdx.models.weights import weight_matrices
-from kdx.procedures.pruning import (
+from kdx.config.schema import TrainerSettings
+from kdx.device.backend import has_compiler
+from kdx.methods.distillation import Labels
+from kdx.methods.dropout import Dropout
+from kdx.methods.masking import (
+    Masked,
+    MaskedConv2d,
+    MaskedLinear,
     cubic_sparsity,
     masks_by_fraction,
     masks_by_layer,
     masks_by_quality,
     prune,
 )
-from kdx.trainer import Training, train
+from kdx.methods.method import Method
+from kdx.methods.weight_decay import L2
+from kdx.models.layers import NoisyDropout
+from kdx.models.weights import weight_matrices
+from kdx.training.learner import Training
+from kdx.training.trainer import train
 
 MASKED = Method("masked", (Masked(rescale_dropout=True),))
 

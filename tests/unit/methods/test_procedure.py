@@ -8,21 +8,22 @@ import torch
 from helpers.miniature import BOTH_WAYS, CLASSES, dataset, engine, generator, perceptron, split
 from torch import Tensor, nn
 
-from kdx.checkpoint import Progress
-from kdx.compose import single
+from kdx.config.compose import single
 from kdx.errors import UserError
-from kdx.fit import Lesson, Plan, fit
-from kdx.methods import Method
-from kdx.methods.labels import Labels
-from kdx.noise import NoiseSource
-from kdx.objective import Draw, Objective, Term
-from kdx.optimizer import BETA1, BETA2
-from kdx.procedures import PROCEDURES, build
-from kdx.procedures.chain import Chain
-from kdx.procedures.procedure import Once, Outcome, Procedure, joined
-from kdx.runs import RunFolder
-from kdx.step import Batch, State, make_step
-from kdx.weights import emptied
+from kdx.methods import PROCEDURES, build
+from kdx.methods.distillation import Labels
+from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.iterative_distillation import Chain
+from kdx.methods.method import Method
+from kdx.methods.procedure import Once, Outcome, Procedure, joined
+from kdx.runs.folder import RunFolder
+from kdx.storage.tensors import emptied
+from kdx.training.checkpoint import Progress
+from kdx.training.noise import NoiseSource
+from kdx.training.objective import Draw, Objective, Term
+from kdx.training.optimizer import BETA1, BETA2
+from kdx.training.state import State
+from kdx.training.step import Batch, make_step
 
 VANILLA = Method("vanilla", (Labels(),))
 

@@ -12,16 +12,16 @@ from helpers.short_runs import metrics
 from helpers.typed import typed
 from torch import nn
 
-from kdx.compose import expand, single
-from kdx.config import Config
+from kdx.config.compose import expand, single
+from kdx.config.schema import Config
 from kdx.errors import Interrupted
 from kdx.experiment import run
-from kdx.fit import Fit, Fitted, Lesson, Plan, fit_together, initial_figures
+from kdx.methods.fit import Lesson, Plan, initial_figures
+from kdx.methods.procedure import Once
 from kdx.models import build_model
 from kdx.models.weights import weight_matrices
-from kdx.procedures.procedure import Once
-from kdx.runs import RunFolder, run_folder
-from kdx.together import run_together
+from kdx.runs.folder import RunFolder, run_folder
+from kdx.sweep.fused_runs import Fit, Fitted, fit_together, run_together
 
 KEY = "initial_sparsity_percent"
 THRESHOLD = 3.0
@@ -59,7 +59,7 @@ def test_it_is_the_share_of_small_means(tmp_path: Path, name: str, log_sigma2: f
 def test_the_log_tells_it_and_the_network_stays_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     network = perceptron()
     before = deepcopy(network)
-    with caplog.at_level(logging.INFO, "kdx.fit"):
+    with caplog.at_level(logging.INFO, "kdx.methods.fit"):
         percent = initial_figures(network, method("svd", log_sigma2_init=-6.0), plan(tmp_path / "run"))[KEY]
     assert caplog.messages == [f"miniature, run: {percent:.2f} % of the weights are pruned before any training"]
     assert [type(layer) for layer in network.modules()] == [type(layer) for layer in before.modules()]
@@ -68,7 +68,7 @@ def test_the_log_tells_it_and_the_network_stays_as_it_is(tmp_path: Path, caplog:
 
 @pytest.mark.parametrize("name", ["vanilla", "kd", "dropout", "kd-mixture", "bc"])
 def test_other_methods_do_not_have_it(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.INFO, "kdx.fit"):
+    with caplog.at_level(logging.INFO, "kdx.methods.fit"):
         assert KEY not in initial_figures(perceptron(), method(name), plan(tmp_path))
     assert not caplog.messages
 

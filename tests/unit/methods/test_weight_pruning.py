@@ -15,21 +15,22 @@ from helpers.trainings import comparable
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from kdx.compose import check_method, single
-from kdx.config import TrainerSettings
+from kdx.checks import check_method
+from kdx.config.compose import single
+from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Data, Split
 from kdx.errors import UserError
-from kdx.fit import Lesson, Plan
 from kdx.measure.accuracy import error_percent
-from kdx.methods import Method
-from kdx.methods.dropout import NoisyDropout
-from kdx.methods.part import Context, Part
+from kdx.methods import build
+from kdx.methods.fit import Lesson, Plan
+from kdx.methods.method import Method
+from kdx.methods.modifier import Context, Part
+from kdx.methods.procedure import Outcome, Procedure
+from kdx.models.layers import NoisyDropout
 from kdx.models.weights import weight_matrices
-from kdx.objective import Step, Term
-from kdx.procedures import build
-from kdx.procedures.procedure import Outcome, Procedure
-from kdx.runs import RunFolder
-from kdx.tensors import load_tensors
+from kdx.runs.folder import RunFolder
+from kdx.storage.tensors import load_tensors
+from kdx.training.objective import Step, Term
 
 STEPS_PER_EPOCH, TRAINER = 4, TrainerSettings(
     epochs=2, batch_size=3, lr=1e-2, hold=0.5, patience=None, checkpoint_seconds=1e9

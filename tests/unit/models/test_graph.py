@@ -5,7 +5,7 @@ import torch
 from helpers.miniature import convolutional, normal, perceptron, randomise
 from torch import nn
 
-from kdx.models.links import silence_unused
+from kdx.models.graph import silence_unused
 
 
 def residual() -> nn.Sequential:

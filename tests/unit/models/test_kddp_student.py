@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdx.compose import single
+from kdx.config.compose import single
+from kdx.config.networks import NetworkSettings
 from kdx.models import build_model
-from kdx.models.settings import NetworkSettings
 
 COLOUR = (3, 32, 32)
 

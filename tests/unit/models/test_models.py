@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdx.compose import single
+from kdx.config.compose import single
+from kdx.config.networks import NetworkSettings, PlainSettings
 from kdx.errors import UserError
 from kdx.models import build_model
-from kdx.models.settings import NetworkSettings, PlainSettings
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 

@@ -6,10 +6,10 @@ import torchvision
 from helpers.networks import SETTINGS, keras_count, parameters, settings, small
 from torch import nn
 
-from kdx.compose import single
+from kdx.config.compose import single
+from kdx.config.networks import NetworkSettings
 from kdx.models import build_model
 from kdx.models.blocks import Residual
-from kdx.models.settings import NetworkSettings
 
 COLOUR, GREY = (3, 32, 32), (1, 28, 28)
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from kdx.data.dataset import Split
 from kdx.errors import UserError
-from kdx.methods.neurons import Hidden, hidden_layer, mean_activations, without_neurons
+from kdx.methods.kddp import mean_activations
 from kdx.models import build_model
+from kdx.models.neurons import Hidden, hidden_layer, without_neurons
 
 SILENT = [1, 4, 5]
 

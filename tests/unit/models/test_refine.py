@@ -4,11 +4,11 @@ import pytest
 import torch
 from helpers.networks import SETTINGS
 
-from kdx.compose import single
+from kdx.config.compose import single
+from kdx.config.networks import NetworkSettings, Operator
 from kdx.errors import UserError
 from kdx.models import build_model
-from kdx.models.refine import Operator, refined
-from kdx.models.settings import NetworkSettings
+from kdx.models.refine import refined
 
 
 def settings(name: str, *words: str) -> NetworkSettings:

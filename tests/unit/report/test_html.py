@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from helpers.report_tree import Seen, outputs_in, page
 
-from kdx.files import sha256_of, write_csv, write_json
-from kdx.report.inference import COLUMNS
-from kdx.report.page.found import read_outputs
-from kdx.report.page.page import figure_text, with_minus
-from kdx.runs import RunFolder
+from kdx.bench.results import COLUMNS
+from kdx.report.html import figure_text, with_minus
+from kdx.report.outputs import read_outputs
+from kdx.runs.folder import RunFolder
+from kdx.storage.files import sha256_of, write_csv, write_json
 
 
 @pytest.fixture

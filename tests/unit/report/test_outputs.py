@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from helpers.report_tree import Seen, outputs_in, page
 
-from kdx.cli import main
-from kdx.compose import single
-from kdx.identity import run_id
-from kdx.report.page.typed import command_of
+from kdx.cli.main import main
+from kdx.config.compose import single
+from kdx.report.command_line import command_of
+from kdx.runs.identity import run_id
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_where_it_is_written(outputs: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_torch_is_not_imported(outputs: Path):
     program = (
-        "import sys; from kdx.cli import main; main(['report', sys.argv[1]]);"
+        "import sys; from kdx.cli.main import main; main(['report', sys.argv[1]]);"
         "print([name for name in ('torch', 'matplotlib', 'hydra') if name in sys.modules])"
     )
     words = [sys.executable, "-c", program, str(outputs)]

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from helpers import ROOT
 
+from kdx.analysis.statistics import Estimate
 from kdx.errors import UserError
-from kdx.plot import experiments, picture, published, trade_off
-from kdx.statistics import Estimate
+from kdx.report.plot import experiments, picture, published, trade_off
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 from helpers.excerpt import ORDER
 
-from kdx.compose import single
+from kdx.analysis.statistics import Estimate, welch
+from kdx.config.compose import single
 from kdx.errors import UserError
 from kdx.reproduce.cells import Cell, cells_of, check_claims, verdict_of
+from kdx.reproduce.figures import Weights
 from kdx.reproduce.histograms import Histogram, write_histograms
 from kdx.reproduce.jobs import Done, Job, jobs_of
-from kdx.reproduce.pictures import Weights
-from kdx.reproduce.recorded import read_recorded, told_runs
-from kdx.reproduce.results import write_table
+from kdx.reproduce.render import latex, markdown
+from kdx.reproduce.reuse import read_recorded, told_runs
 from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
-from kdx.reproduce.text import latex, markdown
-from kdx.seal import seal, unseal
-from kdx.statistics import Estimate, welch
+from kdx.reproduce.writer import write_table
+from kdx.storage.checksums import seal, unseal
 
 
 def column(better: Any = "lower") -> Column:

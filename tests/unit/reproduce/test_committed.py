@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from kdx.report.formatting import with_interval
-from kdx.report.records import read_lines
+from kdx.formatting import with_interval
 from kdx.reproduce.tables import load_table, table_names
-from kdx.seal import flaw
+from kdx.runs.reader import read_lines
+from kdx.storage.checksums import flaw
 
 OUTPUTS = ROOT / "outputs" / "paper"
 FOLDERS = sorted(file.parent for file in OUTPUTS.glob("*/*/provenance.json"))

@@ -13,15 +13,15 @@ from helpers.excerpt import ORDER, only
 from matplotlib.container import BarContainer
 from matplotlib.patches import StepPatch
 
-from kdx.report.palette import COLOURS
+from kdx.analysis.plotting import COLOURS
+from kdx.analysis.statistics import Estimate
 from kdx.reproduce.cells import Cell
 from kdx.reproduce.draw import draw, picture
+from kdx.reproduce.figures import Lines
 from kdx.reproduce.histograms import histograms_of, read_histograms
 from kdx.reproduce.jobs import Done, jobs_of
-from kdx.reproduce.pictures import Lines
 from kdx.reproduce.tables import PaperTable, load_table, table_names
-from kdx.statistics import Estimate
-from kdx.tensors import save_tensors
+from kdx.storage.tensors import save_tensors
 
 
 def cells_from(table: PaperTable, ours: dict[str, tuple[float, ...]]) -> list[Cell]:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from helpers.excerpt import ORDER, only
 
-from kdx.report.finished import flat
 from kdx.reproduce.jobs import jobs_of
 from kdx.reproduce.tables import load_table
+from kdx.runs.reader import flat
 
 CONSTANT = {"trainer.hold": 1.0}
 VS = {**CONSTANT, "trainer.batch_size": 100, "method.T": 20, "method.lambda_T": 2, "method.lambda_g": 0.01}

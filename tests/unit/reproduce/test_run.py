@@ -7,10 +7,11 @@ import pytest
 import torch
 from helpers.excerpt import only
 
-from kdx.compose import single
+from kdx.config.compose import single
 from kdx.errors import Diverged
-from kdx.reproduce import fused
-from kdx.reproduce.jobs import Job, Order, jobs_of, run_all
+from kdx.reproduce import run
+from kdx.reproduce.jobs import Job, Order, jobs_of
+from kdx.reproduce.run import run_all
 from kdx.reproduce.tables import load_table
 
 TINY = (
@@ -29,19 +30,19 @@ def jobs(order: Order) -> list[Job]:
 
 
 def test_rows_and_seeds_that_fit_are_trained_together(order: Order, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fused, "is_faster", lambda config: True)
+    monkeypatch.setattr(run, "is_faster", lambda config: True)
     each = jobs(order)
     done = run_all("a table", each, order, {})
     assert {one.status for one in done} == {"finished"}
     assert {one.figures["fused_models"] for one in done} == {len({job.run for job in each})} == {len(each)}
-    assert fused.train_together(each) == {}
+    assert run.train_together(each) == {}
 
 
 def test_a_run_that_diverges_is_not_tried_again(order: Order, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fused, "is_faster", lambda config: True)
+    monkeypatch.setattr(run, "is_faster", lambda config: True)
     given = replace(order, overrides=(*order.overrides, "trainer.lr=1e30", "trainer.epochs=2"))
     each = jobs(given)[:2]
-    monkeypatch.setattr("kdx.reproduce.jobs._train", lambda job: pytest.fail("trained again"))
+    monkeypatch.setattr("kdx.reproduce.run._train", lambda job: pytest.fail("trained again"))
     done = run_all("a table", each, given, {})
     assert [one.status for one in done] == ["failed", "failed"]
     assert all(one.reason.startswith(f"{Diverged.__name__}: ") for one in done)
@@ -52,4 +53,4 @@ def test_a_run_that_diverges_is_not_tried_again(order: Order, monkeypatch: pytes
 )
 def test_it_is_known_to_be_faster_on_a_gpu(monkeypatch: pytest.MonkeyPatch, kind: str, gpu: bool, expected: bool):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert fused.is_faster(single([f"device={kind}"])) == expected
+    assert run.is_faster(single([f"device={kind}"])) == expected

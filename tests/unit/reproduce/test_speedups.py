@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kdx.files import write_csv, write_json
-from kdx.report.inference import COLUMNS, PLACE, TABLE
-from kdx.reproduce.inference import speedups
+from kdx.bench.results import COLUMNS, PLACE, TABLE
+from kdx.reproduce.speedups import speedups
+from kdx.storage.files import write_csv, write_json
 
 # Those of the first version, which compared medians.
 EARLY = COLUMNS[: COLUMNS.index("against_dense")]
@@ -65,8 +65,8 @@ def test_what_was_too_noisy_is_absent_and_timed_again(tmp_path: Path, monkeypatc
     expected = {"speedup.masked": 0.4, "speedup.csr": 8.0}
     assert speedups(tmp_path, time=False, budget="paper") == expected
     timed: list[float] = []
-    monkeypatch.setattr("kdx.reproduce.inference.bench", lambda run, seconds: timed.append(seconds))
-    monkeypatch.setattr("kdx.reproduce.inference.write_bench", lambda _: in_rounds(tmp_path, QUIET))
+    monkeypatch.setattr("kdx.bench.timing.bench", lambda run, seconds: timed.append(seconds))
+    monkeypatch.setattr("kdx.bench.timing.write_bench", lambda _: in_rounds(tmp_path, QUIET))
     assert speedups(tmp_path, time=True, budget="paper") == expected | {"speedup.dense": 2.5}
     assert speedups(tmp_path, time=True, budget="paper") == expected | {"speedup.dense": 2.5}
     assert timed == [0.2]

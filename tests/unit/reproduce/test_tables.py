@@ -6,14 +6,15 @@ import pytest
 import yaml
 from helpers.excerpt import only
 
+from kdx.config.groups import conf_folder
 from kdx.errors import UserError
-from kdx.groups import conf_folder
-from kdx.identity import run_id
+from kdx.reproduce.architecture import with_derived
 from kdx.reproduce.cells import cells_of, check_claims
-from kdx.reproduce.jobs import BUDGETS, Done, Order, jobs_of, run_all
-from kdx.reproduce.network import with_derived
+from kdx.reproduce.jobs import BUDGETS, Done, Order, jobs_of
 from kdx.reproduce.published import Published, converted, select
+from kdx.reproduce.run import run_all
 from kdx.reproduce.tables import load_table, named, table_names
+from kdx.runs.identity import run_id
 
 FOLDER = conf_folder() / "paper"
 FIG3 = ("test_error_percent", "multiplications_ratio")
@@ -98,7 +99,7 @@ def test_names_that_a_table_lacks_are_refused(tmp_path, monkeypatch, part, chang
     content = yaml.safe_load((FOLDER / "vs" / "table1.yaml").read_text())
     content[part[0]][part[1]].update(change)
     (tmp_path / "paper" / "x" / "table.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr("kdx.reproduce.tables.conf_folder", lambda: tmp_path)
+    monkeypatch.setattr("kdx.config.groups.conf_folder", lambda: tmp_path)
     with pytest.raises(UserError, match=message):
         load_table("x/table")
 
@@ -185,7 +186,7 @@ def test_a_grid_combines_its_axes(tmp_path, monkeypatch):
     file = tmp_path / "paper" / "x" / "table.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(yaml.safe_dump(content))
-    monkeypatch.setattr("kdx.reproduce.tables.conf_folder", lambda: tmp_path)
+    monkeypatch.setattr("kdx.config.groups.conf_folder", lambda: tmp_path)
     rows = load_table("x/table").rows
     assert list(rows) == ["level", *("a, 1", "a, 2", "b, 1", "b, 2")]
     first, last = rows["a, 1"], rows["b, 2"]

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdx.compose import single
+from kdx.config.compose import single
 from kdx.errors import UserError
-from kdx.identity import run_id
-from kdx.runs import RunFolder, run_folder, teacher_folder
-from kdx.seal import METRICS, WrittenLater
+from kdx.runs.folder import RunFolder, run_folder, teacher_folder
+from kdx.runs.identity import run_id
+from kdx.storage.checksums import METRICS, WrittenLater
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from kdx.runs import RunFolder
+from kdx.runs.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -239,6 +239,6 @@ def test_results_of_a_changed_checkout_are_not_taken_silently(
 ):
     """What is committed says by FORMAT when it makes another experiment; uncommitted changes say nothing."""
     folder = finished(tmp_path / "run", 0, kdx_source=by[0], commit=by[1])
-    monkeypatch.setattr("kdx.runs.kdx_source", lambda: now[0])
-    monkeypatch.setattr("kdx.runs.commit", lambda: now[1])
+    monkeypatch.setattr("kdx.device.machine.kdx_source", lambda: now[0])
+    monkeypatch.setattr("kdx.device.machine.commit", lambda: now[1])
     assert bool(folder.reservations()) is told

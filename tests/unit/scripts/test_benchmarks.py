@@ -8,13 +8,14 @@ from benchmarks import table, usual
 from benchmarks.work import JOBS, Order, Work
 from torch import Tensor, nn
 
-from kdx.methods import build_method
-from kdx.methods.dropout import NoisyDropout
+from kdx.methods.method import build_method
 from kdx.models import build_model
-from kdx.noise import NoiseSource
-from kdx.objective import Objective, Step
-from kdx.optimizer import BETA1, BETA2
-from kdx.step import Batch, State, make_step, number_names
+from kdx.models.layers import NoisyDropout
+from kdx.training.noise import NoiseSource
+from kdx.training.objective import Objective, Step
+from kdx.training.optimizer import BETA1, BETA2
+from kdx.training.state import State
+from kdx.training.step import Batch, make_step, number_names
 
 BATCH, EXAMPLES, SHAPE, CLASSES = 16, 1000, (1, 28, 28), 10
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdx.failure import RunFailed, describe, is_plain, recorded
-from kdx.files import write_atomically, write_text
-from kdx.lock import held
-from kdx.tensors import load_tensors, save_tensors
+from kdx.errors import RunFailed, describe, is_plain, recorded
+from kdx.storage.files import write_atomically, write_text
+from kdx.storage.lock import held
+from kdx.storage.tensors import load_tensors, save_tensors
 
 
 def refuse(_temporary: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdx.errors import UserError
-from kdx.weights import load_weights, save_weights
+from kdx.storage.tensors import load_weights, save_weights
 
 
 def refused(path: Path, blank: nn.Module) -> str:

@@ -10,14 +10,13 @@ import torch
 from filelock import FileLock
 from helpers.short_runs import metrics
 
-from kdx import together
-from kdx.compose import expand
-from kdx.config import Config
+from kdx.config.compose import expand
+from kdx.config.schema import Config
 from kdx.errors import UserError
 from kdx.experiment import run
-from kdx.fit import fit_together
-from kdx.runs import run_folder
-from kdx.together import run_together
+from kdx.runs.folder import run_folder
+from kdx.sweep import fused_runs
+from kdx.sweep.fused_runs import fit_together, run_together
 
 TINY = (
     *("dataset=digits", "dataset.train_size=200", "student.hidden=[6]", "trainer.epochs=1", "method=vanilla"),
@@ -100,7 +99,7 @@ def test_a_group_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
             raise torch.OutOfMemoryError
         return fit_together(fits, *arguments)
 
-    monkeypatch.setattr(together, "fit_together", full)
+    monkeypatch.setattr(fused_runs, "fit_together", full)
     each = configs(tmp_path, "seed=0,1,2")
     assert run_together(each, "loop", None) == [run_folder(config).path for config in each]
     assert [metrics(run_folder(config).path)["fused_models"] for config in each] == [1, 2, 2]
@@ -109,14 +108,14 @@ def test_a_group_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_fails_after_the_training_is_one_runs_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    report = together.report
+    report = fused_runs.report
 
     def failing(config: Config, *arguments) -> None:
         if config.seed == 1:
             raise OSError("no space")
         report(config, *arguments)
 
-    monkeypatch.setattr(together, "report", failing)
+    monkeypatch.setattr(fused_runs, "report", failing)
     each = configs(tmp_path, "seed=0,1,2")
     first, failure, last = run_together(each, "loop", None)
     assert isinstance(failure, OSError)
@@ -141,7 +140,7 @@ def test_a_failure_holds_nothing_that_was_trained(tmp_path: Path, monkeypatch: p
         except OSError as error:
             raise RuntimeError("broken") from error
 
-    monkeypatch.setattr(together, "fit_together", failing)
+    monkeypatch.setattr(fused_runs, "fit_together", failing)
     failure, same = run_together(configs(tmp_path, "seed=0,1"), "loop", None)
     assert isinstance(failure, RuntimeError)
     assert failure is same

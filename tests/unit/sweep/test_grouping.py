@@ -5,10 +5,10 @@ import torch
 from helpers.miniature import convolutional, normal, perceptron
 from torch import nn
 
-from kdx import grouping
-from kdx.compose import expand
-from kdx.grouping import bytes_per_model, groups, kind, models_that_fit, parts
-from kdx.methods import PARTS
+from kdx.config.compose import expand
+from kdx.methods.method import PARTS
+from kdx.sweep import grouping
+from kdx.sweep.grouping import bytes_per_model, groups, kind, models_that_fit, parts
 
 
 def grouped(*words: str) -> list[list[int]]:

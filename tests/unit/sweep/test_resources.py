@@ -9,11 +9,11 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kdx import placement
-from kdx.compose import expand
+from kdx.config.compose import expand
 from kdx.errors import UserError
-from kdx.launchers.ray import share
-from kdx.placement import check_launcher, own_gpu, shares
+from kdx.sweep import resources
+from kdx.sweep.ray_launcher import share
+from kdx.sweep.resources import check_launcher, own_gpu, shares
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int) -> list[int]:
@@ -108,7 +108,7 @@ def test_the_share_of_a_ray_cluster(cluster: dict, jobs: int, given: tuple, expe
 )
 def test_a_launcher_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch, launcher: str, extra: str):
     check_launcher(["hydra/launcher=joblib", "seed=0,1"])
-    monkeypatch.setattr(placement, "find_spec", lambda name: None)
+    monkeypatch.setattr(resources, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"^hydra/launcher: '{launcher}' is not installed; .*kdx\[{extra}\]"):
         check_launcher(["seed=0,1", f"hydra/launcher={launcher}"])
     assert importlib.util.find_spec("hydra_plugins.kdx_launchers")

@@ -15,13 +15,13 @@ from helpers.trainings import ADAM_OPTIONS, SGD_OPTIONS, comparable
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from kdx.checkpoint import Progress, load_checkpoint, save_checkpoint
-from kdx.config import TrainerSettings
+from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Interrupted
-from kdx.member import Reading
-from kdx.objective import Objective, Step, Term
-from kdx.trainer import Training, train
+from kdx.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdx.training.learner import Reading, Training
+from kdx.training.objective import Objective, Step, Term
+from kdx.training.trainer import train
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3
 
@@ -84,7 +84,7 @@ def test_stopped_and_continued_is_uninterrupted(tmp_path: Path, uninterrupted, l
     with safe_open(given.checkpoint, "pt") as file:
         assert f'"steps": {last}' in file.metadata()["kdx"].replace("\\", "")
     steps = []
-    with caplog.at_level(logging.INFO, "kdx.trainer"):
+    with caplog.at_level(logging.INFO, "kdx.training.trainer"):
         continued = run(given, steps.append)
     assert f"continued at step {last}" in caplog.text
     assert len(steps) == EPOCHS * STEPS_PER_EPOCH - last
@@ -183,8 +183,8 @@ def test_checkpoints_take_at_most_their_share_of_the_time(
         now += 0.009
         steps.append(progress.steps)
 
-    monkeypatch.setattr("kdx.trainer.time.monotonic", lambda: now)
-    monkeypatch.setattr("kdx.member.save_checkpoint", slow)
+    monkeypatch.setattr("kdx.training.trainer.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdx.training.checkpoint.save_checkpoint", slow)
     run(training(tmp_path, checkpoint_seconds=seconds), work)
     assert steps == saved
 
@@ -274,7 +274,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_line_in_the_log(tmp_path: Path, 
         run(given, stop_at(5))
     damage(given.checkpoint)
     assert_same(run(given), uninterrupted)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "kdx.checkpoint"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "kdx.training.checkpoint"]
     assert f"checkpoint {given.checkpoint} is damaged" in line
     assert "training starts from the beginning" in line
 
@@ -284,7 +284,7 @@ def test_the_checkpoint_of_another_training_is_refused_with_a_line_in_the_log(tm
     with pytest.raises(Interrupted):
         run(given, stop_at(5))
     assert_same(run(training(tmp_path)), uninterrupted)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "kdx.checkpoint"]
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "kdx.training.checkpoint"]
     assert f"checkpoint {given.checkpoint} belongs to another training" in line
 
 

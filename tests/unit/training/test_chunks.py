@@ -23,19 +23,22 @@ from helpers.tape import Tape
 from helpers.trainings import ADAM_OPTIONS, SGD_OPTIONS, comparable
 from torch import nn
 
-from kdx import captured
-from kdx.captured import TRIAL_PLAYS, Chunks, Run
-from kdx.checkpoint import Progress
-from kdx.config import TrainerSettings
+from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
+from kdx.device import cuda_graphs
+from kdx.device.cuda_graphs import Run
+from kdx.device.execution import Execution
 from kdx.errors import Diverged, Interrupted
-from kdx.execution import Execution
-from kdx.fit import Fit, Fitted, Lesson, Plan, fit_together
-from kdx.objective import Objective, Term
-from kdx.runs import RunFolder
-from kdx.stacked import Way
-from kdx.tensors import load_tensors
-from kdx.trainer import Training, train
+from kdx.methods.fit import Lesson, Plan
+from kdx.runs.folder import RunFolder
+from kdx.storage.tensors import load_tensors
+from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.training.checkpoint import Progress
+from kdx.training.chunks import TRIAL_PLAYS, Chunks
+from kdx.training.learner import Training
+from kdx.training.objective import Objective, Term
+from kdx.training.stacked import Way
+from kdx.training.trainer import train
 
 # 29 examples in batches of four: chunks of two or three steps leave some of the seven over.
 EXAMPLES, STEPS_PER_EPOCH, EPOCHS = 29, 7, 2
@@ -51,8 +54,8 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
         return made[-1]
 
     monkeypatch.setattr(Execution, "recorder", recorder)
-    monkeypatch.setattr(captured, "CHUNK_SECONDS", 1e9)
-    monkeypatch.setattr(captured, "MOST_STEPS", 3)
+    monkeypatch.setattr(cuda_graphs, "CHUNK_SECONDS", 1e9)
+    monkeypatch.setattr(cuda_graphs, "MOST_STEPS", 3)
     return made
 
 
@@ -226,7 +229,7 @@ def test_several_models(tmp_path: Path, way: Way, request: pytest.FixtureRequest
 
 
 def test_the_faster_way_is_measured_with_recordings(tmp_path: Path, tapes: list[Tape], monkeypatch):
-    monkeypatch.setattr("kdx.stacked.LEAST_STEPS", 1)
+    monkeypatch.setattr("kdx.training.stacked.LEAST_STEPS", 1)
     trainer = TrainerSettings(epochs=1, batch_size=4, lr=1e-3, hold=1, patience=None, checkpoint_seconds=1e9)
     fits = [
         Fit(perceptron(), method("vanilla"), Plan("it", trainer, 0, RunFolder(tmp_path / str(index))))
@@ -240,7 +243,7 @@ def test_the_faster_way_is_measured_with_recordings(tmp_path: Path, tapes: list[
 @pytest.mark.parametrize(("seconds", "size"), [(1e9, 5), (0.0, 1)])
 def test_chunks_are_as_long_as_the_steps_are_short(monkeypatch: pytest.MonkeyPatch, seconds: float, size: int):
     """Never longer than the epoch; the steps that are tried leave no trace."""
-    monkeypatch.setattr(captured, "CHUNK_SECONDS", seconds)
+    monkeypatch.setattr(cuda_graphs, "CHUNK_SECONDS", seconds)
     state, seen = torch.zeros(2), []
 
     def step(chosen: torch.Tensor, row: torch.Tensor) -> None:
@@ -279,14 +282,14 @@ def test_a_chunk_is_as_long_as_the_recorded_step_takes(monkeypatch: pytest.Monke
         now[0] += 2.0
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    monkeypatch.setattr(captured, "CHUNK_SECONDS", 0.5)
+    monkeypatch.setattr(cuda_graphs, "CHUNK_SECONDS", 0.5)
     assert Chunks(step, [], [], 2, Slow())(torch.arange(20), torch.zeros(10, 1), 0) == 4
 
 
 def test_the_examples_of_every_step_lie_alike(monkeypatch: pytest.MonkeyPatch):
     """Of several models in orders of their own too: a step that was compiled when it was tried checks nothing later."""
-    monkeypatch.setattr(captured, "CHUNK_SECONDS", 1e9)
-    monkeypatch.setattr(captured, "MOST_STEPS", 3)
+    monkeypatch.setattr(cuda_graphs, "CHUNK_SECONDS", 1e9)
+    monkeypatch.setattr(cuda_graphs, "MOST_STEPS", 3)
     seen: list[tuple[list[list[int]], tuple[int, ...]]] = []
     total = torch.zeros(2, 4, dtype=torch.int64)
 

@@ -10,11 +10,11 @@ from helpers.trainings import numbered, training, two
 from torch import Tensor
 
 from kdx.errors import Diverged
-from kdx.member import Member, Trainee
-from kdx.objective import Objective, Step, Term
-from kdx.step import make_step
-from kdx.tensors import load_tensors
-from kdx.trainer import train
+from kdx.storage.tensors import load_tensors
+from kdx.training.learner import Member, Trainee
+from kdx.training.objective import Objective, Step, Term
+from kdx.training.step import make_step
+from kdx.training.trainer import train
 
 
 def infinite(step: Step) -> Tensor:

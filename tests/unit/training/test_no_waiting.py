@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kdx import step as steps
 from kdx.data.dataset import Split
 from kdx.measure.accuracy import wrong_count
 from kdx.measure.sparsity import nonzero_count
-from kdx.noise import NoiseSource
-from kdx.optimizer import ADAM, Optimizer
-from kdx.state import State, stacked
-from kdx.step import Batch, Stacking, make_step, number_names
+from kdx.training import step as steps
+from kdx.training.noise import NoiseSource
+from kdx.training.optimizer import ADAM, Optimizer
+from kdx.training.state import State, stacked
+from kdx.training.step import Batch, Stacking, make_step, number_names
 
 BATCH = 8
 

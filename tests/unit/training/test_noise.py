@@ -8,9 +8,8 @@ from helpers.miniature import convolutional, generator, method, normal, perceptr
 from torch import nn
 from torch.func import functional_call
 
-from kdx.layers import NoisyLayer
-from kdx.methods.dropout import NoisyDropout
-from kdx.noise import NoiseSource
+from kdx.models.layers import NoisyDropout, NoisyLayer
+from kdx.training.noise import NoiseSource
 
 
 def perceptron_source(seed: int = 0) -> tuple[nn.Module, NoiseSource]:

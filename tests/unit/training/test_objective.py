@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from helpers.miniature import CLASSES, method, normal, perceptron, split, step_of
 
 from kdx.errors import UserError
-from kdx.methods import Method, build_method
-from kdx.methods.labels import Labels
-from kdx.objective import Objective, Step, Term
-from kdx.streams import derived_seed, seeded, stream
+from kdx.methods.distillation import Labels
+from kdx.methods.method import Method, build_method
+from kdx.rng import derived_seed, seeded, stream
+from kdx.training.objective import Objective, Step, Term
 
 LABELS = {"cross_entropy": None}
 HINT = {"hint": "lambda_T"}

@@ -25,13 +25,13 @@ from helpers.trainings import training, two
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.config import TrainerSettings
-from kdx.member import Member, Trainee
-from kdx.noise import NoiseSource
-from kdx.objective import Objective, Step, Term
-from kdx.optimizer import learning_rate
-from kdx.step import Batch, make_step, number_names
-from kdx.trainer import train
+from kdx.config.schema import TrainerSettings
+from kdx.training.learner import Member, Trainee
+from kdx.training.noise import NoiseSource
+from kdx.training.objective import Objective, Step, Term
+from kdx.training.optimizer import learning_rate
+from kdx.training.step import Batch, make_step, number_names
+from kdx.training.trainer import train
 
 STEPS, EXAMPLES, LOG_SIGMA2_LR = 20, 24, 5.0
 

@@ -12,9 +12,9 @@ from helpers.networks import IMAGE, SETTINGS
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kdx import step as steps
 from kdx.models import build_model
-from kdx.state import stacked
+from kdx.training import step as steps
+from kdx.training.state import stacked
 
 MODELS, BATCH = 3, 8
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA tensors")

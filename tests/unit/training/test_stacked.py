@@ -15,17 +15,18 @@ from helpers.miniature import CLASSES, dataset, engine, generator, method, norma
 from helpers.networks import IMAGE, small
 from torch import Tensor, nn
 
-import kdx.stacked as stacking
-from kdx.checkpoint import Progress
-from kdx.compose import single
+import kdx.training.stacked as stacking
+from kdx.config.compose import single
 from kdx.data.dataset import Split
 from kdx.errors import Diverged, Interrupted
-from kdx.fit import Fit, Fitted, Lesson, Plan, fit, fit_together
-from kdx.noise import NoiseSource
-from kdx.runs import RunFolder
-from kdx.stacked import Way
-from kdx.state import State, stacked
-from kdx.step import Batch, Stacking, make_step
+from kdx.methods.fit import Lesson, Plan, fit
+from kdx.runs.folder import RunFolder
+from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.training.checkpoint import Progress
+from kdx.training.noise import NoiseSource
+from kdx.training.stacked import Way
+from kdx.training.state import State, stacked
+from kdx.training.step import Batch, Stacking, make_step
 
 WAYS: list[Way] = ["stacked", "loop"]
 BOTH_WAYS = pytest.mark.parametrize("way", WAYS)
@@ -315,7 +316,7 @@ def test_stopped_alone_and_continued_together_with_those_that_are_as_far(tmp_pat
     for one in fits_of(tmp_path / "stopped", RESUMED)[:2]:
         with stopped_after(5), pytest.raises(Interrupted):
             alone(one, given)
-    with caplog.at_level(logging.INFO, "kdx.trainer"):
+    with caplog.at_level(logging.INFO, "kdx.training.trainer"):
         found = fit_together(fits_of(tmp_path / "stopped", RESUMED), given, engine(), "loop")
     assert caplog.text.count("continued at step 5") == 2
     for result, (network, progress) in zip(found, expected, strict=True):
@@ -337,7 +338,7 @@ def test_the_faster_way_is_measured_without_a_trace(tmp_path: Path, caplog, monk
     """What is tried is a copy: the result is that of the way that was chosen."""
     given = lesson(split(13))
     monkeypatch.setattr(stacking, "LEAST_STEPS", 9)
-    with caplog.at_level(logging.INFO, "kdx.stacked"):
+    with caplog.at_level(logging.INFO, "kdx.training.stacked"):
         found = fit_together(fits_of(tmp_path / "auto", RESUMED), given, engine(), "auto")
     assert "is faster (measured" in caplog.text
     way: Way = "loop" if "loop is faster" in caplog.text else "stacked"
@@ -354,7 +355,7 @@ def test_what_cannot_be_stacked_is_trained_one_after_another_and_that_is_told(
     def unable(*_: object) -> None:
         raise RuntimeError("NYI:\n  a layer")
 
-    monkeypatch.setattr("kdx.execution.Execution.name", executed)
+    monkeypatch.setattr("kdx.device.execution.Execution.name", executed)
     monkeypatch.setattr(stacking, "LEAST_STEPS", 9)
     monkeypatch.setattr(stacking, "_at_once", lambda *_: unable)
     found = fit_together(fits_of(tmp_path / "auto", RESUMED), lesson(split(13)), engine(), "auto")
@@ -370,6 +371,6 @@ def test_what_cannot_be_stacked_is_trained_one_after_another_and_that_is_told(
 
 
 def test_a_short_training_is_not_measured(tmp_path: Path, caplog):
-    with caplog.at_level(logging.INFO, "kdx.stacked"):
+    with caplog.at_level(logging.INFO, "kdx.training.stacked"):
         fit_together(fits_of(tmp_path, RESUMED), lesson(split(13)), engine(), "auto")
     assert "3 models in a step: loop" in caplog.text

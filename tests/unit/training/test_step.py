@@ -9,10 +9,11 @@ from helpers.trainings import row
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.methods import Method
-from kdx.noise import NoiseSource
-from kdx.objective import Objective, Step, Term
-from kdx.step import Batch, State, make_step, number_names
+from kdx.methods.method import Method
+from kdx.training.noise import NoiseSource
+from kdx.training.objective import Objective, Step, Term
+from kdx.training.state import State
+from kdx.training.step import Batch, make_step, number_names
 
 STEPS = 50
 

@@ -9,10 +9,10 @@ from helpers.miniature import CLASSES, engine, method, named, no_figures, normal
 from helpers.trainings import LR, numbered, training, two
 from torch import Tensor, nn
 
-from kdx.checkpoint import Progress
-from kdx.member import Reading, Trainee
-from kdx.objective import Objective, Step, Term
-from kdx.trainer import train, train_together
+from kdx.training.checkpoint import Progress
+from kdx.training.learner import Reading, Trainee
+from kdx.training.objective import Objective, Step, Term
+from kdx.training.trainer import train, train_together
 
 
 class Witness:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from kdx.config.datasets import DatasetSettings
 from kdx.data.dataset import Data, build_data
 from kdx.data.preprocessing import PER_BATCH
-from kdx.data.settings import DatasetSettings
 
 
 class Stripes(DatasetSettings):

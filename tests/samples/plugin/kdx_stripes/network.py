@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from kdx.models.settings import Count, NetworkSettings
+from kdx.config.base import Count
+from kdx.config.networks import NetworkSettings
 
 
 class Bottleneck(NetworkSettings):

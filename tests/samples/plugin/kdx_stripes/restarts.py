@@ -4,11 +4,11 @@ from copy import deepcopy
 
 from torch import nn
 
-from kdx.device import Engine
-from kdx.fit import Lesson, Plan, fit
-from kdx.methods import Method
-from kdx.models.settings import Count
-from kdx.procedures.procedure import Outcome, Procedure, joined
+from kdx.config.base import Count
+from kdx.device.backend import Engine
+from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.method import Method
+from kdx.methods.procedure import Outcome, Procedure, joined
 
 
 class Restarts(Procedure):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdx.methods.part import Context, Part
-from kdx.objective import Schedule, Step, Term
+from kdx.methods.modifier import Context, Part
+from kdx.training.objective import Schedule, Step, Term
 
 
 class SmoothLabels(Part):

@@ -1,0 +1,120 @@
+"""A part of a method: one technique, with its settings and what it does to layers, loss and result."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from kdx.config.base import Settings
+from kdx.models.weights import weight_parameters
+from kdx.training.objective import Draw, Langevin, Monitor, Schedule, Term
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part makes its loss terms from: student (layers substituted), teacher, number of training examples."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    examples: int
+
+    @property
+    def classes(self) -> int:
+        """The number of classes: the outputs of the student's last weight matrix."""
+        return list(weight_parameters(self.student).values())[-1].shape[0]
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """A number on a schedule that training ends too early to complete: the highest value that it gets to.
+
+    It would get higher if training were longer, or the setting `until`, now at `epoch`, lower.
+    """
+
+    most: float
+    until: str
+    epoch: float
+
+
+class Part(Settings):
+    """One technique of a method; its fields are keys of the method's YAML, and every hook does nothing by default."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether this part reads the teacher's logits or weights."""
+        return False
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether a term is `Step.cross_entropy`, which applies label smoothing."""
+        return False
+
+    @property
+    def one_teacher(self) -> str | None:
+        """The setting, as the user types it, by which this part reads one teacher's weights; None if there is none."""
+        return None
+
+    @property
+    def prunes_at_start(self) -> bool:
+        """Whether weights may count as pruned before the first training step, so that their share has to be logged."""
+        return False
+
+    @property
+    def varying(self) -> frozenset[str]:
+        """The settings in which models that are trained together may differ.
+
+        They may change the numbers of a step, the layers' own numbers, the targets, the initial values or the finished
+        network, but neither a layer's shape nor what the loss terms compute.
+        """
+        return frozenset()
+
+    def idle(self) -> dict[str, str]:
+        """The fields without effect beside the value of another one, each with that other setting as it is typed."""
+        return {}
+
+    def unreached(self, epochs: int) -> dict[str, Unreached]:
+        """The fields that a schedule does not bring to their value within `epochs` epochs."""
+        return {}
+
+    def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
+        """The logits that the student learns from, computed once before training from the stored ones (views, classes).
+
+        `shifts` consecutive views belong to one image (or mirror image). The result may depend on the arguments only,
+        so that it is the same when training is resumed.
+        """
+        return teacher_logits
+
+    def swap(self, student: nn.Module) -> nn.Module:
+        """The student with this part's layers substituted."""
+        return student
+
+    def terms(self, context: Context) -> dict[str, Term]:
+        """This part's loss terms by name."""
+        return {}
+
+    def numbers(self) -> dict[str, Schedule]:
+        """The numbers that its terms read, each as a function of the time in epochs."""
+        return {}
+
+    def rates(self, student: nn.Module) -> dict[str, str]:
+        """The parameters whose learning rate is multiplied, with the name of the number that multiplies it."""
+        return {}
+
+    def monitors(self, context: Context) -> dict[str, Monitor]:
+        """Figures for the history, computed once per epoch."""
+        return {}
+
+    def watched(self, student: nn.Module) -> tuple[str, ...]:
+        """The names of the layers whose outputs its terms read."""
+        return ()
+
+    def draws(self, context: Context) -> dict[str, Draw]:
+        """The random numbers that its terms read, by name."""
+        return {}
+
+    def langevin(self, context: Context) -> dict[str, Langevin]:
+        """The parameters that are sampled by SGLD instead of trained by the optimizer."""
+        return {}
+
+    def finalize(self, student: nn.Module) -> nn.Module:
+        """The student with this part's layers replaced by plain ones."""
+        return student

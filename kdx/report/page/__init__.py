@@ -1,1 +1,0 @@
-"""`kdx report`: the content of an outputs folder as one HTML page."""

@@ -1,0 +1,182 @@
+"""Several runs trained together as one program: kdx/experiment.py for all of them at once."""
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import clear_frames
+
+import torch
+from torch import nn
+
+from kdx.checks import check_teachers
+from kdx.config.schema import Config
+from kdx.data import load_data
+from kdx.device.backend import Engine, prepare_device
+from kdx.errors import Diverged, UserError
+from kdx.experiment import get_lesson, initial_student, plan_of, report
+from kdx.methods import build
+from kdx.methods.fit import Lesson, Plan, initial_figures, trainee_of
+from kdx.methods.method import Method
+from kdx.methods.procedure import Once, Outcome
+from kdx.runs.folder import RunFolder, run_folder
+from kdx.sweep.grouping import models_that_fit, parts
+from kdx.training.checkpoint import Progress
+from kdx.training.stacked import Way
+from kdx.training.trainer import train_together
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The arguments of `fit` for one of several networks that are trained together."""
+
+    network: nn.Module
+    method: Method
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The result of one of them: plain network, progress, how many were trained together, and `initial_figures`."""
+
+    network: nn.Module
+    progress: Progress
+    models: int
+    initial: dict[str, float]
+
+
+def fit_together(fits: Sequence[Fit], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged]:
+    """`fit` for several networks of one structure, in step; for one that diverged, the exception."""
+    # First, because the networks are then prepared and trained in place.
+    initial = [initial_figures(each.network, each.method, each.plan) for each in fits]
+    trainees = [trainee_of(each.network, each.method, lesson, each.plan, engine) for each in fits]
+    trained = train_together(trainees, engine, way)
+    return [
+        one.failure or Fitted(each.method.finalize(trainee.student), one.progress, one.models, figures)
+        for each, trainee, one, figures in zip(fits, trainees, trained, initial, strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    number: int
+    config: Config
+    folder: RunFolder
+    method: Method
+
+
+def run_together(configs: Sequence[Config], way: Way, max_models: int | None) -> list[Path | Exception | None]:
+    """Run experiments of one `kdx.sweep.grouping.kind`, as many at once as fit in memory or `max_models`.
+
+    Returns for each its folder or its failure, and None for those that are left to `kdx.experiment.run`: finished runs,
+    runs that another process works on, and a single remaining run. Each run writes the same folder as alone; its
+    `train_seconds` are an equal share of the time, and `fused_models` in metrics.json says how many were trained
+    together, itself included. Raises Interrupted when stopped from outside.
+    """
+    outcomes: list[Path | Exception | None] = [None] * len(configs)
+    with ExitStack() as held:
+        due = [run for run in _in_lock_order(configs) if _is_due(run, held)]
+        if len(due) < 2:
+            return outcomes
+        for run in due:
+            held.enter_context(run.folder.logged())
+            run.folder.write_config(run.config)
+        try:
+            for run, outcome in _outcomes(sorted(due, key=lambda run: run.number), way, max_models):
+                outcomes[run.number] = outcome
+        except Exception as failure:
+            # The failure counts for all runs that have no result.
+            for run in due:
+                outcomes[run.number] = outcomes[run.number] or failure
+    if failures := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:
+        _let_go(failures)
+    return outcomes
+
+
+def _let_go(failures: Sequence[BaseException]) -> None:
+    """Free what the failures' stack frames hold, such as the tensors of all models; the traceback text stays."""
+    pending = [*failures]
+    while pending:
+        failure = pending.pop()
+        clear_frames(failure.__traceback__)
+        pending += [each for each in (failure.__cause__, failure.__context__) if each is not None]
+    gc.collect()
+
+
+def _in_lock_order(configs: Sequence[Config]) -> list[_Run]:
+    runs = [_Run(number, config, run_folder(config), build(config.method)[0]) for number, config in enumerate(configs)]
+    return sorted(runs, key=lambda run: run.folder.path)
+
+
+def _is_due(run: _Run, held: ExitStack) -> bool:
+    """Whether the run is unfinished, or to be repeated, and this process has its lock."""
+    return held.enter_context(run.folder.lock(wait=False)) and not run.folder.settled(repeat=run.config.force)
+
+
+def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterator[tuple[_Run, Path | Exception]]:
+    first, method = runs[0].config, runs[0].method
+    check_teachers(first, method)
+    engine = prepare_device(first.device)
+    data = load_data(first.dataset).to(engine.device)
+    # All methods have the same structure and differ only in numbers.
+    network = initial_student(first, data)
+    refused = {run: failure for run in runs if (failure := _refused(run, network))}
+    yield from refused.items()
+    runs = [run for run in runs if run not in refused]
+    if not runs:
+        return
+    method = runs[0].method
+    student = method.prepare(network).to(engine.device)
+    lesson = get_lesson(first, method, data, engine, trained=True)
+    batch = torch.arange(min(first.trainer.batch_size, data.train.per_epoch), device=engine.device)
+    most = max_models or models_that_fit(student, data.train.take(batch)[0])
+    for part in parts(runs, most):
+        yield from _of_part(part, lesson, engine, way)
+
+
+def _refused(run: _Run, network: nn.Module) -> UserError | None:
+    """The error if the run's method does not apply to the network, because of a setting in which the runs differ."""
+    try:
+        # `kind` admits only methods of one fit.
+        Once().check_network(network, run.method)
+    except UserError as error:
+        return error
+    return None
+
+
+def _of_part(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> Iterator[tuple[_Run, Path | Exception]]:
+    log.info("%d runs are trained together: %s", len(runs), ", ".join(run.folder.path.name for run in runs))
+    results = _trained(runs, lesson, engine, way)
+    if results is None:
+        log.warning("%d models do not fit in memory together; they are trained in two parts", len(runs))
+        for half in parts(runs, (len(runs) + 1) // 2):
+            yield from _of_part(half, lesson, engine, way)
+        return
+    for run, fitted in zip(runs, results, strict=True):
+        yield run, fitted if isinstance(fitted, Diverged) else _reported(run, fitted, lesson, engine)
+
+
+def _trained(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged] | None:
+    """The results of the runs; None if there was not enough memory for more than one model."""
+    fits = [Fit(initial_student(run.config, lesson.data), run.method, plan_of(run.config, run.folder)) for run in runs]
+    try:
+        return fit_together(fits, lesson, engine, way)
+    except torch.OutOfMemoryError:
+        if len(runs) == 1:
+            raise
+    # Free the memory before trying with fewer models; the error holds tensors, and may be in a reference cycle.
+    gc.collect()
+    return None
+
+
+def _reported(run: _Run, fitted: Fitted, lesson: Lesson, engine: Engine) -> Path | Exception:
+    outcome = Outcome(fitted.network, fitted.progress, {**fitted.initial, "fused_models": fitted.models})
+    try:
+        report(run.config, plan_of(run.config, run.folder), outcome, lesson, engine)
+    except Exception as failure:
+        return failure
+    return run.folder.path

@@ -1,0 +1,33 @@
+"""TODO."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdx.config.schema import Config
+
+RECORD = "job.json"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """How one job of a sweep ended: the folder of its run, or the reason why there is none."""
+
+    number: int
+    overrides: list[str]
+    run: str | None
+    error: str | None
+    started: bool = True
+
+
+def hindrance(config: Config, folder: Path) -> str | None:
+    """The reason why a job must not start, with fail_fast the failure of another one; else None."""
+    # The folder is all that the processes of a launcher share.
+    records = _records(folder) if config.sweep.fail_fast else []
+    failed = [record.number for record in records if record.error and record.started]
+    return f"not started, since job {failed[0]} failed (sweep.fail_fast=true)" if failed else None
+
+
+def _records(folder: Path) -> list[JobRecord]:
+    records = [JobRecord(**json.loads(path.read_bytes())) for path in folder.rglob(RECORD)]
+    return sorted(records, key=lambda record: record.number)
