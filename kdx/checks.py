@@ -1,13 +1,13 @@
-"""TODO."""
+"""What is refused before any work begins: a method, or teachers, that do not fit the rest of a configuration."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kdx.config.schema import Config
 from kdx.errors import UserError
-from kdx.methods.method import Method
 
 if TYPE_CHECKING:
+    from kdx.methods.method import Method
     from kdx.methods.modifier import Unreached
 
 
@@ -42,7 +42,7 @@ def _told(name: str, short: "Unreached", value: float, epochs: int) -> str:
     )
 
 
-def check_teachers(config: Config, method: Method) -> None:
+def check_teachers(config: Config, method: "Method") -> None:
     """Raise UserError, which names both keys, for several teachers with a method that cannot use them.
 
     That is a method without a teacher, or one that reads the weights of one teacher.

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Runs compared: grouped over seeds, with intervals and tests."""

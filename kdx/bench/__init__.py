@@ -1,1 +1,1 @@
-"""TODO."""
+"""Inference of finished students, timed."""

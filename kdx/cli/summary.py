@@ -1,4 +1,4 @@
-"""TODO."""
+"""The table of a sweep: mean, standard deviation and 95 % interval of each experiment."""
 
 from collections.abc import Mapping, Sequence
 

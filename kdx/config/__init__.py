@@ -1,1 +1,1 @@
-"""TODO."""
+"""The configuration: what `conf/` holds, typed, checked and composed."""

@@ -3,16 +3,12 @@
 # Settings are frozen, which pyright does not see: a field may have a narrower type than in the base.
 # pyright: reportIncompatibleVariableOverride=false
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from kdx.config.base import Settings
 from kdx.config.registry import Registry
-
-if TYPE_CHECKING:
-    from kdx.data.dataset import Data
-
 
 Mirror = Literal["none", "copies", "random"]
 """Mirrored training images: none, one more sample for each, or each sample mirrored at random in every epoch."""
@@ -49,18 +45,14 @@ class DatasetSettings(Settings):
             raise ValueError(f"0 to {side - 1}, since images have {side} pixels")
         return shift
 
-    def load(self) -> "Data":
-        """Load the data set onto the CPU; raises UserError if its files are missing or damaged."""
+    def load(self) -> Any:
+        """The `kdx.data.dataset.Data` of a package's data set, on the CPU; kdx's own are loaded by `kdx.data`.
+
+        Raises UserError when its files are missing or damaged.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
 
-    def content_sha256(self) -> str:
-        """SHA-256, in hexadecimal, of all images and labels; loads them and raises UserError as `load` does."""
-        from kdx.data import content_sha256
 
-        return content_sha256(self)
-
-
-# torch is imported only where something is loaded, so that reading settings stays fast.
 class MnistSettings(DatasetSettings):
     """MNIST; there is no mirroring, since a mirrored digit is no digit."""
 
@@ -71,12 +63,6 @@ class MnistSettings(DatasetSettings):
     name: Literal["mnist"]
     preprocessing: Literal["scale", "symmetric"]
     mirror: Literal["none"]
-
-    def load(self) -> "Data":
-        """Load it from the official files."""
-        from kdx.data import mnist
-
-        return mnist.load(self)
 
 
 class DigitsSettings(DatasetSettings):
@@ -90,12 +76,6 @@ class DigitsSettings(DatasetSettings):
     preprocessing: Literal["scale", "symmetric"]
     mirror: Literal["none"]
 
-    def load(self) -> "Data":
-        """Load it from scikit-learn."""
-        from kdx.data import digits
-
-        return digits.load(self)
-
 
 class Cifar10Settings(DatasetSettings):
     """CIFAR-10."""
@@ -107,12 +87,6 @@ class Cifar10Settings(DatasetSettings):
     name: Literal["cifar10"]
     preprocessing: Literal["scale", "symmetric", "per-pixel-mean"]
     mirror: Mirror
-
-    def load(self) -> "Data":
-        """Load it from the official files."""
-        from kdx.data import cifar10
-
-        return cifar10.load(self)
 
 
 class SvhnSettings(DatasetSettings):
@@ -126,12 +100,6 @@ class SvhnSettings(DatasetSettings):
     extra: bool
     preprocessing: Literal["scale", "symmetric", "per-pixel-mean", "local-contrast"]
     mirror: Mirror
-
-    def load(self) -> "Data":
-        """Load it from the official files."""
-        from kdx.data import svhn
-
-        return svhn.load(self)
 
 
 DATASETS: Registry[DatasetSettings] = Registry(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+import kdx
 from kdx.config.registry import Package, packages
 from kdx.errors import UserError
 
@@ -42,7 +43,7 @@ class Group:
 
 def conf_folder() -> Path:
     """The folder of the YAML groups: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(kdx.__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

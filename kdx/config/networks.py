@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, create_model, model_validator
 
@@ -13,12 +13,6 @@ from kdx.config.base import Count, DropoutRate, Name, Settings
 from kdx.config.registry import Registry
 from kdx.config.validation import settings_from
 from kdx.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from kdx.models import Shape
-
 
 Multiplier = Annotated[float, Field(gt=0, le=100)]
 # As the Noisy paper writes them: C5@64 is a convolution with 64 filters of 5x5 and its ReLU, MP3 and AP3 pool the
@@ -53,15 +47,17 @@ class NetworkSettings(Settings):
         widths = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
         return {name: min(found) for name, found in widths.items() if found}
 
-    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """The network, with initial weights: images (batch, *image_shape) to logits (batch, classes)."""
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> Any:
+        """The `torch.nn.Sequential` of a package's family, with fresh weights; kdx's own are built by `kdx.models`.
+
+        It maps images (batch, *image_shape) to logits (batch, classes).
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how it is built")
 
 
 _BLOCKS: Mapping[Operator, tuple[str, ...]] = {"blocks": ("blocks",), "blocks_ceil": ("blocks",)}
 
 
-# torch is imported only where a network is built, so that reading settings stays fast.
 class PlainSettings(NetworkSettings):
     """A multilayer perceptron or Caffe's LeNet, by the widths of its layers (`channels` only for convolutions)."""
 
@@ -86,13 +82,6 @@ class PlainSettings(NetworkSettings):
         for _ in self.channels:
             side = 2 * side + 4
         return side
-
-    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """The network of `kdx.models.mlp` or `kdx.models.lenet`."""
-        from kdx.models.lenet import lenet
-        from kdx.models.mlp import mlp
-
-        return (lenet if self.family == "lenet" else mlp)(self, image_shape, classes)
 
 
 class ConvnetSettings(NetworkSettings):
@@ -138,12 +127,6 @@ class ConvnetSettings(NetworkSettings):
         widths = {"layers": filters, "hidden": self.hidden}
         return {name: min(found) * self.width for name, found in widths.items() if found}
 
-    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """The network of `kdx.models.convnet`."""
-        from kdx.models.convnet import convnet
-
-        return convnet(self, image_shape, classes)
-
 
 class ResnetSettings(NetworkSettings):
     """ResNet as in torchvision: for each stage its number of blocks and the channels of its bottlenecks."""
@@ -159,12 +142,6 @@ class ResnetSettings(NetworkSettings):
     def _one_width_per_stage(self) -> Self:
         _as_many(self.blocks, self.channels)
         return self
-
-    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """The network of `kdx.models.resnet`."""
-        from kdx.models.resnet import resnet
-
-        return resnet(self, image_shape, classes)
 
 
 class DensenetSettings(NetworkSettings):
@@ -186,12 +163,6 @@ class DensenetSettings(NetworkSettings):
         side = 4 * (2 ** (len(self.blocks) - 1) - 1) + 1
         return 1 if side <= self.pad_to else side
 
-    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """The network of `kdx.models.densenet`."""
-        from kdx.models.densenet import densenet
-
-        return densenet(self, image_shape, classes)
-
 
 class KerasResnetSettings(NetworkSettings):
     """ResNet v2 of Keras' CIFAR-10 example: for each stage its number of blocks and its output channels."""
@@ -208,12 +179,6 @@ class KerasResnetSettings(NetworkSettings):
         _as_many(self.blocks, self.channels)
         return self
 
-    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """The network of `kdx.models.keras_resnet`."""
-        from kdx.models.keras_resnet import keras_resnet
-
-        return keras_resnet(self, image_shape, classes)
-
 
 class KddpSettings(NetworkSettings):
     """KDDP's student SN_n: the channels of its convolutions, and n as the width of its only hidden layer."""
@@ -229,12 +194,6 @@ class KddpSettings(NetworkSettings):
     def smallest_side(self) -> int:
         """Of 9 pixels the 7x7 and 3x3 stages of stride 2 and the 2x2 pooling leave one."""
         return 9
-
-    def build(self, image_shape: "Shape", classes: int) -> "nn.Sequential":
-        """The network of `kdx.models.kddp_student`."""
-        from kdx.models.kddp_student import kddp
-
-        return kddp(self, image_shape, classes)
 
 
 class RefinedSettings(NetworkSettings):

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Where and how the arithmetic runs: processor or GPU, precision, compilation, CUDA graphs."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A method: its modifiers, which substitute layers, add loss terms and make the student plain again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The folder of a run: its id, what is written into it and how it is read."""

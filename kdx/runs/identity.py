@@ -101,7 +101,10 @@ def _identity(config: Config) -> dict[str, Any]:
         if network.checkpoint is not None:
             content[key]["checkpoint"] = _checkpoint_sha256(key, Path(network.checkpoint))
     if not config.dataset.has_official_checksum:
-        content["dataset"]["content"] = config.dataset.content_sha256()
+        # Here, because it imports torch.
+        from kdx.data import content_sha256
+
+        content["dataset"]["content"] = content_sha256(config.dataset)
     if config.device.precision != FLOAT32:
         content["precision"] = config.device.precision
     return _canonical({**content, **packages_record(config)})

@@ -1,4 +1,4 @@
-"""TODO."""
+"""How each job of a sweep ended, as it is written into the sweep's folder."""
 
 import json
 from dataclasses import dataclass

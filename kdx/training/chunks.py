@@ -1,4 +1,4 @@
-"""TODO."""
+"""The steps of a training, captured as CUDA graphs in chunks of some steps and replayed."""
 
 import logging
 import time

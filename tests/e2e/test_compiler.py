@@ -11,7 +11,8 @@ BROKEN = {"CXX": "false"}
 @pytest.mark.parametrize("choice", ["auto", "true"])
 def test_a_compiler_that_fails(started_kdx, tmp_path: Path, choice: str) -> None:
     # auto compiles long runs only, so the run is made to look long.
-    script = "import kdx.device.backend as d; d.COMPILE_SECONDS = 0; import sys; from kdx.cli.main import main; sys.exit(main())"
+    run = "from kdx.cli.main import main; sys.exit(main())"
+    script = f"import sys, kdx.device.backend as d; d.COMPILE_SECONDS = 0; {run}"
     words = ("train", *SHORT, "teacher.hidden=[8]", "device.threads=1", f"device.compile={choice}")
     result = started_kdx(*words, python=("-c", script), TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"), **BROKEN)
     if choice == "auto":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 IMPORTED = [
     *("kdx.cli.main", "kdx.cli.train", "kdx.cli.table", "kdx.cli.plot", "kdx.cli.export"),
-    *("kdx.experiment", "kdx.procedures", "kdx.export", "kdx.cli.run_tables", "kdx.cli.report"),
+    *("kdx.experiment", "kdx.methods", "kdx.export", "kdx.cli.run_tables", "kdx.cli.report"),
     *("kdx.cli.reproduce", "kdx.reproduce.run", "kdx.data.digits", "hydra._internal", "torch._dynamo"),
     # What jinja2 and Hydra load on the way; a child that became another user may not read Python's own files.
     *("encodings.unicode_escape", "importlib.readers", "sklearn.datasets"),

