@@ -84,7 +84,9 @@ def test_a_refused_folder_is_told_in_one_line_and_the_run_goes_on(
 ) -> None:
     commands = _commands()
     expected, growths = _undisturbed(base / "whole", commands)
-    skipped = {} if _mounts(base / "try") else dict.fromkeys(MOUNTED, "mounting is not allowed")
+    skipped: dict[str, str] = {}
+    if not _mounts(base / "try"):
+        skipped |= dict.fromkeys(MOUNTED, "mounting is not allowed")
     if os.getuid():
         skipped["no permission"] = "only root can drop to another user"
     possible = [name for name in REFUSALS if name not in skipped]

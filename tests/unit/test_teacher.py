@@ -11,7 +11,6 @@ from torch import nn
 
 from kdx.checks import check_method
 from kdx.cli.help import train_help
-from kdx.cli.main import main
 from kdx.config.compose import expand, hydra_words, single, typed_words
 from kdx.config.groups import load_groups
 from kdx.errors import UserError
@@ -145,11 +144,6 @@ def test_a_method_without_use_for_several_teachers_refuses_them(words: list[str]
 def test_methods_with_a_use_for_several_teachers():
     for words in (["method=kd"], ["method=noisy"], ["method=st-vbd", "method.bsr.teacher=false"]):
         check_method(single([*words, "teacher2=nin"]))
-
-
-def test_a_mistake_is_one_line_and_exit_code_two(capsys: pytest.CaptureFixture[str]):
-    assert main(["train", "method=vanilla", "teacher2=nin"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_ids_are_what_they_were():

@@ -90,24 +90,6 @@ def test_a_file_that_is_no_cache_is_replaced(cache, content, caplog):
     assert cache.read_bytes() == intact
 
 
-def test_every_truncation_is_noticed(cache, caplog):
-    intact = cache.read_bytes()
-    for length in range(0, len(intact), 7):
-        cache.write_bytes(intact[:length])
-        caplog.clear()
-        assert_whole(load())
-        assert "is damaged" in caplog.text
-        assert cache.read_bytes() == intact
-
-
-def test_no_flipped_bit_gets_through(cache, caplog):
-    intact = cache.read_bytes()
-    for at in range(len(intact)):
-        cache.write_bytes(intact[:at] + bytes([intact[at] ^ 1 << at % 8]) + intact[at + 1 :])
-        assert_whole(load())
-    assert caplog.text.count("is damaged") > len(intact) * 0.9  # a flip in the padding harms nothing
-
-
 def test_without_a_writable_cache_it_goes_on(monkeypatch, tmp_path, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdx.errors import UserError
-from kdx.storage.tensors import load_weights, save_weights
+from kdx.storage.tensors import DamagedTensors, load_tensors, load_weights, save_tensors, save_weights
 
 
 def refused(path: Path, blank: nn.Module) -> str:
@@ -45,22 +45,13 @@ def test_the_file_and_the_network_share_no_memory(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda whole: whole[:-1], lambda whole: whole[:5], lambda whole: b"", lambda whole: b"\x80\x04pickle" + whole],
+    [lambda whole: whole[:-1], lambda whole: b"\x80\x04pickle" + whole],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]):
     path = tmp_path / "w.safetensors"
     save_weights(path, perceptron())
     path.write_bytes(damage(path.read_bytes()))
     assert "is damaged" in refused(path, perceptron())
-
-
-def test_a_single_flipped_bit_among_the_weights_is_refused(tmp_path: Path):
-    path = tmp_path / "w.safetensors"
-    save_weights(path, perceptron())
-    content = bytearray(path.read_bytes())
-    content[-7] ^= 1
-    path.write_bytes(content)
-    assert "does not match its hash" in refused(path, perceptron())
 
 
 def test_weights_from_another_program_are_read(tmp_path: Path):
@@ -99,3 +90,26 @@ def test_a_missing_and_a_surplus_tensor_are_named(tmp_path: Path, change, named:
     change(state)
     save_file(state, tmp_path / "w")
     assert named in refused(tmp_path / "w", perceptron())
+
+
+def test_no_truncation_and_no_flipped_bit_gets_through(tmp_path: Path):
+    path, tensors, header = tmp_path / "t", {"a": torch.arange(5.0), "b": torch.tensor([1, 2])}, {"made": "here"}
+    save_tensors(path, tensors, header)
+    intact, unnoticed = path.read_bytes(), 0
+    for length in range(0, len(intact), 7):
+        path.write_bytes(intact[:length])
+        with pytest.raises(DamagedTensors):
+            load_tensors(path)
+    for at in range(len(intact)):
+        path.write_bytes(intact[:at] + bytes([intact[at] ^ 1 << at % 8]) + intact[at + 1 :])
+        try:
+            found, told = load_tensors(path)
+        except DamagedTensors:
+            continue
+        unnoticed += 1
+        # Without our entry it is a file from elsewhere, which has no header; who looks for one refuses it.
+        assert told in (header, {})
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    # A flip in the padding harms nothing.
+    assert unnoticed < 0.1 * len(intact)
