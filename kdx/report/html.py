@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 import kdx
 from kdx import formatting
-from kdx.analysis.plotting import COLOURS
+from kdx.analysis.palette import COLOURS
 from kdx.report.outputs import Found
 from kdx.report.overview import answers, machine_text, overview_of
 from kdx.report.tradeoff import pictures

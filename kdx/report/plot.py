@@ -14,7 +14,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from kdx.analysis.differences import setting_text
-from kdx.analysis.plotting import COLOURS, GREY, INK, MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
+from kdx.analysis.palette import COLOURS, GREY, INK
+from kdx.analysis.plotting import MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
 from kdx.analysis.statistics import Estimate
 from kdx.analysis.summary import Content, Group, grouped, read_run
 from kdx.errors import UserError, unknown

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from kdx.analysis.plotting import COLOURS, GREY
+from kdx.analysis.palette import COLOURS, GREY
 from kdx.bench.results import Timed
 from kdx.report.overview import machine_text
 from kdx.report.runs import Run

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from kdx.analysis.plotting import COLOURS, GREY, HEIGHT, INK, MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
+from kdx.analysis.palette import COLOURS, GREY, INK
+from kdx.analysis.plotting import HEIGHT, MARKERS, STYLE, WIDTH, canvas_of, label_logarithmic, save
 from kdx.reproduce.cells import Cell
 from kdx.reproduce.figures import Bars, Lines, Weights
 from kdx.reproduce.histograms import Histograms, drawn, histograms_of, read_histograms, write_histograms

@@ -247,7 +247,7 @@ def test_a_build_that_is_cut_off_leaves_nothing_to_trust(
     stored(tmp_path, given)
     DAMAGES["flipped bit"](folder(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr("kdx.storage.files.write_json", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("kdx.logits.write_json", lambda path, content: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             stored(tmp_path, given)
     assert not (folder(tmp_path) / "manifest.json").exists()

@@ -41,12 +41,13 @@ def experiment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             raise FAILURES[config.seed]
         return folder.path
 
-    story, table = ModuleType("kdx.experiment"), ModuleType("kdx.cli.run_tables")
+    names = ("kdx.experiment", "kdx.cli.run_tables", "kdx.cli.comparison")
+    story, table, comparison = map(ModuleType, names)
     story.run = run  # type: ignore[attr-defined]
     table.print_run = lambda run: print("table")  # type: ignore[attr-defined]
-    table.print_comparison = lambda runs: print("comparison of", len(runs))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "kdx.experiment", story)
-    monkeypatch.setitem(sys.modules, "kdx.cli.run_tables", table)
+    comparison.print_comparison = lambda runs: print("comparison of", len(runs))  # type: ignore[attr-defined]
+    for name, module in zip(names, (story, table, comparison), strict=True):
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("kdx.runs.reader.finished_run", finished)
     monkeypatch.setattr("kdx.analysis.summary.groups_of", lambda runs: [])
     monkeypatch.delenv("KDX_OUTPUTS", raising=False)
@@ -162,7 +163,7 @@ def test_a_job_that_leaves_no_record_has_failed(capsys: pytest.CaptureFixture[st
             raise MemoryError("killed")
         write_json(path, content)
 
-    monkeypatch.setattr("kdx.storage.files.write_json", unless_it_is_the_second)
+    monkeypatch.setattr("kdx.sweep.multirun.write_json", unless_it_is_the_second)
     assert main(["train", "-m", "seed=0,7,8"]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("comparison of 2\n")

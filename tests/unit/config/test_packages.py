@@ -306,7 +306,7 @@ def test_what_a_package_can_do_wrong_is_told(monkeypatch: pytest.MonkeyPatch):
         patch.setattr(MODELS, "find", lambda name, key: Careless)
         assert network_of(content, Student, "student").model_dump() == content
         assert told() == (
-            "test_packages.Careless: its field 'dropout' is one that kdx has for every teacher; allowed: another name"
+            f"{__name__}.Careless: its field 'dropout' is one that kdx has for every teacher; allowed: another name"
         )
     with pytest.raises(TypeError, match=r"^x: its build gives a Linear; allowed: an nn\.Sequential$"):
         build_model(Unbuilt(name="x", family="x"), (1, 8, 8), 2, seed=0)

@@ -216,7 +216,7 @@ def test_where_csr_begins_to_win_and_where_noise_leaves_it_open(tmp_path: Path, 
         alone = {"csr": 0.8, "dense": 1.0} | {step: 1.9 * (1 - step) for step in calls if isinstance(step, float)}
         return {name: [[alone[name]], [alone[name] * noise.get(name, 1.0)]] * 10 for name in calls}
 
-    monkeypatch.setattr("kdx.deploy.rounds.time_in_rounds", time_in_rounds)
+    monkeypatch.setattr("kdx.deploy.choice.time_in_rounds", time_in_rounds)
     loaded = kdx.deploy.load(exported(tmp_path, sparse(small("lenet"))))
     images = normal(3, *IMAGE, seed=3).numpy()
     first, *_ = kdx.deploy.choices(loaded, images)

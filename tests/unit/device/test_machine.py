@@ -168,7 +168,7 @@ def test_results_do_not_make_a_commit_dirty(tmp_path: Path, monkeypatch: pytest.
     for name in ("kdx/device/machine.py", "outputs/paper/table.csv"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("before")
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "kdx" / "machine.py"))
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "kdx/device/machine.py"))
     git("init", "--quiet")
     git("add", "--all")
     git("commit", "--quiet", "--message=all")

@@ -268,7 +268,7 @@ def test_stopped_between_samples_and_continued_is_uninterrupted(tmp_path: Path, 
     (tmp_path / "stopped").mkdir()
     whole = sampled(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr("kdx.measure.sparsity.percent_zero", StoppingAfter(epochs))
+        patched.setattr("kdx.methods.fit.percent_zero", StoppingAfter(epochs))
         with pytest.raises(Stopped):
             sampled(tmp_path / "stopped")
     # The sample of an epoch is written before the epoch's figures are taken.

@@ -65,8 +65,8 @@ def test_what_was_too_noisy_is_absent_and_timed_again(tmp_path: Path, monkeypatc
     expected = {"speedup.masked": 0.4, "speedup.csr": 8.0}
     assert speedups(tmp_path, time=False, budget="paper") == expected
     timed: list[float] = []
-    monkeypatch.setattr("kdx.bench.timing.bench", lambda run, seconds: timed.append(seconds))
-    monkeypatch.setattr("kdx.bench.timing.write_bench", lambda _: in_rounds(tmp_path, QUIET))
+    monkeypatch.setattr("kdx.reproduce.speedups.bench", lambda run, seconds: timed.append(seconds))
+    monkeypatch.setattr("kdx.reproduce.speedups.write_bench", lambda _: in_rounds(tmp_path, QUIET))
     assert speedups(tmp_path, time=True, budget="paper") == expected | {"speedup.dense": 2.5}
     assert speedups(tmp_path, time=True, budget="paper") == expected | {"speedup.dense": 2.5}
     assert timed == [0.2]

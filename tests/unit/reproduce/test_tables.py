@@ -99,7 +99,7 @@ def test_names_that_a_table_lacks_are_refused(tmp_path, monkeypatch, part, chang
     content = yaml.safe_load((FOLDER / "vs" / "table1.yaml").read_text())
     content[part[0]][part[1]].update(change)
     (tmp_path / "paper" / "x" / "table.yaml").write_text(yaml.safe_dump(content))
-    monkeypatch.setattr("kdx.config.groups.conf_folder", lambda: tmp_path)
+    monkeypatch.setattr("kdx.reproduce.tables.conf_folder", lambda: tmp_path)
     with pytest.raises(UserError, match=message):
         load_table("x/table")
 
@@ -186,7 +186,7 @@ def test_a_grid_combines_its_axes(tmp_path, monkeypatch):
     file = tmp_path / "paper" / "x" / "table.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(yaml.safe_dump(content))
-    monkeypatch.setattr("kdx.config.groups.conf_folder", lambda: tmp_path)
+    monkeypatch.setattr("kdx.reproduce.tables.conf_folder", lambda: tmp_path)
     rows = load_table("x/table").rows
     assert list(rows) == ["level", *("a, 1", "a, 2", "b, 1", "b, 2")]
     first, last = rows["a, 1"], rows["b, 2"]

@@ -239,6 +239,6 @@ def test_results_of_a_changed_checkout_are_not_taken_silently(
 ):
     """What is committed says by FORMAT when it makes another experiment; uncommitted changes say nothing."""
     folder = finished(tmp_path / "run", 0, kdx_source=by[0], commit=by[1])
-    monkeypatch.setattr("kdx.device.machine.kdx_source", lambda: now[0])
-    monkeypatch.setattr("kdx.device.machine.commit", lambda: now[1])
+    monkeypatch.setattr("kdx.runs.folder.kdx_source", lambda: now[0])
+    monkeypatch.setattr("kdx.runs.folder.commit", lambda: now[1])
     assert bool(folder.reservations()) is told

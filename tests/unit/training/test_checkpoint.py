@@ -184,7 +184,7 @@ def test_checkpoints_take_at_most_their_share_of_the_time(
         steps.append(progress.steps)
 
     monkeypatch.setattr("kdx.training.trainer.time.monotonic", lambda: now)
-    monkeypatch.setattr("kdx.training.checkpoint.save_checkpoint", slow)
+    monkeypatch.setattr("kdx.training.learner.save_checkpoint", slow)
     run(training(tmp_path, checkpoint_seconds=seconds), work)
     assert steps == saved
 

@@ -25,7 +25,6 @@ from torch import nn
 
 from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
-from kdx.device import cuda_graphs
 from kdx.device.cuda_graphs import Run
 from kdx.device.execution import Execution
 from kdx.errors import Diverged, Interrupted
@@ -33,6 +32,7 @@ from kdx.methods.fit import Lesson, Plan
 from kdx.runs.folder import RunFolder
 from kdx.storage.tensors import load_tensors
 from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.training import chunks as chunks_module
 from kdx.training.checkpoint import Progress
 from kdx.training.chunks import TRIAL_PLAYS, Chunks
 from kdx.training.learner import Training
@@ -54,8 +54,8 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
         return made[-1]
 
     monkeypatch.setattr(Execution, "recorder", recorder)
-    monkeypatch.setattr(cuda_graphs, "CHUNK_SECONDS", 1e9)
-    monkeypatch.setattr(cuda_graphs, "MOST_STEPS", 3)
+    monkeypatch.setattr(chunks_module, "CHUNK_SECONDS", 1e9)
+    monkeypatch.setattr(chunks_module, "MOST_STEPS", 3)
     return made
 
 
@@ -243,7 +243,7 @@ def test_the_faster_way_is_measured_with_recordings(tmp_path: Path, tapes: list[
 @pytest.mark.parametrize(("seconds", "size"), [(1e9, 5), (0.0, 1)])
 def test_chunks_are_as_long_as_the_steps_are_short(monkeypatch: pytest.MonkeyPatch, seconds: float, size: int):
     """Never longer than the epoch; the steps that are tried leave no trace."""
-    monkeypatch.setattr(cuda_graphs, "CHUNK_SECONDS", seconds)
+    monkeypatch.setattr(chunks_module, "CHUNK_SECONDS", seconds)
     state, seen = torch.zeros(2), []
 
     def step(chosen: torch.Tensor, row: torch.Tensor) -> None:
@@ -282,14 +282,14 @@ def test_a_chunk_is_as_long_as_the_recorded_step_takes(monkeypatch: pytest.Monke
         now[0] += 2.0
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    monkeypatch.setattr(cuda_graphs, "CHUNK_SECONDS", 0.5)
+    monkeypatch.setattr(chunks_module, "CHUNK_SECONDS", 0.5)
     assert Chunks(step, [], [], 2, Slow())(torch.arange(20), torch.zeros(10, 1), 0) == 4
 
 
 def test_the_examples_of_every_step_lie_alike(monkeypatch: pytest.MonkeyPatch):
     """Of several models in orders of their own too: a step that was compiled when it was tried checks nothing later."""
-    monkeypatch.setattr(cuda_graphs, "CHUNK_SECONDS", 1e9)
-    monkeypatch.setattr(cuda_graphs, "MOST_STEPS", 3)
+    monkeypatch.setattr(chunks_module, "CHUNK_SECONDS", 1e9)
+    monkeypatch.setattr(chunks_module, "MOST_STEPS", 3)
     seen: list[tuple[list[list[int]], tuple[int, ...]]] = []
     total = torch.zeros(2, 4, dtype=torch.int64)
 
