@@ -18,8 +18,8 @@ from kdx.measure import measure
 from kdx.measure.accuracy import error_percent, logits_of, within_tolerance
 from kdx.measure.footprint import parameter_count
 from kdx.methods import build
-from kdx.methods.iterative_distillation import Chain
-from kdx.methods.procedure import Figure, Outcome
+from kdx.methods.iterative_distillation import IterativeDistillation
+from kdx.methods.procedure import Figure, FitResult
 from kdx.models import build_model
 from kdx.runs.folder import RunFolder, teacher_folder
 from kdx.runs.identity import packages_record
@@ -28,13 +28,13 @@ from kdx.storage.files import write_csv
 from kdx.storage.tensors import load_weights, save_weights
 from kdx.teacher import get_teacher
 from kdx.training.checkpoint import Progress
-from kdx.training.objective import Objective, Step
+from kdx.training.objective import LossInputs, Objective
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Member:
+class Generation:
     """A network trained for the chain, M_0 or a candidate for a later generation, with its errors.
 
     `val_loss` is its training loss over the validation images, for comparing candidates; `weights` is its file,
@@ -68,11 +68,13 @@ class Pruned:
     folder: Path
 
 
-Train = Callable[[int, Member], Member]
+Train = Callable[[int, Generation], Generation]
 """Train the candidate for generation i whose teacher is the given member."""
 
 
-def grown(chain: Chain, first: Member, train: Train) -> tuple[list[Member], list[Member]]:
+def run_generations(
+    chain: IterativeDistillation, first: Generation, train: Train
+) -> tuple[list[Generation], list[Generation]]:
     """Grow the chain from M_0, `first`: the accepted members, one per generation, and all that were trained.
 
     The validation error decides whether a generation is within the tolerance (IKD algorithm 2; kdx reads its |.| as
@@ -97,7 +99,7 @@ def grown(chain: Chain, first: Member, train: Train) -> tuple[list[Member], list
     return accepted, trained
 
 
-def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Config], Path]) -> None:
+def run_chain(config: Config, chain: IterativeDistillation, folder: RunFolder, run: Callable[[Config], Path]) -> None:
     """Run the chain that `config` describes, with `run` for every candidate in a folder of its own; write its results.
 
     A finished candidate is not trained again, so that an interrupted chain is resumed; `force` repeats the candidates
@@ -105,15 +107,15 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
     """
     chain.check(config)
     structures = chain.structures(config.teacher.network())
-    engine = prepare_device(config.device)
-    data = load_data(config.dataset).to(engine.device)
-    origin = get_teacher(config, data, engine)
+    backend = prepare_device(config.device)
+    data = load_data(config.dataset).to(backend.device)
+    origin = get_teacher(config, data, backend)
 
     def network(generation: int, weights: Path) -> nn.Module:
-        blank = build_model(structures[generation], data.image_shape, data.classes, config.seed).to(engine.device)
+        blank = build_model(structures[generation], data.image_shape, data.classes, config.seed).to(backend.device)
         return load_weights(weights, blank)
 
-    def train(generation: int, teacher: Member) -> Member:
+    def train(generation: int, teacher: Generation) -> Generation:
         settings = _config_of(config, chain, structures, generation, teacher)
         path = run(settings)
         log.info("generation %d, taught by M_%d: %s", generation, teacher.generation, path)
@@ -123,10 +125,10 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
         assert data.validation is not None, "Chain.check asks for a validation split"
         student, taught_by = network(generation, member.weights), network(teacher.generation, teacher.weights)
         objective = build(settings.method)[0].objective(student, taught_by, len(data.train))
-        objective = objective.smoothed(settings.trainer.label_smoothing)
+        objective = objective.with_label_smoothing(settings.trainer.label_smoothing)
         return replace(member, val_loss=mean_loss(objective, student, taught_by, data.validation))
 
-    accepted, trained = grown(chain, _origin(config, origin, data), train)
+    accepted, trained = run_generations(chain, _origin(config, origin, data), train)
     pruned = [_pruned(run(_pruning_of(config, chain, structures, each))) for each in accepted] if chain.prune else []
     last, structure = accepted[-1], structures[len(accepted) - 1]
     weights = pruned[-1].folder / "student.safetensors" if pruned else last.weights
@@ -138,31 +140,41 @@ def run_chain(config: Config, chain: Chain, folder: RunFolder, run: Callable[[Co
     names = {"run_id": folder.path.name, "dataset": data.name, "method": str(config.method["name"])}
     names |= {"teacher": config.teacher.name, "student": structure.name, **packages_record(config)}
     # All figures are relative to M_0, the first teacher.
-    measured = measure(final, origin, data, engine.device, engine.latency_seconds)
+    measured = measure(final, origin, data, backend.device, backend.latency_seconds)
     outcome = _outcome(final, accepted, trained, pruned)
-    write_results(folder, names, config.seed, measured, outcome.progress, outcome.figures, engine.record())
+    write_results(folder, names, config.seed, measured, outcome.progress, outcome.figures, backend.record())
 
 
 def mean_loss(objective: Objective, student: nn.Module, teacher: nn.Module, split: Split) -> float:
     """The mean of `objective` over the images of `split`, not mirrored, eval mode, float32; for IKD eq. 1 in nats."""
     logits, taught = (logits_of(each, split)[:, 0] for each in (student, teacher))
     loss, _ = objective.loss(
-        Step(
+        LossInputs(
             logits=logits,
             labels=split.labels.to(logits.device),
             teacher_logits=taught,
             parameters=dict(student.named_parameters()),
-            numbers={name: torch.tensor(number(0.0)).to(logits) for name, number in objective.numbers.items()},
+            hyperparameters={
+                name: torch.tensor(number(0.0)).to(logits) for name, number in objective.hyperparameters.items()
+            },
         )
     )
     return loss.item()
 
 
 def _config_of(
-    config: Config, chain: Chain, structures: list[NetworkSettings], generation: int, teacher: Member
+    config: Config,
+    chain: IterativeDistillation,
+    structures: list[NetworkSettings],
+    generation: int,
+    teacher: Generation,
 ) -> Config:
     """The configuration of one candidate's run, as a user could type it."""
-    method = {key: value for key, value in config.method.items() if key not in {"procedure", *Chain.model_fields}}
+    method = {
+        key: value
+        for key, value in config.method.items()
+        if key not in {"procedure", *IterativeDistillation.model_fields}
+    }
     settings = config.teacher
     if teacher.generation:
         network = structures[teacher.generation].model_dump()
@@ -176,17 +188,19 @@ def _config_of(
     return Config.model_validate(content)
 
 
-def _pruning_of(config: Config, chain: Chain, structures: list[NetworkSettings], member: Member) -> Config:
+def _pruning_of(
+    config: Config, chain: IterativeDistillation, structures: list[NetworkSettings], member: Generation
+) -> Config:
     """The configuration of the run that prunes an accepted member, as a user could type it."""
     student = structures[member.generation].model_dump() | {"checkpoint": str(member.weights)}
     method = chain.pruning.model_dump()
     return Config.model_validate(config.model_dump() | {"student": student, "method": method})
 
 
-def _origin(config: Config, network: nn.Module, data: Data) -> Member:
+def _origin(config: Config, network: nn.Module, data: Data) -> Generation:
     """M_0, the configured teacher."""
     checkpoint, folder = config.teacher.checkpoint, teacher_folder(config).path
-    return Member(
+    return Generation(
         generation=0,
         teacher=None,
         val_error_percent=None if data.validation is None else error_percent(network, data.validation),
@@ -199,11 +213,11 @@ def _origin(config: Config, network: nn.Module, data: Data) -> Member:
     )
 
 
-def _finished(path: Path, generation: int, teacher: Member) -> Member:
+def _finished(path: Path, generation: int, teacher: Generation) -> Generation:
     figures = RunFolder(path).metrics()
     names = ("val_error_percent", "test_error_percent", "parameters", "train_seconds")
     own = {name: figures[name] for name in names}
-    return Member(generation, teacher.generation, **own, weights=path / "student.safetensors", folder=path)
+    return Generation(generation, teacher.generation, **own, weights=path / "student.safetensors", folder=path)
 
 
 def _pruned(path: Path) -> Pruned:
@@ -212,12 +226,12 @@ def _pruned(path: Path) -> Pruned:
     return Pruned(**{name: figures[name] for name in names}, folder=path)
 
 
-def _validation_error(member: Member) -> float:
+def _validation_error(member: Generation) -> float:
     assert member.val_error_percent is not None, "Chain.check asks for a validation split"
     return member.val_error_percent
 
 
-def _validation_loss(member: Member) -> float:
+def _validation_loss(member: Generation) -> float:
     assert member.val_loss is not None, "run_chain computes it of every candidate that is chosen by it"
     return member.val_loss
 
@@ -227,7 +241,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
         write_csv(path, list(rows[0]), rows)
 
 
-def _row(member: Member, accepted: list[Member], outputs: Path) -> dict[str, Any]:
+def _row(member: Generation, accepted: list[Generation], outputs: Path) -> dict[str, Any]:
     """A row of chain.csv: C is parameters of M_0 / parameters, `run` a folder under the folder of all outputs."""
     return {
         "generation": member.generation,
@@ -260,7 +274,9 @@ def _ratio(first: Pruned, pruned: Pruned) -> float | None:
     return first.nonzero_weights / pruned.nonzero_weights if pruned.nonzero_weights else None
 
 
-def _outcome(final: nn.Module, accepted: list[Member], trained: list[Member], pruned: list[Pruned]) -> Outcome:
+def _outcome(
+    final: nn.Module, accepted: list[Generation], trained: list[Generation], pruned: list[Pruned]
+) -> FitResult:
     """The chain's outcome: the last accepted member's history, the seconds of all candidates and prunings."""
     last = accepted[-1]
     progress = Progress(seconds=sum(each.train_seconds for each in (*trained, *pruned)))
@@ -275,4 +291,4 @@ def _outcome(final: nn.Module, accepted: list[Member], trained: list[Member], pr
     }
     if pruned:
         figures["C_pruned"] = _ratio(pruned[0], pruned[-1])
-    return Outcome(final, progress, figures)
+    return FitResult(final, progress, figures)

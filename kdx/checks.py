@@ -22,7 +22,7 @@ def check_method(config: Config, overrides: Sequence[str] = ()) -> list[str]:
     method, procedure = build(config.method)
     check_teachers(config, method)
     procedure.check(config)
-    idle = config.idle() | method.idle() | procedure.idle()
+    idle = config.unused_settings() | method.unused_settings() | procedure.unused_settings()
     epochs = config.trainer.epochs
     cut_short = [_told(name, short, config.method[name], epochs) for name, short in method.unreached(epochs).items()]
     return cut_short + [
@@ -55,8 +55,8 @@ def check_teachers(config: Config, method: "Method") -> None:
                 f"{key}: '{teacher.name}' is not allowed with method={method.name}, which learns from no teacher;"
                 " allowed: none"
             )
-        if method.one_teacher is not None:
+        if method.needs_single_teacher is not None:
             raise UserError(
-                f"{key}: '{teacher.name}' is not allowed with {method.one_teacher}, which is about the weights of one"
-                " teacher; allowed: none"
+                f"{key}: '{teacher.name}' is not allowed with {method.needs_single_teacher}, which is about the weights"
+                " of one teacher; allowed: none"
             )

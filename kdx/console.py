@@ -68,7 +68,7 @@ QUIET = "KDX_PROGRESS"
 """Environment variable; a program that runs several trainings sets it to "none", to show their progress itself."""
 
 
-class Stage:
+class ProgressBar:
     """Progress of one piece of work with a known number of units."""
 
     def __init__(self, title: str, total: int, bar: Progress | None) -> None:
@@ -107,11 +107,11 @@ def left_text(seconds: float) -> str:
 
 
 @contextmanager
-def stage(title: str, total: int) -> Iterator[Stage]:
+def progress_bar(title: str, total: int) -> Iterator[ProgressBar]:
     """Open a stage of `total` units on stderr."""
     console = Console(stderr=True)
     if not console.is_terminal or os.environ.get(QUIET) == "none":
-        yield Stage(title, total, None)
+        yield ProgressBar(title, total, None)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -121,4 +121,4 @@ def stage(title: str, total: int) -> Iterator[Stage]:
         TextColumn("{task.fields[figures]}"),
     )
     with Progress(*columns, console=console) as bar:
-        yield Stage(title, total, bar)
+        yield ProgressBar(title, total, bar)

@@ -60,7 +60,7 @@ class RunFailed(Exception):
 
 
 @contextmanager
-def recorded(log_file: Path) -> Iterator[None]:
+def log_failures(log_file: Path) -> Iterator[None]:
     """Turn exceptions within the context into RunFailed, with the traceback in `log_file` if its folder exists."""
     # A full disk refuses the log's lines too, and logging would print a traceback for each of them. The results, which
     # lie on the same disk, say it in one line.
@@ -70,7 +70,7 @@ def recorded(log_file: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as failure:
-        if is_plain(failure):
+        if is_expected(failure):
             raise RunFailed(describe(failure)) from failure
         if not log_file.parent.is_dir():
             raise
@@ -82,7 +82,7 @@ def recorded(log_file: Path) -> Iterator[None]:
         logging.raiseExceptions = shown
 
 
-def is_plain(failure: BaseException) -> bool:
+def is_expected(failure: BaseException) -> bool:
     """Whether the failure needs no traceback: no disk space, no permission, no GPU memory."""
     return (isinstance(failure, OSError) and failure.errno in _PLAIN) or _is_out_of_memory(failure)
 

@@ -10,20 +10,20 @@ from kdx.checks import check_teachers
 from kdx.config.schema import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data
-from kdx.device.backend import Engine, choose_device, prepare_device
+from kdx.device.backend import Backend, choose_device, prepare_device
 from kdx.logits import teacher_logits
 from kdx.measure import measure
 from kdx.methods import build
-from kdx.methods.fit import Lesson, Plan
-from kdx.methods.iterative_distillation import Chain
+from kdx.methods.fit import FitSpec, TrainingInputs
+from kdx.methods.iterative_distillation import IterativeDistillation
 from kdx.methods.method import Method
-from kdx.methods.procedure import Outcome
+from kdx.methods.procedure import FitResult
 from kdx.models import initial_network
 from kdx.models.ensemble import mean_logits
 from kdx.runs.folder import RunFolder, run_folder, teacher_folder
 from kdx.runs.identity import packages_record
 from kdx.runs.writer import write_results
-from kdx.storage.tensors import emptied, load_weights, save_weights
+from kdx.storage.tensors import load_weights, save_weights, template_of
 from kdx.teacher import get_teachers
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def run(config: Config) -> Path:
     choose_device(config.device)
     folder = run_folder(config)
     with folder.lock():
-        if folder.settled(repeat=config.force):
+        if folder.clear_unless_finished(repeat=config.force):
             log.warning("%s: finished before, skipped (force=true repeats it)", folder.path)
             for line in folder.reservations(config.device.latency_seconds):
                 log.warning("%s: %s", folder.path, line)
@@ -54,36 +54,36 @@ def _run(config: Config, folder: RunFolder) -> None:
     folder.write_config(config)
     method, procedure = build(config.method)
     check_teachers(config, method)
-    if isinstance(procedure, Chain):
+    if isinstance(procedure, IterativeDistillation):
         # A chain calls `run` for each of its candidates, and collects their results.
         run_chain(config, procedure, folder, run)
         return
-    engine = prepare_device(config.device)
+    backend = prepare_device(config.device)
 
-    data = load_data(config.dataset).to(engine.device)
+    data = load_data(config.dataset).to(backend.device)
     # Before the teachers, so that a student that does not fit is reported before they are trained.
     student = initial_student(config, data)
     procedure.check_network(student, method)
-    lesson = get_lesson(config, method, data, engine, trained=not procedure.makes_teacher)
-    plan = plan_of(config, folder)
-    outcome = procedure.run(student, method, lesson, plan, engine)
-    report(config, plan, outcome, lesson, engine)
+    inputs = load_inputs(config, method, data, backend, trained=not procedure.makes_teacher)
+    spec = fit_spec(config, folder)
+    outcome = procedure.run(student, method, inputs, spec, backend)
+    report(config, spec, outcome, inputs, backend)
 
 
-def get_lesson(config: Config, method: Method, data: Data, engine: Engine, *, trained: bool) -> Lesson:
+def load_inputs(config: Config, method: Method, data: Data, backend: Backend, *, trained: bool) -> TrainingInputs:
     """The data, the teachers (trained first if `trained`), and their mean logits if the method needs them."""
-    teacher, *further = get_teachers(config, data, engine, trained=trained)
+    teacher, *further = get_teachers(config, data, backend, trained=trained)
     logits = None
     if method.needs_teacher:
         logits = mean_logits([teacher_logits(each, data, Path(config.outputs)) for each in (teacher, *further)])
-    return Lesson(data, teacher, logits, tuple(further))
+    return TrainingInputs(data, teacher, logits, tuple(further))
 
 
 def train_teachers(config: Config) -> Path:
     """Train the teachers that `config` describes, unless they are trained; return the first one's folder."""
-    engine = prepare_device(config.device)
-    data = load_data(config.dataset).to(engine.device)
-    get_teachers(config, data, engine, trained=True)
+    backend = prepare_device(config.device)
+    data = load_data(config.dataset).to(backend.device)
+    get_teachers(config, data, backend, trained=True)
     return teacher_folder(config).path
 
 
@@ -96,21 +96,21 @@ def initial_student(config: Config, data: Data) -> nn.Module:
     return initial_network(student, student.checkpoint, data.image_shape, data.classes, config.seed, "student")
 
 
-def plan_of(config: Config, folder: RunFolder) -> Plan:
+def fit_spec(config: Config, folder: RunFolder) -> FitSpec:
     """How the student is trained, and in which folder."""
     title, pretrained = f"{config.method['name']} {config.student.name}", config.student.checkpoint is not None
-    return Plan(title, config.trainer, config.seed, folder, pretrained=pretrained)
+    return FitSpec(title, config.trainer, config.seed, folder, pretrained=pretrained)
 
 
-def report(config: Config, plan: Plan, outcome: Outcome, lesson: Lesson, engine: Engine) -> None:
+def report(config: Config, spec: FitSpec, outcome: FitResult, inputs: TrainingInputs, backend: Backend) -> None:
     """Save and measure the resulting network, and write the results."""
     # Measured from the saved file, not from the network in memory.
-    weights = plan.folder.path / "student.safetensors"
+    weights = spec.folder.path / "student.safetensors"
     save_weights(weights, outcome.network)
-    student = load_weights(weights, emptied(outcome.network))
-    data, teacher = lesson.data, lesson.teacher if outcome.teacher is None else outcome.teacher
-    measured = measure(student, teacher, data, engine.device, engine.latency_seconds, lesson.further_teachers)
-    names = {"run_id": plan.folder.path.name, "dataset": data.name, "method": config.method["name"]}
+    student = load_weights(weights, template_of(outcome.network))
+    data, teacher = inputs.data, inputs.teacher if outcome.teacher is None else outcome.teacher
+    measured = measure(student, teacher, data, backend.device, backend.latency_seconds, inputs.further_teachers)
+    names = {"run_id": spec.folder.path.name, "dataset": data.name, "method": config.method["name"]}
     names |= {"teacher": "+".join(each.name for each in config.teachers.values()), "student": config.student.name}
     names |= packages_record(config)
-    write_results(plan.folder, names, plan.seed, measured, outcome.progress, outcome.figures, engine.record())
+    write_results(spec.folder, names, spec.seed, measured, outcome.progress, outcome.figures, backend.record())

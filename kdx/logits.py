@@ -17,7 +17,7 @@ from kdx.data.dataset import Data
 from kdx.errors import Interrupted, UserError
 from kdx.measure.accuracy import logits_of_view
 from kdx.storage.files import sha256_of, write_atomically, write_json
-from kdx.storage.lock import held
+from kdx.storage.lock import file_lock
 from kdx.storage.tensors import DamagedTensors, load_tensors, save_tensors, tensors_sha256
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def teacher_logits(teacher: nn.Module, data: Data, outputs: Path) -> Tensor:
     """
     source = _source(teacher, data)
     folder = outputs / "logits" / source.key
-    with held(folder):
+    with file_lock(folder):
         folder.mkdir(exist_ok=True)
         damage = _damage(folder, source, data)
         if damage is not None:
@@ -124,7 +124,7 @@ def _views(folder: Path, source: Source, teacher: nn.Module, data: Data) -> list
     if found:
         log.info("logit store %s: %d of %d views were computed before", folder.parent, found, source.views)
     views = {number: view for number, view in enumerate(left) if view is not None}
-    with console.stage("teacher's logits", source.rows * source.views) as progress:
+    with console.progress_bar("teacher's logits", source.rows * source.views) as progress:
         progress.advance(source.rows * found)
         for number in missing:
             done = source.rows * len(views)

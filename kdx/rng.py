@@ -15,12 +15,12 @@ def derived_seed(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def stream(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+def make_generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator on `device` for one purpose, such as the order of the samples in epoch 3."""
     return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
 
 
-def seeded(seed: int, purpose: str, build: Callable[[], T]) -> T:
+def with_seed(seed: int, purpose: str, build: Callable[[], T]) -> T:
     """Call `build` with torch's global generator seeded for one purpose, and restore the generator afterwards.
 
     torch's layers draw their initial weights only from the global generator.

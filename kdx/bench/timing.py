@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import kdx.deploy
 from kdx.bench.results import COLUMNS, HASH, PLACE, TABLE
 from kdx.deploy.rounds import Speedup, speedup, time_in_rounds
-from kdx.device.machine import describe_machine, taken_elsewhere
+from kdx.device.machine import cores_taken_by_others, describe_machine
 from kdx.errors import UserError
 from kdx.export.csr import save_csr
 from kdx.export.onnx_file import INPUT, OUTPUT, load_onnx, save_onnx
@@ -34,7 +34,7 @@ from kdx.export.student import Student, finished_student
 from kdx.measure.latency import Latency, cpu_threads, is_quick_enough, summary
 from kdx.methods.variational import log_alpha
 from kdx.models import build_model
-from kdx.models.surgery import substitute
+from kdx.models.surgery import replace_layers
 from kdx.storage.files import sha256_of, write_csv, write_json
 from kdx.storage.tensors import save_weights
 
@@ -55,7 +55,7 @@ Call = Callable[[Any], object]
 
 
 @dataclass(frozen=True)
-class Kind:
+class Variant:
     """One variant that is timed: a network (teacher, student), its form (dense, shrunk, masked, CSR) and a runtime."""
 
     network: str
@@ -71,23 +71,23 @@ class Kind:
         return self.network if self.network == TEACHER else self.form
 
 
-DENSE = {runtime: Kind(STUDENT, "dense", runtime) for runtime in RUNTIMES}
+DENSE = {runtime: Variant(STUDENT, "dense", runtime) for runtime in RUNTIMES}
 # No teacher in kdx.deploy, which only pays with sparse weights.
-TEACHERS = {runtime: Kind(TEACHER, "dense", runtime) for runtime in (TORCH, ONNX)}
-SHRUNK = {runtime: Kind(STUDENT, "shrunk", runtime) for runtime in (TORCH, ONNX)}
-MASKED = Kind(STUDENT, "masked", TORCH)
-CSR, AUTO = Kind(STUDENT, "CSR", DEPLOY), Kind(STUDENT, "auto", DEPLOY)
+TEACHERS = {runtime: Variant(TEACHER, "dense", runtime) for runtime in (TORCH, ONNX)}
+SHRUNK = {runtime: Variant(STUDENT, "shrunk", runtime) for runtime in (TORCH, ONNX)}
+MASKED = Variant(STUDENT, "masked", TORCH)
+CSR, AUTO = Variant(STUDENT, "CSR", DEPLOY), Variant(STUDENT, "auto", DEPLOY)
 
 
 @dataclass(frozen=True)
-class Timing:
+class VariantLatency:
     """The latency of one variant for one batch size and number of threads, and its speedups.
 
     The speedups are over the dense student and the teacher in the same runtime, for kdx.deploy over the teacher in
     torch; None if it is one of them itself, or if one could not be timed.
     """
 
-    kind: Kind
+    kind: Variant
     latency: Latency
     dense: Speedup | None
     teacher: Speedup | None
@@ -104,15 +104,15 @@ class Bench:
 
     run: Path
     title: str
-    timings: list[Timing]
+    timings: list[VariantLatency]
     choices: dict[int, list[kdx.deploy.Choice]]
-    file_bytes: dict[Kind, int]
+    file_bytes: dict[Variant, int]
     left_out: list[str]
     crowded: dict[tuple[int, int], float]
     place: dict[str, Any]
 
     @property
-    def results(self) -> list[Timing]:
+    def results(self) -> list[VariantLatency]:
         """The timings without those that other programs disturbed."""
         return [each for each in self.timings if (each.latency.threads, each.latency.batch) not in self.crowded]
 
@@ -148,7 +148,7 @@ def bench(run: Path, seconds: float) -> Bench:
     student = finished_student(run)
     images, _ = next(student.data.test.batches(max(BATCHES)))
     images = images[torch.arange(max(BATCHES)) % len(images)].contiguous()
-    timings: list[Timing] = []
+    timings: list[VariantLatency] = []
     choices: dict[int, list[kdx.deploy.Choice]] = {}
     left_out: dict[str, None] = {}
     crowded: dict[tuple[int, int], float] = {}
@@ -160,7 +160,7 @@ def bench(run: Path, seconds: float) -> Bench:
                 for batch in BATCHES:
                     inputs = images[:batch]
                     calls = dict(fixed)
-                    elsewhere = taken_elsewhere()
+                    elsewhere = cores_taken_by_others()
                     if CSR in files.deploy:
                         measured = kdx.deploy.choices(files.deploy[CSR], inputs.numpy())
                         choices.setdefault(batch, measured)
@@ -214,10 +214,10 @@ class _Files:
         # A teacher's time and the size of its file depend on its shape alone, so any weights serve.
         teacher = build_model(student.config.teacher, shape, student.data.classes, seed=0).eval()
         shrunk, masked = shrink(student.network, inputs=False), deepcopy(student.network)
-        substitute(masked, lambda layer: Thresholded(layer) if isinstance(layer, nn.Linear | nn.Conv2d) else None)
-        self.torch: dict[Kind, Call] = {}
-        self.deploy: dict[Kind, kdx.deploy.Network] = {}
-        self.paths: dict[Kind, Path] = {}
+        replace_layers(masked, lambda layer: Thresholded(layer) if isinstance(layer, nn.Linear | nn.Conv2d) else None)
+        self.torch: dict[Variant, Call] = {}
+        self.deploy: dict[Variant, kdx.deploy.Network] = {}
+        self.paths: dict[Variant, Path] = {}
         for kinds, network in ((TEACHERS, teacher), (DENSE, deepcopy(student.network)), (SHRUNK, shrunk)):
             name = f"{kinds[TORCH].network}-{kinds[TORCH].form}"
             self.torch[kinds[TORCH]] = network
@@ -236,7 +236,7 @@ class _Files:
         except UserError as error:
             left_out[f"{DEPLOY}: {error}"] = None
 
-    def networks(self, threads: int) -> dict[Kind, Call]:
+    def networks(self, threads: int) -> dict[Variant, Call]:
         """All networks but the one whose runtimes depend on the batch size."""
         sessions = {kind: _session(path, threads) for kind, path in self.paths.items() if kind.runtime == ONNX}
         return {**self.torch, **self.deploy, **sessions}
@@ -260,21 +260,23 @@ def _limited(threads: int) -> Iterator[None]:
 
 
 def timings_of(
-    calls: Mapping[Kind, Call], inputs: Tensor, threads: int, seconds: float, left_out: dict[str, None]
-) -> list[Timing]:
+    calls: Mapping[Variant, Call], inputs: Tensor, threads: int, seconds: float, left_out: dict[str, None]
+) -> list[VariantLatency]:
     """Time networks on one batch, for about `seconds` each; those that would take too long are named in `left_out`."""
-    arrays: dict[Kind, Tensor | Array] = {kind: inputs if kind.runtime == TORCH else inputs.numpy() for kind in calls}
+    arrays: dict[Variant, Tensor | Array] = {
+        kind: inputs if kind.runtime == TORCH else inputs.numpy() for kind in calls
+    }
     quick = {kind: partial(call, arrays[kind]) for kind, call in calls.items() if is_quick_enough(call, arrays[kind])}
     for kind in (kind for kind in calls if kind not in quick):
         left_out[f"{kind}: {len(inputs)} images would take too long with {threads} threads"] = None
     taken = time_in_rounds(quick, seconds)
 
-    def against(kind: Kind, other: Kind) -> Speedup | None:
+    def against(kind: Variant, other: Variant) -> Speedup | None:
         return speedup(taken[kind], over=taken[other]) if kind != other and other in taken else None
 
     timings = []
     for kind, rounds in taken.items():
         latency = summary("cpu", threads, str(kind), len(inputs), rounds)
         dense = None if kind.network == TEACHER else against(kind, DENSE[kind.runtime])
-        timings.append(Timing(kind, latency, dense, against(kind, TEACHERS.get(kind.runtime, TEACHERS[TORCH]))))
+        timings.append(VariantLatency(kind, latency, dense, against(kind, TEACHERS.get(kind.runtime, TEACHERS[TORCH]))))
     return timings

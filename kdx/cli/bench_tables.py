@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kdx import console, formatting
-from kdx.bench.timing import DEPLOY, Bench, Timing
+from kdx.bench.timing import DEPLOY, Bench, VariantLatency
 from kdx.cli.run_tables import COMPARED, NOISY, SLOWER, against
 from kdx.deploy import Choice
 from kdx.deploy.rounds import Speedup
@@ -34,7 +34,7 @@ def print_bench(bench: Bench) -> None:
         console.warn(screen, "everything is too noisy, so that nothing is written")
 
 
-def _print_timings(screen: Console, timings: list[Timing], threads: int, batch: int, *, crowded: bool) -> None:
+def _print_timings(screen: Console, timings: list[VariantLatency], threads: int, batch: int, *, crowded: bool) -> None:
     content = console.table(
         console.words("network"),
         console.words("runtime"),

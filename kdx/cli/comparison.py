@@ -10,7 +10,7 @@ from rich.text import Text
 from kdx import console, formatting
 from kdx.analysis.differences import MISSING, differing_keys, setting_text, shortest_names
 from kdx.runs.reader import Figures, number, read_figures, read_settings
-from kdx.runs.sanity import warnings_of
+from kdx.runs.sanity import sanity_warnings
 
 ID_SHOWN = 8
 SETTINGS_SHOWN = 4
@@ -48,7 +48,7 @@ def print_comparison(runs: Sequence[Path]) -> None:
         screen.print(f"... also different: {', '.join(labels[key] for key in differing[shown:])}")
     screen.print("memory: teacher dense / student CSR bytes. ms: one image, one CPU thread.")
     for one in figures:
-        for text in warnings_of(one):
+        for text in sanity_warnings(one):
             console.warn(screen, f"{one['run_id'][:ID_SHOWN]} {one['method']}: {text}")
 
 

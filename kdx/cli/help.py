@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kdx.config.groups import Choice, Group, load_groups
-from kdx.config.validation import shown
+from kdx.config.validation import format_value
 
 _EXAMPLES = """\
 examples:
@@ -48,4 +48,4 @@ def _choice(choice: Choice, default: bool) -> str:
 
 
 def _value(value: object) -> str:
-    return value if isinstance(value, str) else shown(value)
+    return value if isinstance(value, str) else format_value(value)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from kdx import __version__
-from kdx.errors import RunFailed, UserError, describe, is_plain, nearest, one_line
+from kdx.errors import RunFailed, UserError, describe, is_expected, nearest, one_line
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 _HELP_WORDS = {"-h", "--help"}
@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as failure:
-        if not isinstance(failure, RunFailed) and not is_plain(failure):
+        if not isinstance(failure, RunFailed) and not is_expected(failure):
             import traceback
 
             traceback.print_exception(failure)

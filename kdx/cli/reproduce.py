@@ -9,13 +9,13 @@ from pathlib import Path
 
 from kdx.analysis.summary import Content
 from kdx.cli.arguments import flag, outputs_folder, split_options
-from kdx.config.compose import launcher_settings, single
+from kdx.config.compose import compose_config, launcher_settings
 from kdx.config.hydra_keys import is_hydras_word
-from kdx.device.machine import share_cores
+from kdx.device.machine import set_omp_wait_policy
 from kdx.errors import UserError, unknown
 from kdx.reproduce.cells import cells_of, check_claims
-from kdx.reproduce.jobs import BUDGETS, Budget, Done, Job, Order, jobs_of
-from kdx.reproduce.reuse import read_recorded, told_runs
+from kdx.reproduce.jobs import BUDGETS, Budget, Job, JobResult, Request, jobs_of
+from kdx.reproduce.reuse import read_recorded, recorded_runs
 from kdx.reproduce.run import run_all
 from kdx.reproduce.tables import PaperTable, load_table, named, table_names
 from kdx.reproduce.writer import write_table
@@ -56,7 +56,7 @@ def main(words: Sequence[str]) -> int:
 def reproduce(words: Sequence[str]) -> int:
     """Reproduce the named tables; returns 0 if every run finished, else 1; raises UserError for wrong arguments."""
     names, order = parsed(words)
-    share_cores()
+    set_omp_wait_policy()
     if order.launcher:
         check_launcher(order.launcher)
         launcher_settings(order.launcher)
@@ -68,7 +68,7 @@ def reproduce(words: Sequence[str]) -> int:
     planned = [(table, jobs_of(table, order)) for table in tables]
     check_here(order.launcher, [job.config for _, jobs in planned for job in jobs if order.trains(job.row)])
     # The other tables are read once, and only where they are believed.
-    elsewhere = told_runs(folder_of(tables[0].name, order).parents[2]) if order.recorded else {}
+    elsewhere = recorded_runs(folder_of(tables[0].name, order).parents[2]) if order.reuse else {}
     known = [_recorded(table, jobs, order, elsewhere) for table, jobs in planned]
     complete = True
     for (table, jobs), recorded in zip(planned, known, strict=True):
@@ -93,11 +93,11 @@ def reproduce(words: Sequence[str]) -> int:
 
 
 def _recorded(
-    table: PaperTable, jobs: Sequence[Job], order: Order, elsewhere: Mapping[str, Content]
-) -> dict[int, Done]:
+    table: PaperTable, jobs: Sequence[Job], order: Request, elsewhere: Mapping[str, Content]
+) -> dict[int, JobResult]:
     """The jobs whose results an earlier table records, if `order` allows; warns if the new table will drop them."""
     folder = folder_of(table.name, order)
-    if order.recorded:
+    if order.reuse:
         return read_recorded(folder, table, jobs, elsewhere)
     with suppress(UserError):
         lost = len(read_recorded(folder, table, [job for job in jobs if not order.trains(job.row)], elsewhere))
@@ -117,15 +117,15 @@ def listing() -> str:
     return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())
 
 
-def folder_of(name: str, order: Order) -> Path:
+def folder_of(name: str, order: Request) -> Path:
     """The folder of a table; other budgets than the paper's, and other settings, have folders of their own."""
     given = [word for word in order.overrides if word.partition("=")[0] == "outputs"]
     # As the runs understand it, which may be quoted, or take it from the environment.
-    outputs = Path(single(given).outputs) if given else outputs_folder()
+    outputs = Path(compose_config(given).outputs) if given else outputs_folder()
     return outputs / "paper" / f"{name}{order.suffix}"
 
 
-def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
+def parsed(words: Sequence[str]) -> tuple[list[str], Request]:
     """The names of tables and the options; other KEY=VALUE arguments are overrides."""
     options = {"rows": "*", "seeds": "3", "budget": "paper", "train": "true", "recorded": "false"}
     names, overrides, launcher, given = [], [], [], dict[str, str]()
@@ -148,13 +148,13 @@ def parsed(words: Sequence[str]) -> tuple[list[str], Order]:
             overrides.append(word)
     if not names:
         raise UserError(f"reproduce: no table is given; allowed: {', '.join(table_names())}")
-    return names, Order(
+    return names, Request(
         rows=options["rows"],
         seeds=_seeds(options["seeds"]),
         budget=_budget(options["budget"]),
         overrides=tuple(overrides),
         train=flag("train", options["train"]),
-        recorded=flag("recorded", options["recorded"]),
+        reuse=flag("recorded", options["recorded"]),
         launcher=tuple(launcher),
     )
 

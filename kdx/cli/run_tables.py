@@ -9,7 +9,7 @@ from rich.text import Text
 from kdx import console, formatting
 from kdx.cli.comparison import print_comparison
 from kdx.runs.reader import Figures, number, read_figures, read_table
-from kdx.runs.sanity import warnings_of
+from kdx.runs.sanity import sanity_warnings
 
 CHAIN, PRUNED = "chain.csv", "pruned.csv"
 # Errors may be absent, and M_0 has neither a teacher nor, where it comes from a file, a run; a loss is there where they
@@ -110,7 +110,7 @@ def print_run(run: Path) -> None:
         _print_latencies(screen, latencies)
     screen.print("1 kB = 1,000 bytes, 1 MB = 1,000,000 bytes. Dense: 4 bytes per weight and bias.")
     screen.print("CSR: 4-byte values, column indices and row pointers; biases dense.")
-    for text in warnings_of(figures):
+    for text in sanity_warnings(figures):
         console.warn(screen, text)
 
 

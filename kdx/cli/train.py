@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.cli.arguments import split_options
-from kdx.device.machine import check_threads, share_cores
-from kdx.errors import recorded
+from kdx.device.machine import check_threads, set_omp_wait_policy
+from kdx.errors import log_failures
 
 if TYPE_CHECKING:
     from kdx.sweep.job_records import JobRecord
@@ -31,20 +31,20 @@ HELP = _help
 
 def _single(overrides: list[str]) -> int:
     from kdx.checks import check_method
-    from kdx.config.compose import single
+    from kdx.config.compose import compose_config
     from kdx.runs.folder import run_folder
 
-    config = single(overrides)
+    config = compose_config(overrides)
     check_threads(config.device.threads)
     # After mistakes are told, before torch is imported.
-    share_cores()
+    set_omp_wait_policy()
     for line in check_method(config, overrides):
         print(f"kdx: {line}", file=sys.stderr)
     log_file = run_folder(config).log_file
     from kdx.cli.run_tables import print_run
     from kdx.experiment import run
 
-    with recorded(log_file):
+    with log_failures(log_file):
         folder = run(config)
     print_run(folder)
     print(folder)
@@ -59,7 +59,7 @@ def _sweep(overrides: list[str]) -> int:
     from kdx.sweep.multirun import sweep
 
     # Before torch is imported, here and in the processes of a launcher.
-    share_cores()
+    set_omp_wait_policy()
     folder, records = sweep(overrides)
     finished = [Path(record.run) for record in records if record.run]
     failed = [record for record in records if record.error]
@@ -86,7 +86,7 @@ def runs_of(records: "Sequence[JobRecord]") -> list[Path | dict[str, Any]]:
 
     Jobs with the same configuration count as one run.
     """
-    from kdx.config.compose import expand
+    from kdx.config.compose import compose_sweep
     from kdx.runs.folder import run_folder
     from kdx.runs.reader import flat
 
@@ -95,6 +95,6 @@ def runs_of(records: "Sequence[JobRecord]") -> list[Path | dict[str, Any]]:
         if record.run:
             runs[Path(record.run)] = Path(record.run)
         else:
-            (job,) = expand(record.overrides)
+            (job,) = compose_sweep(record.overrides)
             runs.setdefault(run_folder(job.config).path, flat(job.config.model_dump(mode="json")))
     return list(runs.values())

@@ -30,7 +30,7 @@ SEARCH_PATH = "hydra.searchpath"
 FURTHER_LAUNCHERS = ("submitit_local", "submitit_slurm")
 
 
-def single(overrides: Sequence[str]) -> Config:
+def compose_config(overrides: Sequence[str]) -> Config:
     """The configuration of one run."""
     with _hydra():
         return to_config(_composed(_parsed(overrides, sweep=False)))
@@ -44,7 +44,7 @@ class Job:
     config: Config
 
 
-def expand(overrides: Sequence[str]) -> list[Job]:
+def compose_sweep(overrides: Sequence[str]) -> list[Job]:
     """All jobs of a sweep, in the order of Hydra's own sweeper."""
     with _hydra():
         parsed = [override for override in _parsed(overrides, sweep=True) if not is_hydras(override)]
@@ -91,7 +91,7 @@ def to_config(composed: DictConfig) -> Config:
     return settings_from(Config, content)
 
 
-def hydra_words(words: Iterable[str]) -> list[str]:
+def to_hydra(words: Iterable[str]) -> list[str]:
     """Overrides in Hydra's spelling, which adds the folder of a shared group: teacher@teacher2=nin.
 
     The search path of installed packages' groups is added to them.
@@ -106,7 +106,7 @@ def in_hydras_spelling(words: Iterable[str]) -> list[str]:
     return [_renamed(word, names) for word in words]
 
 
-def typed_words(words: Iterable[str]) -> list[str]:
+def from_hydra(words: Iterable[str]) -> list[str]:
     """Overrides in Hydra's spelling, converted back to what the user typed."""
     names = {group.hydra_name: group.name for group in load_groups().values()}
     return [_renamed(word, names) for word in words]
@@ -184,7 +184,7 @@ def _composed(overrides: list[Override]) -> DictConfig:
     values = [override for override in overrides if not _chooses(override, groups)]
     choices = [override.input_line or "" for override in overrides if override not in values]
     try:
-        composed = deepcopy(_chosen(conf_folder(), tuple(hydra_words(choices))))
+        composed = deepcopy(_chosen(conf_folder(), tuple(to_hydra(choices))))
         for override in values:
             OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -238,7 +238,7 @@ def _unknown_key(override: Override, keys: list[str], groups: Mapping[str, Group
 
 def _keys(overrides: list[str]) -> list[str]:
     try:
-        return list(_flattened(_chosen(conf_folder(), tuple(hydra_words(overrides)))))
+        return list(_flattened(_chosen(conf_folder(), tuple(to_hydra(overrides)))))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from None
 

@@ -6,7 +6,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from kdx.config.validation import shown
+from kdx.config.validation import format_value
 from kdx.errors import UserError, unknown
 
 LAUNCHER = "hydra/launcher"
@@ -116,4 +116,4 @@ def _refused(launcher: DictConfig, key: str, override: Override) -> UserError:
     declared = launcher._get_node(top)._metadata  # pyright: ignore
     kind = _TYPES.get(getattr(declared.ref_type, "__origin__", declared.ref_type), "another value")
     optional = " or null" if declared.optional else ""
-    return UserError(f"{SETTINGS}{key}: {shown(override.value())} is not allowed; allowed: {kind}{optional}")
+    return UserError(f"{SETTINGS}{key}: {format_value(override.value())} is not allowed; allowed: {kind}{optional}")

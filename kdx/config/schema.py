@@ -45,7 +45,7 @@ class TrainerSettings(Settings):
     patience: Count | None
     checkpoint_seconds: Annotated[float, Field(ge=0)]
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The fields without effect beside the value of another one, each with that other setting as it is typed."""
         of_schedule = {"one-cycle": {"hold": "schedule=one-cycle"}, "hold": {"peak": "schedule=hold"}}
         return of_schedule[self.schedule] | ({"momentum": "optimizer=adam"} if self.optimizer == "adam" else {})
@@ -148,9 +148,9 @@ class Config(Settings):
         """The trainers of teachers and student by key, the student's last."""
         return {f"{key}.trainer": teacher.trainer for key, teacher in self.teachers.items()} | {"trainer": self.trainer}
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The trainers' keys without effect, each with the reason."""
-        of_each = {key: trainer.idle() for key, trainer in self.trainers.items()}
+        of_each = {key: trainer.unused_settings() for key, trainer in self.trainers.items()}
         return {f"{key}.{name}": f"{key}.{why}" for key, idle in of_each.items() for name, why in idle.items()}
 
     def for_each_teacher(self) -> list["Config"]:

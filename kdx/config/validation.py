@@ -20,10 +20,10 @@ def settings_from(model: type[Model], content: object, key: str = "") -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise explained(error, key, model) from None
+        raise error_message(error, key, model) from None
 
 
-def explained(error: ValidationError, key: str = "", model: type[BaseModel] | None = None) -> UserError:
+def error_message(error: ValidationError, key: str = "", model: type[BaseModel] | None = None) -> UserError:
     """The first of pydantic's errors as a UserError; with `model` it also says what is allowed."""
     first = error.errors(include_url=False)[0]
     schema = model.model_json_schema() if model else {}
@@ -50,10 +50,10 @@ def explained(error: ValidationError, key: str = "", model: type[BaseModel] | No
 
 def _refused(name: str, value: object, allowed: str, node: Schema | None = None) -> str:
     choices = [str(choice) for choice in (node or {}).get("enum", ())]
-    return f"{name}: {shown(value)} is not allowed; {nearest(value, choices)}allowed: {allowed}"
+    return f"{name}: {format_value(value)} is not allowed; {nearest(value, choices)}allowed: {allowed}"
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as the user would type it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -13,7 +13,7 @@ from kdx.storage.tensors import DamagedTensors, load_tensors, save_tensors
 log = logging.getLogger(__name__)
 
 
-def decoded(name: str, key: str, decode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def cached(name: str, key: str, decode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors that `decode` returns, taken from the cache if it holds them intact.
 
     `key` is a hash of everything that determines the tensors. If the cache cannot be written, a warning is logged.

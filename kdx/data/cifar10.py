@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kdx.config.datasets import Cifar10Settings
-from kdx.data.cache import decoded
+from kdx.data.cache import cached
 from kdx.data.dataset import Data, build_data
-from kdx.data.download import SourceFile, SourceSet, Verified, obtain
+from kdx.data.download import LocalFile, SourceFile, SourceSet, fetch_files
 from kdx.data.preprocessing import PER_BATCH
 from kdx.errors import UserError
 
@@ -96,13 +96,13 @@ def load(settings: Cifar10Settings) -> Data:
 
     Raises UserError if files are missing or damaged, or for an impossible split.
     """
-    files = obtain(SOURCES, settings.root, settings.download)
-    stored = decoded("cifar10", SOURCES.key(), lambda: _decode(files))
+    files = fetch_files(SOURCES, settings.root, settings.download)
+    stored = cached("cifar10", SOURCES.key(), lambda: _decode(files))
     train, test = ((stored[f"{part}_images"], stored[f"{part}_labels"].long()) for part in PARTS)
     return build_data(settings, train, test, PER_BATCH[settings.preprocessing])
 
 
-def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:
+def _decode(files: dict[str, LocalFile]) -> dict[str, Tensor]:
     wanted = {name for names in PARTS.values() for name in names}
     batches = {
         name: parse_batch(content, Cifar10Settings.classes, name)

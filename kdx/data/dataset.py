@@ -13,7 +13,7 @@ from kdx.data.splits import nested_choice, stratified_choice
 from kdx.errors import UserError
 
 
-def onto(tensor: Tensor, device: torch.device) -> Tensor:
+def copy_async(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`; a copy to a GPU is asynchronous."""
     # A copy from pageable memory would wait for all work that is queued on the GPU.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -72,7 +72,7 @@ class Split:
             order = 2 * order + torch.randint(2, order.shape, generator=flip)
         if self.shift:
             order = self.shifts * order + torch.randint(self.shifts, order.shape, generator=move)
-        return onto(order, self.images.device)
+        return copy_async(order, self.images.device)
 
     def take(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """The images, float32 (batch, C, H, W), and labels (batch,) of the views with the numbers `chosen` (batch,)."""

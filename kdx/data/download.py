@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from kdx.console import Stage, stage
+from kdx.console import ProgressBar, progress_bar
 from kdx.errors import UserError, one_line
 from kdx.storage.files import write_atomically
 from kdx.storage.paths import data_root, download_cache
@@ -66,7 +66,7 @@ class SourceSet:
 
 
 @dataclass(frozen=True)
-class Verified:
+class LocalFile:
     """An official file whose md5 was verified: the paths of the file itself or of its unpacked members.
 
     `content` holds a download that could not be written to any folder.
@@ -105,7 +105,7 @@ class Verified:
                 yield path.name, path.read_bytes()
 
 
-def obtain(sources: SourceSet, root: str | None, download: bool) -> dict[str, Verified]:
+def fetch_files(sources: SourceSet, root: str | None, download: bool) -> dict[str, LocalFile]:
     """Find every file by its official name below `root` or in kdx's cache; download what is missing.
 
     Raises UserError if a file is damaged, or is missing and cannot be downloaded.
@@ -122,7 +122,7 @@ def obtain(sources: SourceSet, root: str | None, download: bool) -> dict[str, Ve
     return {name: verified or fetched[name] for name, verified in found.items()}
 
 
-def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) -> Verified | None:
+def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) -> LocalFile | None:
     """The first intact copy; a damaged one is an error, unless another is intact or kdx can replace its own."""
     damaged: list[Path] = []
     bases = dict.fromkeys((folder, download_cache()))
@@ -132,7 +132,7 @@ def _find(sources: SourceSet, file: SourceFile, folder: Path, download: bool) ->
         if actual == official:
             if base != folder:
                 log.info("%s: %s is not in %s; read from %s", sources.name, file.name, folder, base / place)
-            return Verified(tuple(official))
+            return LocalFile(tuple(official))
         for path, md5 in actual.items():
             if md5 is not None and md5 != official[path]:
                 log.warning("%s is damaged: its md5 is not the official %s", path, official[path])
@@ -165,16 +165,16 @@ def _md5_of(path: Path) -> str | None:
         raise UserError(f"dataset.root: {path} cannot be read: {error.strerror}") from error
 
 
-def _download(sources: SourceSet, missing: Sequence[SourceFile], folder: Path, allowed: bool) -> dict[str, Verified]:
+def _download(sources: SourceSet, missing: Sequence[SourceFile], folder: Path, allowed: bool) -> dict[str, LocalFile]:
     target = folder / sources.places[0]
     names = ", ".join(file.name + _half_there(sources, file, folder) for file in missing)
     problem = f"dataset.root: {names} not found below '{folder}'"
     remedy = f"put them into {target}, or use dataset=digits, which needs no files"
     if not allowed:
         raise UserError(f"{problem} and dataset.download is false; {remedy}")
-    fetched: dict[str, Verified] = {}
+    fetched: dict[str, LocalFile] = {}
     done = 0
-    with stage(f"download {sources.name} (bytes)", sum(file.size for file in missing)) as progress:
+    with progress_bar(f"download {sources.name} (bytes)", sum(file.size for file in missing)) as progress:
         for file in missing:
             try:
                 content = _fetch(sources.mirrors(), file, progress, done)
@@ -186,7 +186,7 @@ def _download(sources: SourceSet, missing: Sequence[SourceFile], folder: Path, a
     return fetched
 
 
-def _stored(content: bytearray, wanted: Path, otherwise: Path) -> Verified:
+def _stored(content: bytearray, wanted: Path, otherwise: Path) -> LocalFile:
     """A download, written to the path `wanted`, or to `otherwise` if that folder is not writable."""
     for path in dict.fromkeys((wanted, otherwise)):
         try:
@@ -195,12 +195,12 @@ def _stored(content: bytearray, wanted: Path, otherwise: Path) -> Verified:
             log.warning("%s cannot be written: %s", path, error.strerror)
         else:
             log.info("downloaded %s", path)
-            return Verified((path,))
+            return LocalFile((path,))
     log.warning("%s is kept nowhere and is downloaded again in each run", wanted.name)
-    return Verified((wanted,), content)
+    return LocalFile((wanted,), content)
 
 
-def _fetch(mirrors: Sequence[str], file: SourceFile, progress: Stage, done: int) -> bytearray:
+def _fetch(mirrors: Sequence[str], file: SourceFile, progress: ProgressBar, done: int) -> bytearray:
     """The file's bytes from the first mirror that has them intact; `done` bytes of the stage were loaded before."""
     reason = "there is no mirror"
     for mirror in mirrors:
@@ -216,7 +216,7 @@ def _fetch(mirrors: Sequence[str], file: SourceFile, progress: Stage, done: int)
     raise DownloadError(reason)
 
 
-def _fetch_from(url: str, size: int, progress: Stage, done: int) -> bytearray:
+def _fetch_from(url: str, size: int, progress: ProgressBar, done: int) -> bytearray:
     content = bytearray()
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         # One byte beyond the known size is enough to prove that it is another file.

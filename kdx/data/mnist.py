@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from kdx.config.datasets import MnistSettings
-from kdx.data.cache import decoded
+from kdx.data.cache import cached
 from kdx.data.dataset import Data, build_data
-from kdx.data.download import SourceFile, SourceSet, Verified, obtain
+from kdx.data.download import LocalFile, SourceFile, SourceSet, fetch_files
 from kdx.data.preprocessing import PER_BATCH
 from kdx.errors import UserError
 
@@ -78,15 +78,15 @@ def load(settings: MnistSettings) -> Data:
 
     Raises UserError if files are missing or damaged, or for an impossible split.
     """
-    files = obtain(SOURCES, settings.root, settings.download)
-    stored = decoded("mnist", SOURCES.key(), lambda: _decode(files))
+    files = fetch_files(SOURCES, settings.root, settings.download)
+    stored = cached("mnist", SOURCES.key(), lambda: _decode(files))
     train, test = (
         (stored[f"{part}_images"].unsqueeze(1), stored[f"{part}_labels"].long()) for part in ("train", "test")
     )
     return build_data(settings, train, test, PER_BATCH[settings.preprocessing])
 
 
-def _decode(files: dict[str, Verified]) -> dict[str, Tensor]:
+def _decode(files: dict[str, LocalFile]) -> dict[str, Tensor]:
     contents = {name: content for file in files.values() for name, content in file.unpacked()}
     tensors = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):

@@ -9,9 +9,9 @@ from scipy.io import loadmat
 from torch import Tensor
 
 from kdx.config.datasets import SvhnSettings
-from kdx.data.cache import decoded
+from kdx.data.cache import cached
 from kdx.data.dataset import Data, build_data, check_validation
-from kdx.data.download import SourceFile, SourceSet, Verified, obtain
+from kdx.data.download import LocalFile, SourceFile, SourceSet, fetch_files
 from kdx.data.preprocessing import PER_BATCH
 from kdx.data.splits import balanced_choice, stratified_choice
 from kdx.errors import UserError
@@ -47,7 +47,7 @@ def load(settings: SvhnSettings) -> Data:
     validation. Raises UserError if files are missing or damaged, or for an impossible split.
     """
     wanted = SOURCES.files if settings.extra else SOURCES.files[:2]
-    verified = obtain(replace(SOURCES, files=wanted), settings.root, settings.download)
+    verified = fetch_files(replace(SOURCES, files=wanted), settings.root, settings.download)
     first, second, *extra = wanted
     train, sizes = _joined([first, *extra], verified)
     test, _ = _joined([second], verified)
@@ -55,7 +55,7 @@ def load(settings: SvhnSettings) -> Data:
     return build_data(settings, train, test, PER_BATCH[settings.preprocessing], held_out)
 
 
-def _joined(sources: Sequence[SourceFile], verified: dict[str, Verified]) -> tuple[tuple[Tensor, Tensor], list[int]]:
+def _joined(sources: Sequence[SourceFile], verified: dict[str, LocalFile]) -> tuple[tuple[Tensor, Tensor], list[int]]:
     """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of these files one after the other, and their sizes."""
     parts = [_part(source, verified[source.name]) for source in sources]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -87,13 +87,13 @@ def _held_out(settings: SvhnSettings, labels: Tensor, sizes: list[int]) -> Tenso
     return chosen
 
 
-def _part(source: SourceFile, file: Verified) -> tuple[Tensor, Tensor]:
+def _part(source: SourceFile, file: LocalFile) -> tuple[Tensor, Tensor]:
     """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of one file."""
-    stored = decoded(f"svhn-{source.name.partition('_')[0]}", source.md5, lambda: _decode(file, source.name))
+    stored = cached(f"svhn-{source.name.partition('_')[0]}", source.md5, lambda: _decode(file, source.name))
     return stored["images"], stored["labels"].long()
 
 
-def _decode(file: Verified, name: str) -> dict[str, Tensor]:
+def _decode(file: LocalFile, name: str) -> dict[str, Tensor]:
     try:
         with file.open() as content:
             arrays = loadmat(content, variable_names=("X", "y"))

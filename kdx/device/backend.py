@@ -29,7 +29,7 @@ COMPILE_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
-class Engine:
+class Backend:
     """The device, and how training steps are executed on it."""
 
     device: torch.device
@@ -49,7 +49,7 @@ class Engine:
         """Whether training steps are captured as CUDA graphs."""
         return self.device.type == "cuda" and self.graph is not False
 
-    def placed(self, network: Network) -> Network:
+    def to_device(self, network: Network) -> Network:
         """The network on the device, in the memory format in which its convolutions are fastest.
 
         That is channels_last on a CPU and on a GPU with tensor cores; values, and their order in files, do not change.
@@ -111,7 +111,7 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 
 
-def prepare_device(settings: DeviceSettings) -> Engine:
+def prepare_device(settings: DeviceSettings) -> Backend:
     """Set the process's threads, denormals, allocator and matrix products as `settings` says, and return the engine.
 
     Raises UserError as `choose_device` does, for more threads than cores, and for matrix products that would not have
@@ -131,7 +131,7 @@ def prepare_device(settings: DeviceSettings) -> Engine:
     log.info("device %s, precision %s, matrix products %s", device, settings.precision, gemm)
     if device.type == "cpu":
         log.info("%d threads, which wait as %s", torch.get_num_threads(), waiting())
-    return Engine(device, settings.precision, settings.compile, settings.graph, gemm, settings.latency_seconds)
+    return Backend(device, settings.precision, settings.compile, settings.graph, gemm, settings.latency_seconds)
 
 
 def _set_cuda(*, tf32: bool) -> str:

@@ -26,14 +26,14 @@ class CaptureFailed(RuntimeError):
     """Work could not be captured as a CUDA graph; the message is one line."""
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Captures work, so that it can be replayed any number of times without Python."""
 
-    def rehearsal(self) -> AbstractContextManager[None]:
+    def warmup(self) -> AbstractContextManager[None]:
         """The context for the warm-up runs before a capture."""
         ...
 
-    def record(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
+    def capture(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
         """Capture the work without executing it; the returned function executes it.
 
         Each replay draws from the generators' state at that time. Raises CaptureFailed if the work cannot be captured.
@@ -45,7 +45,7 @@ class Recorder(Protocol):
         ...
 
 
-class Graphs:
+class CudaGraphs:
     """CUDA graphs in one memory pool, of which at most `AHEAD` are in flight at once."""
 
     def __init__(self) -> None:
@@ -57,14 +57,14 @@ class Graphs:
         self._under_way: deque[torch.cuda.Event] = deque()
 
     @contextmanager
-    def rehearsal(self) -> Iterator[None]:
+    def warmup(self) -> Iterator[None]:
         """Run on the stream of the captures."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             yield
         torch.cuda.current_stream().wait_stream(self._stream)
 
-    def record(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
+    def capture(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
         """Capture the work as a CUDA graph; raises CaptureFailed or torch.OutOfMemoryError."""
         graph, failure = torch.cuda.CUDAGraph(), None
         for generator in generators:
@@ -120,15 +120,15 @@ class Graphs:
 
 
 @contextmanager
-def recorded(run: Run, recorder: Recorder | None) -> Iterator[Run]:
+def captured(run: Run, recorder: GraphRecorder | None) -> Iterator[Run]:
     """The work after some warm-up runs, as a capture if there is a recorder, else unchanged."""
     if recorder is None:
         yield run
         return
     try:
-        with recorder.rehearsal():
+        with recorder.warmup():
             for _ in range(WARM_UPS):
                 run()
-        yield recorder.record(run, ())
+        yield recorder.capture(run, ())
     finally:
         recorder.close()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdx.device.backend import Engine
-from kdx.device.cuda_graphs import Graphs, Recorder
+from kdx.device.backend import Backend
+from kdx.device.cuda_graphs import CudaGraphs, GraphRecorder
 from kdx.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,14 @@ def compiled_step(make: Callable[[bool], Step], *, required: bool, failed: Calla
 class Execution:
     """How the engine executes a training of `student` with so many steps."""
 
-    def __init__(self, engine: Engine, student: nn.Module, steps: int) -> None:
-        self.engine, self.compiles = engine, engine.compiles(student, steps)
-        self._facts = engine.record()
+    def __init__(self, backend: Backend, student: nn.Module, steps: int) -> None:
+        self.backend, self.compiles = backend, backend.compiles(student, steps)
+        self._facts = backend.record()
 
     @property
     def name(self) -> str:
         """How steps are executed, in words: compiled, captured, both, or eager."""
-        words = ["compiled"] * self.compiles + ["captured"] * self.engine.captures
+        words = ["compiled"] * self.compiles + ["captured"] * self.backend.captures
         return " and ".join(words) or "eager"
 
     @property
@@ -83,17 +83,17 @@ class Execution:
     @property
     def autocast(self) -> str | None:
         """The device type whose matrix products run in bfloat16, or None."""
-        return self.engine.autocast
+        return self.backend.autocast
 
     def executed(self, make: Callable[[bool], Step]) -> Step:
         """The step that `make(eager)` makes, compiled if that was decided, else eager."""
         if not self.compiles:
             return make(True)
-        return compiled_step(make, required=self.engine.compile is True, failed=self._not_compiled)
+        return compiled_step(make, required=self.backend.compile is True, failed=self._not_compiled)
 
-    def recorder(self) -> Recorder | None:
+    def recorder(self) -> GraphRecorder | None:
         """The CUDA graph recorder, or None if steps are not captured."""
-        return Graphs() if self.engine.captures else None
+        return CudaGraphs() if self.backend.captures else None
 
     def _not_compiled(self) -> None:
         self.compiles = False

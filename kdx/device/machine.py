@@ -100,7 +100,7 @@ SHORTEST = 0.5
 """The system counts in ticks of 10 ms, too coarse for fewer seconds."""
 
 
-def share_cores() -> None:
+def set_omp_wait_policy() -> None:
     """Let this process's threads sleep after waiting for each other for a moment, instead of spinning.
 
     Must be called before torch is imported, whose OpenMP runtime (libgomp) reads the setting once. By default a thread
@@ -129,7 +129,7 @@ def waiting() -> str:
     return ", ".join(f"{name}={os.environ[name]}" for name in (POLICY, SPIN) if name in os.environ) or "they like"
 
 
-def taken_elsewhere() -> Callable[[], float | None]:
+def cores_taken_by_others() -> Callable[[], float | None]:
     """Start watching the cores; the returned function gives how many of them other programs took since, on average.
 
     It returns None if the system does not tell, and within the first half second.

@@ -9,8 +9,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from kdx.models.graph import Link, Norm, links
-from kdx.models.surgery import keep_inputs, keep_outputs, with_used_inputs
+from kdx.models.graph import LayerPair, Norm, layer_pairs
+from kdx.models.surgery import select_inputs, select_outputs, with_used_inputs
 
 # Layers that may precede the first linear layer, because they do not change the pixels.
 _SINGLE = nn.Dropout | nn.Identity | nn.Flatten
@@ -24,12 +24,12 @@ def shrink(network: nn.Module, *, inputs: bool = True) -> nn.Module:
     """
     smaller = deepcopy(network).eval()
     # Removing a neuron can leave another one without weights, before or behind it.
-    while any(_shrunk(link) for link in links(smaller)):
+    while any(_shrunk(link) for link in layer_pairs(smaller)):
         pass
     return _without_unused_inputs(smaller) if inputs else smaller
 
 
-def _shrunk(link: Link) -> bool:
+def _shrunk(link: LayerPair) -> bool:
     """Remove what can be removed between two layers, in place; return whether anything was."""
     layer, following = link.layer, link.following
     unused = link.unused()
@@ -42,21 +42,21 @@ def _shrunk(link: Link) -> bool:
     if not removed.any():
         return False
     folded = torch.where(removed & ~unused, values, 0.0)
-    moved = link.leaving().double().sum(dim=2) @ folded
+    moved = link.outgoing().double().sum(dim=2) @ folded
     if moved.any():
         bias = torch.zeros_like(moved) if following.bias is None else following.bias.detach().double()
         following.bias = nn.Parameter((bias + moved).to(following.weight.dtype))
     # One neuron is several inputs of `following` where channels were flattened.
     positions = following.weight.shape[1] // len(layer.weight)
-    keep_outputs(layer, ~removed)
+    select_outputs(layer, ~removed)
     for module in link.between:
         if isinstance(module, Norm):
-            keep_outputs(module, ~removed)
-    keep_inputs(following, (~removed).repeat_interleave(positions))
+            select_outputs(module, ~removed)
+    select_inputs(following, (~removed).repeat_interleave(positions))
     return True
 
 
-def _constants(link: Link) -> tuple[Tensor, Tensor]:
+def _constants(link: LayerPair) -> tuple[Tensor, Tensor]:
     """The outputs of neurons without inputs, float64 (neurons,), and the mask of those that are the same everywhere.
 
     Behind zero padding, only a constant of zero is the same at every position.
@@ -101,7 +101,7 @@ def _without_unused_inputs(network: nn.Module) -> nn.Module:
             used = (layer.weight.detach() != 0).any(dim=0)
             if used.all() or not used.any():
                 return network
-            keep_inputs(layer, used)
+            select_inputs(layer, used)
             return with_used_inputs(network, name, used.nonzero().flatten())
         if not isinstance(layer, _SINGLE):
             return network

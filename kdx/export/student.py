@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from kdx.config.networks import NetworkSettings, RefinedSettings, network_of
 from kdx.config.schema import Config
-from kdx.config.validation import explained
+from kdx.config.validation import error_message
 from kdx.data import load_data
 from kdx.data.dataset import Data
 from kdx.errors import UserError, one_line
 from kdx.models import Shape, build_model
 from kdx.models.ensemble import Ensemble
-from kdx.models.surgery import widened_as, with_used_inputs
+from kdx.models.surgery import resize_like, with_used_inputs
 from kdx.runs.reader import Figures, check_seal, read_figures
 from kdx.storage.tensors import DamagedTensors, load_tensors, load_weights, save_tensors
 
@@ -86,7 +86,7 @@ def blank_network(
         return network if used is None or first is None else with_used_inputs(network, first, used)
 
     network = Ensemble([single(f"member{number}.") for number in range(1, len(members) + 1)]) if members else single("")
-    return widened_as(network, tensors).eval()
+    return resize_like(network, tensors).eval()
 
 
 def _read_config(run: Path) -> Config:
@@ -97,7 +97,7 @@ def _read_config(run: Path) -> Config:
     except OSError as error:
         raise UserError(f"run: {path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        reason = one_line(explained(error, model=Config))
+        reason = one_line(error_message(error, model=Config))
         raise UserError(
             f"run: {path} was written by another version of kdx or of a package: {reason}; repeat the run"
         ) from None

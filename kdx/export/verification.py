@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdx.data.dataset import Split
 from kdx.errors import RunFailed
-from kdx.models.layers import evaluating
+from kdx.models.layers import eval_mode
 
 # Allowed difference relative to the largest logit: float32 sums of some thousand terms in another order differ by
 # about 1e-6.
@@ -52,7 +52,7 @@ def verify(run: Run, exact: nn.Module, student: nn.Module, test: Split) -> Verif
 
 def _logits(run: Run | nn.Module, test: Split) -> Tensor:
     if isinstance(run, nn.Module):
-        with evaluating(run):
+        with eval_mode(run):
             return torch.cat([run(images) for images, _ in test.batches()])
     return torch.cat([run(images) for images, _ in test.batches()])
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.data.dataset import Split
-from kdx.models.layers import evaluating
+from kdx.models.layers import eval_mode
 
 # Percent points that rounding to float may add to a difference of errors, about 1e-14, with room; one image among ten
 # million weighs a hundred times as much.
@@ -18,7 +18,7 @@ def error_percent(model: nn.Module, split: Split, batch_size: int = 1000) -> flo
 
     Computed on the model's device. Raises ValueError if there are no images, or not one label for each.
     """
-    return 100.0 * wrong_count(model, split, batch_size).item() / len(split.images)
+    return 100.0 * count_errors(model, split, batch_size).item() / len(split.images)
 
 
 def within_tolerance(error: float, before: float, tolerance: float) -> bool:
@@ -29,7 +29,7 @@ def within_tolerance(error: float, before: float, tolerance: float) -> bool:
     return error - before <= tolerance + ROUNDING
 
 
-def wrong_count(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
+def count_errors(model: nn.Module, split: Split, batch_size: int = 1000) -> Tensor:
     """How many images of `split`, neither mirrored nor shifted, have their largest logit not at their label: () int64.
 
     The result stays on the model's device, without synchronising. Raises ValueError as `error_percent` does.
@@ -37,7 +37,7 @@ def wrong_count(model: nn.Module, split: Split, batch_size: int = 1000) -> Tenso
     count = len(split.images)
     if count == 0 or count != len(split.labels):
         raise ValueError(f"{count} images and {len(split.labels)} labels: expected at least one, and as many of both")
-    with evaluating(model) as device:
+    with eval_mode(model) as device:
         wrong = torch.zeros((), dtype=torch.int64, device=device)
         for images, labels in split.batches(batch_size):
             wrong += (model(images.to(device)).argmax(dim=1) != labels.to(device)).sum()
@@ -62,7 +62,7 @@ def logits_of_view(
     """
     logits, samples = [], 0
     chosen = torch.arange(view, len(split) * split.views, split.views, device=split.images.device)
-    with evaluating(model) as device:
+    with eval_mode(model) as device:
         for part in chosen.split(batch_size):
             images, _ = split.take(part)
             logits.append(model(images.to(device)))

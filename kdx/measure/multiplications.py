@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kdx.models.layers import evaluating
+from kdx.models.layers import eval_mode
 
 
 def multiplications(model: nn.Module, image_shape: tuple[int, ...]) -> int:
@@ -41,7 +41,7 @@ def _uses(model: nn.Module, image_shape: tuple[int, ...]) -> list[tuple[Tensor, 
         if isinstance(layer, nn.Linear | nn.Conv2d)
     ]
     try:
-        with evaluating(model) as device:
+        with eval_mode(model) as device:
             model(torch.zeros(1, *image_shape, device=device))
     finally:
         for hook in hooks:

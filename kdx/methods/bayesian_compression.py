@@ -10,10 +10,10 @@ from kdx.config.ranges import Factor, LogAlpha, LogVariance
 from kdx.methods.modifier import Context
 from kdx.methods.variational import VARIANCE_FLOOR, kl_svd, log_dropout_rate
 from kdx.methods.warm_up import WarmUp
-from kdx.models.graph import silence_unused
+from kdx.models.graph import zero_dead_neurons
 from kdx.models.layers import NoisyLayer, without_dropout
-from kdx.models.surgery import Geometry, substitute
-from kdx.training.objective import Monitor, Step, Term
+from kdx.models.surgery import Geometry, replace_layers
+from kdx.training.objective import LossInputs, Monitor, Term
 
 
 def kl_standard_normal(mean: Tensor, log_sigma2: Tensor) -> Tensor:
@@ -161,11 +161,11 @@ class BayesianCompression(WarmUp):
     threshold: LogAlpha | list[LogAlpha]
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """All settings but `clip_var`, which decides what the first layer computes."""
         return frozenset({*type(self).model_fields} - {"clip_var"})
 
-    def swap(self, student: nn.Module) -> nn.Module:
+    def replace_layers(self, student: nn.Module) -> nn.Module:
         """Group the inputs of every linear and convolutional layer.
 
         Raises ValueError if there is no such layer, or if the list of thresholds has another length.
@@ -182,7 +182,7 @@ class BayesianCompression(WarmUp):
                 return GroupLinear(layer, self.log_sigma2_init, limit)
             return GroupConv2d(layer, self.log_sigma2_init, limit)
 
-        if not substitute(student, grouped):
+        if not replace_layers(student, grouped):
             raise ValueError("the student has no nn.Linear and no nn.Conv2d whose inputs can be grouped")
         if isinstance(self.threshold, list) and len(self.threshold) != count:
             raise ValueError(
@@ -198,7 +198,7 @@ class BayesianCompression(WarmUp):
         """
         layers = _group_layers(context.student)
 
-        def kl(step: Step) -> Tensor:
+        def kl(step: LossInputs) -> Tensor:
             sums = []
             for name, layer in layers.items():
                 own = {key: step.parameters[f"{name}.{key}"] for key, _ in layer.named_parameters()}
@@ -235,9 +235,9 @@ class BayesianCompression(WarmUp):
         layers = _group_layers(student).values()
         thresholds = self.threshold if isinstance(self.threshold, list) else [self.threshold] * len(layers)
         plain = {layer: layer.plain(threshold) for layer, threshold in zip(layers, thresholds, strict=True)}
-        substitute(student, lambda layer: plain[layer] if isinstance(layer, GroupLayer) else None)
+        replace_layers(student, lambda layer: plain[layer] if isinstance(layer, GroupLayer) else None)
         # Dropout between two layers would hide that a neuron has no outgoing weights.
-        silence_unused(without_dropout(student))
+        zero_dead_neurons(without_dropout(student))
         return student
 
 

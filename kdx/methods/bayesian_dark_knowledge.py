@@ -6,16 +6,16 @@ from torch import Tensor, nn
 
 from kdx.config.ranges import Deviation, Weight
 from kdx.config.schema import Config
-from kdx.device.backend import Engine
+from kdx.device.backend import Backend
 from kdx.errors import UserError
 from kdx.methods.distillation import soft_cross_entropy
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.langevin import LangevinDynamics, normal_prior
 from kdx.methods.method import Method
 from kdx.methods.modifier import Context
-from kdx.methods.procedure import Outcome, Procedure
+from kdx.methods.procedure import FitResult, Procedure
 from kdx.models.layers import NoisyLayer
-from kdx.training.objective import Schedule, Step, Term
+from kdx.training.objective import LossInputs, Schedule, Term
 
 
 class NoisyInputs(NoisyLayer):
@@ -70,7 +70,7 @@ class DarkKnowledge(LangevinDynamics):
         """True: the sampler learns from the labels."""
         return True
 
-    def swap(self, student: nn.Module) -> nn.Module:
+    def replace_layers(self, student: nn.Module) -> nn.Module:
         """The student unchanged; raises ValueError if there is no sampler beside it."""
         if not isinstance(student, StudentAndSampler):
             raise ValueError("method.parts: dark-knowledge needs method.procedure=dark-knowledge")
@@ -84,7 +84,7 @@ class DarkKnowledge(LangevinDynamics):
         """`cross_entropy` and `prior` are the sampler's; `distillation` and `student_prior` the student's."""
         learnt = [name for name, _ in context.student.named_parameters() if name.startswith("student.")]
 
-        def student_prior(step: Step) -> Tensor:
+        def student_prior(step: LossInputs) -> Tensor:
             return normal_prior((step.parameters[name] for name in learnt), context.examples)
 
         return {
@@ -94,9 +94,9 @@ class DarkKnowledge(LangevinDynamics):
             "student_prior": Term(student_prior, weight="student_prior"),
         }
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """The sampler's numbers, and the constant weight of the student's penalty."""
-        return super().numbers() | {"student_prior": lambda epoch: self.student_prior}
+        return super().hyperparameters() | {"student_prior": lambda epoch: self.student_prior}
 
     def finalize(self, student: nn.Module) -> nn.Module:
         """The student without the sampler."""
@@ -104,7 +104,7 @@ class DarkKnowledge(LangevinDynamics):
         return student.student
 
 
-class DarkKnowledgeFit(Procedure):
+class BayesianDarkKnowledge(Procedure):
     """One fit of student and sampler together; the student sees images with normal noise of deviation `input_noise`."""
 
     input_noise: Deviation
@@ -114,7 +114,7 @@ class DarkKnowledgeFit(Procedure):
         """True: sampling starts from the initial weights of the configured teacher."""
         return True
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The settings by which a teacher would be trained."""
         keys = ("teacher.trainer", "teacher.dropout", "teacher.input_dropout")
         return dict.fromkeys(keys, "a teacher that is sampled and never trained")
@@ -127,9 +127,11 @@ class DarkKnowledgeFit(Procedure):
                 " teacher is the last sample and not their average; allowed: null"
             )
 
-    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+    def run(
+        self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
+    ) -> FitResult:
         """Fit both networks; the outcome is the student, with the last sample as its teacher."""
-        assert lesson.teacher is not None, "the lesson of a procedure that makes its teacher has the initial one"
-        both = StudentAndSampler(network, deepcopy(lesson.teacher), self.input_noise)
-        student, progress = fit(both, method, lesson, plan, engine)
-        return Outcome(student, progress, teacher=both.sampler)
+        assert inputs.teacher is not None, "the lesson of a procedure that makes its teacher has the initial one"
+        both = StudentAndSampler(network, deepcopy(inputs.teacher), self.input_noise)
+        student, progress = fit(both, method, inputs, spec, backend)
+        return FitResult(student, progress, teacher=both.sampler)

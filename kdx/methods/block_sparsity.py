@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kdx.config.base import Settings
 from kdx.config.ranges import Weight
-from kdx.methods.modifier import Context, Part
+from kdx.methods.modifier import Context, Modifier
 from kdx.models.weights import weight_parameters
-from kdx.training.objective import Monitor, Schedule, Step, Term
+from kdx.training.objective import LossInputs, Monitor, Schedule, Term
 
 # l1_max is equation 10 as it is printed: the largest w, not the largest |w|, so that no negative weight is pulled.
 Norm = Literal["l1_linf", "l1_l2", "l1_max"]
@@ -54,7 +54,7 @@ class BlockShape(Settings):
     axis: Annotated[int, Field(ge=0, le=1)]
 
 
-class BlockSparsity(Part):
+class BlockSparsity(Modifier):
     """The norm of the block of teacher and student weights, weighted by `lambda_g` (VS eqs. 8-11)."""
 
     lambda_g: Weight
@@ -66,16 +66,16 @@ class BlockSparsity(Part):
         return self.bsr.teacher
 
     @property
-    def one_teacher(self) -> str | None:
+    def needs_single_teacher(self) -> str | None:
         """The setting that puts the weights of one teacher into the block."""
         return "method.bsr.teacher=true" if self.bsr.teacher else None
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """`lambda_g`."""
         return frozenset({"lambda_g"})
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The settings of the block, if `lambda_g` is 0."""
         return {} if self.lambda_g else {"bsr": "method.lambda_g=0"}
 
@@ -83,13 +83,13 @@ class BlockSparsity(Part):
         """`bsr`; the teacher's share of every group is constant, so it is computed here, once."""
         names, groups, teacher = self._block(context)
 
-        def bsr(step: Step) -> Tensor:
+        def bsr(step: LossInputs) -> Tensor:
             weights = [step.parameters[name] for name in names]
             return block_norm(group_sizes(weights, self.bsr.norm, self.bsr.axis, groups), teacher, self.bsr.norm)
 
         return {"bsr": Term(bsr, weight="lambda_g")}
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """`lambda_g`, constant over the run."""
         return {"lambda_g": lambda epoch: self.lambda_g}
 

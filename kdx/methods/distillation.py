@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kdx.config.ranges import Temperature, Weight
-from kdx.methods.modifier import Context, Part
-from kdx.training.objective import Schedule, Step, Term
+from kdx.methods.modifier import Context, Modifier
+from kdx.training.objective import LossInputs, Schedule, Term
 
 Direction = Literal["ts", "st"]
 Reduction = Literal["batch", "elementwise"]
@@ -83,7 +83,7 @@ def standardized(logits: Tensor) -> Tensor:
 SMALLEST_DEVIATION = 1e-7
 
 
-class Hint(Part):
+class Distillation(Modifier):
     """The distillation loss at temperature `T`, weighted by `lambda_T` (VS eq. 5).
 
     With `standardize` it compares z-scores of the logits, with `T` as base temperature (Sun et al. 2024); with
@@ -104,11 +104,11 @@ class Hint(Part):
         return True
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """The temperature and the weights."""
         return frozenset({"T", "lambda_T", "beta"})
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """All other settings if `lambda_T` is 0, and `beta` unless the loss is `decoupled`."""
         if not self.lambda_T:
             return dict.fromkeys({*type(self).model_fields} - {"lambda_T"}, "method.lambda_T=0")
@@ -117,24 +117,24 @@ class Hint(Part):
     def terms(self, context: Context) -> dict[str, Term]:
         """`hint`, the distillation loss with the stored teacher logits."""
 
-        def hint(step: Step) -> Tensor:
-            logits, taught, T = step.logits, step.taught, step.numbers["T"]
+        def hint(step: LossInputs) -> Tensor:
+            logits, taught, T = step.logits, step.required_teacher_logits, step.hyperparameters["T"]
             if self.standardize:
                 logits, taught = standardized(logits), standardized(taught)
             if self.decoupled:
-                beta = step.numbers["beta"]
+                beta = step.hyperparameters["beta"]
                 return decoupled_loss(logits, taught, step.labels, T, beta, self.kl_dir, self.reduction)
             return distillation_loss(logits, taught, T, self.kl_dir, self.reduction)
 
         return {"hint": Term(hint, weight="lambda_T")}
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """The temperature and the weights, constant over the run."""
         beta = {"beta": lambda epoch: self.beta} if self.decoupled else {}
         return {"T": lambda epoch: self.T, "lambda_T": lambda epoch: self.lambda_T} | beta
 
 
-class Mixed(Part):
+class Mixed(Modifier):
     """(1 - `alpha`) times the cross entropy with the labels + `alpha` times a distillation loss at temperature `T`."""
 
     softened_term: ClassVar[str]
@@ -153,15 +153,15 @@ class Mixed(Part):
         return self.alpha < 1
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """`alpha` and `T`."""
         return frozenset({"alpha", "T"})
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """`T`, if the distillation loss has no weight."""
         return {} if self.alpha else dict.fromkeys({*type(self).model_fields} - {"alpha"}, "method.alpha=0")
 
-    def softened(self, step: Step) -> Tensor:
+    def softened(self, step: LossInputs) -> Tensor:
         """The distillation loss, a scalar in nats."""
         raise TypeError(f"{type(self).__name__} does not say what it learns of the teacher")
 
@@ -172,7 +172,7 @@ class Mixed(Part):
             self.softened_term: Term(self.softened, weight="alpha"),
         }
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """The temperature and both weights, constant over the run."""
         return {
             "T": lambda epoch: self.T,
@@ -192,9 +192,11 @@ class Mixture(Mixed):
 
     reduction: Reduction
 
-    def softened(self, step: Step) -> Tensor:
+    def softened(self, step: LossInputs) -> Tensor:
         """The distillation loss of `kdx.methods.distillation`."""
-        return distillation_loss(step.logits, step.taught, step.numbers["T"], "ts", self.reduction)
+        return distillation_loss(
+            step.logits, step.required_teacher_logits, step.hyperparameters["T"], "ts", self.reduction
+        )
 
 
 def soft_cross_entropy(logits: Tensor, teacher_logits: Tensor, T: Tensor | float = 1.0) -> Tensor:
@@ -211,12 +213,12 @@ class SoftLabels(Mixed):
 
     softened_term = "soft_cross_entropy"
 
-    def softened(self, step: Step) -> Tensor:
+    def softened(self, step: LossInputs) -> Tensor:
         """The cross entropy with the soft labels."""
-        return soft_cross_entropy(step.logits, step.taught, step.numbers["T"])
+        return soft_cross_entropy(step.logits, step.required_teacher_logits, step.hyperparameters["T"])
 
 
-class Labels(Part):
+class CrossEntropy(Modifier):
     """Cross entropy with the labels, a mean over the batch (VS eq. 4)."""
 
     @property

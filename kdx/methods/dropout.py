@@ -8,27 +8,27 @@ from pydantic import Field
 from torch import nn
 
 from kdx.errors import UserError
-from kdx.methods.modifier import Part
+from kdx.methods.modifier import Modifier
 from kdx.models.layers import NoisyDropout, without_dropout
-from kdx.models.surgery import substitute
+from kdx.models.surgery import replace_layers
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Dropout(Part):
+class Dropout(Modifier):
     """Dropout behind every hidden ReLU at rate `dropout`, on the inputs at `input_dropout` (Srivastava et al. 2014)."""
 
     dropout: Rate
     input_dropout: Rate
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """The two rates, if they are not zero: without dropout there is no layer."""
         return frozenset(name for name in ("dropout", "input_dropout") if getattr(self, name))
 
-    def swap(self, student: nn.Module) -> nn.Module:
+    def replace_layers(self, student: nn.Module) -> nn.Module:
         """Put dropout behind every ReLU and before the first layer; raises ValueError if there is no place for it."""
-        if self.dropout and not substitute(student, self._behind_relu):
+        if self.dropout and not replace_layers(student, self._behind_relu):
             raise ValueError("the student has no nn.ReLU to put dropout behind")
         if not self.input_dropout:
             return student
@@ -46,17 +46,17 @@ class Dropout(Part):
         return without_dropout(student)
 
 
-class FullyConnectedDropout(Part):
+class FullyConnectedDropout(Modifier):
     """Dropout at rate `fc_dropout` behind the ReLUs of fully connected layers only (Noisy Teachers, table 5)."""
 
     fc_dropout: Rate
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """The rate, if it is not zero: without dropout there is no layer."""
         return frozenset({"fc_dropout"} if self.fc_dropout else ())
 
-    def swap(self, student: nn.Module) -> nn.Module:
+    def replace_layers(self, student: nn.Module) -> nn.Module:
         """Put a dropout layer behind every ReLU that follows a linear layer; raises UserError if there is none."""
         if not self.fc_dropout:
             return student

@@ -6,7 +6,7 @@ from kdx.config.base import Count, Name
 from kdx.config.networks import NetworkSettings, Operator
 from kdx.config.ranges import Points
 from kdx.config.schema import Config
-from kdx.config.validation import shown
+from kdx.config.validation import format_value
 from kdx.errors import UserError
 from kdx.methods.procedure import Procedure
 from kdx.methods.weight_pruning import GradualPruning
@@ -22,7 +22,7 @@ class PruningMethod(GradualPruning):
     rescale_dropout: bool
 
 
-class Chain(Procedure):
+class IterativeDistillation(Procedure):
     """The settings of iterative knowledge distillation (IKD algorithm 2); `kdx.chain` carries it out."""
 
     # Fixed, for the candidates' run names: the loss of a candidate is in the other settings of the method.
@@ -35,7 +35,7 @@ class Chain(Procedure):
     prune: bool
     pruning: PruningMethod
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The settings of pruning without `prune`, and of the selection among candidates if there is only one."""
         pruning = {} if self.prune else {"method.pruning": "method.prune=false"}
         return pruning | ({} if self.teacher == "ancestral" else {"method.select": "method.teacher=parental"})
@@ -68,6 +68,6 @@ class Chain(Procedure):
         ):
             if value != allowed:
                 raise UserError(
-                    f"method.{key}: {shown(value)} is not allowed with dataset.validation=0, which leaves no validation"
-                    f" error to compare; allowed: {allowed or 'null'}"
+                    f"method.{key}: {format_value(value)} is not allowed with dataset.validation=0, which leaves no"
+                    f" validation error to compare; allowed: {allowed or 'null'}"
                 )

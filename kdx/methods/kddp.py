@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from kdx.config.base import Count
 from kdx.config.ranges import Weight
 from kdx.data.dataset import Split
-from kdx.device.backend import Engine
+from kdx.device.backend import Backend
 from kdx.errors import UserError
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.method import Method
-from kdx.methods.modifier import Context, Part
-from kdx.methods.procedure import Outcome, Procedure, joined
-from kdx.models.layers import evaluating
+from kdx.methods.modifier import Context, Modifier
+from kdx.methods.procedure import FitResult, Procedure, join_histories
+from kdx.models.layers import eval_mode
 from kdx.models.neurons import Hidden, hidden_layer, without_neurons
 from kdx.training.checkpoint import Progress
-from kdx.training.objective import Schedule, Step, Term
+from kdx.training.objective import LossInputs, Schedule, Term
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ def mean_activations(network: nn.Sequential, hidden: Hidden, examples: Split) ->
     """
     names = [name for name, _ in network.named_children()]
     head = network[: names.index(hidden.activation) + 1]
-    with evaluating(head):
+    with eval_mode(head):
         # On the CPU, because Apple's GPUs have no float64.
         sums = torch.stack([head(images).cpu().double().sum(dim=0) for images, _ in examples.batches()])
     return sums.sum(dim=0) / len(examples)
 
 
-class Activity(Part):
+class Activity(Modifier):
     """L1 penalty on the outputs of a hidden fully connected layer behind its ReLU, weighted by `L1` (KDDP sec. 3.1).
 
     `layer` is the layer's name, or None for the hidden layer with the most weights. `l1_reduction` over the mini-batch
@@ -51,7 +51,7 @@ class Activity(Part):
     l1_reduction: Literal["sum", "mean"]
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """`L1`."""
         return frozenset({"L1"})
 
@@ -59,26 +59,26 @@ class Activity(Part):
         """The penalty `activation_l1` and, with weight 0, `active_neurons`: how many are above zero for any example."""
         name = hidden_layer(context.student, self.layer).activation
 
-        def activation_l1(step: Step) -> Tensor:
+        def activation_l1(step: LossInputs) -> Tensor:
             # Outputs of a ReLU are their own absolute values.
             total = step.activations[name].sum()
             return total if self.l1_reduction == "sum" else total / len(step.labels)
 
-        def active_neurons(step: Step) -> Tensor:
+        def active_neurons(step: LossInputs) -> Tensor:
             return (step.activations[name].detach() > 0).any(dim=0).float().sum()
 
         return {"activation_l1": Term(activation_l1, "L1"), "active_neurons": Term(active_neurons, "no_weight")}
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """The constant weight `L1`, and 0 as the weight of what is only recorded."""
         return {"L1": lambda epoch: self.L1, "no_weight": lambda epoch: 0.0}
 
-    def watched(self, student: nn.Module) -> tuple[str, ...]:
+    def feature_layers(self, student: nn.Module) -> tuple[str, ...]:
         """The name of the ReLU behind the layer."""
         return (hidden_layer(student, self.layer).activation,)
 
 
-class Shrink(Procedure):
+class NeuronPruning(Procedure):
     """`rounds` rounds of two fits: one with the penalty, one of the surviving neurons without it.
 
     A neuron survives if its mean activation over the training set is at least `threshold` (KDDP sec. 3.1). The second
@@ -92,7 +92,9 @@ class Shrink(Procedure):
         """Raise UserError if the method has no penalty on activations or the network no layer for it."""
         hidden_layer(network, _activity(method).layer)
 
-    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+    def run(
+        self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
+    ) -> FitResult:
         """Train and shrink in turn; the figures are the layer's final width and the number of removed neurons.
 
         Raises UserError if no neuron would be left.
@@ -100,26 +102,28 @@ class Shrink(Procedure):
         assert isinstance(network, nn.Sequential), "every network of kdx is a plain sequence of layers"
         # By name, because after a round another layer may have more weights than this one.
         hidden = hidden_layer(network, _activity(method).layer)
-        penalised = replace(method, parts=tuple(_on(part, hidden) for part in method.parts))
-        unpenalised = replace(method, parts=tuple(part for part in method.parts if not isinstance(part, Activity)))
+        penalised = replace(method, parts=tuple(_on(part, hidden) for part in method.modifiers))
+        unpenalised = replace(method, parts=tuple(part for part in method.modifiers if not isinstance(part, Activity)))
         stages: list[Progress] = []
         before = _width(network, hidden)
 
         def stage(name: str, how: Method, student: nn.Sequential) -> nn.Sequential:
             # A trained network has lost the architecture's own dropout, which the next fit needs.
             untrained = deepcopy(student)
-            trained, progress = fit(student, how, lesson, plan.at(name), engine)
+            trained, progress = fit(student, how, inputs, spec.at(name), backend)
             stages.append(progress)
             untrained.load_state_dict(trained.state_dict())
-            return untrained.to(engine.device)
+            return untrained.to(backend.device)
 
         for number in range(1, self.rounds + 1):
             network = stage(f"penalised-{number}", penalised, network)
-            kept = self._survivors(mean_activations(network, hidden, lesson.data.train), hidden).to(engine.device)
+            kept = self._survivors(mean_activations(network, hidden, inputs.data.train), hidden).to(backend.device)
             network = stage(f"fine-tuned-{number}", unpenalised, without_neurons(network, hidden, kept))
         after = _width(network, hidden)
         finished = unpenalised.finalize(network)
-        return Outcome(finished, joined(stages), {f"{hidden.layer}_size": after, "removed_neurons": before - after})
+        return FitResult(
+            finished, join_histories(stages), {f"{hidden.layer}_size": after, "removed_neurons": before - after}
+        )
 
     def _survivors(self, means: Tensor, hidden: Hidden) -> Tensor:
         kept = means >= self.threshold
@@ -136,16 +140,16 @@ class Shrink(Procedure):
 
 
 def _activity(method: Method) -> Activity:
-    for part in method.parts:
+    for part in method.modifiers:
         if isinstance(part, Activity):
             return part
     raise UserError(
-        f"method.parts: '{', '.join(part.__class__.__name__ for part in method.parts)}' has nothing that silences"
+        f"method.parts: '{', '.join(part.__class__.__name__ for part in method.modifiers)}' has nothing that silences"
         " neurons for method.procedure=shrink; allowed: a list with activity"
     )
 
 
-def _on(part: Part, hidden: Hidden) -> Part:
+def _on(part: Modifier, hidden: Hidden) -> Modifier:
     return part.model_copy(update={"layer": hidden.layer}) if isinstance(part, Activity) else part
 
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from kdx.config.ranges import Exponent, StepSize, Weight
 from kdx.config.schema import Config
-from kdx.device.backend import Engine
+from kdx.device.backend import Backend
 from kdx.errors import UserError
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.method import Method
-from kdx.methods.modifier import Context, Part
-from kdx.methods.procedure import Outcome, Procedure
+from kdx.methods.modifier import Context, Modifier
+from kdx.methods.procedure import FitResult, Procedure
 from kdx.models.ensemble import Ensemble
-from kdx.storage.tensors import emptied, load_weights, save_weights
-from kdx.training.objective import Draw, Langevin, Schedule, Step, Term
+from kdx.storage.tensors import load_weights, save_weights, template_of
+from kdx.training.objective import Langevin, LossInputs, NoiseSpec, Schedule, Term
 
 
 def normal_prior(parameters: Iterable[Tensor], examples: int) -> Tensor:
@@ -29,7 +29,7 @@ def normal_prior(parameters: Iterable[Tensor], examples: int) -> Tensor:
     return torch.stack([parameter.square().sum() for parameter in parameters]).sum() / (2 * examples)
 
 
-class LangevinDynamics(Part):
+class LangevinDynamics(Modifier):
     """Every parameter is sampled with step size `eta` under the prior N(0, 1/`prior`); none is trained by an optimizer.
 
     In epoch t the step size is eta * (1 + t / decay_epochs)^-decay: constant at decay 0, and at decay 0.55 the a (b +
@@ -49,19 +49,19 @@ class LangevinDynamics(Part):
         """`prior`, weighted by the prior's precision."""
         names = self.sampled(context)
 
-        def prior(step: Step) -> Tensor:
+        def prior(step: LossInputs) -> Tensor:
             return normal_prior((step.parameters[name] for name in names), context.examples)
 
         return {"prior": Term(prior, weight="prior")}
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """The step size over time and the constant precision."""
         return {
             "eta": lambda epoch: self.eta * (1 + epoch / self.decay_epochs) ** -self.decay,
             "prior": lambda epoch: self.prior,
         }
 
-    def draws(self, context: Context) -> dict[str, Draw]:
+    def noise_specs(self, context: Context) -> dict[str, NoiseSpec]:
         """Standard normal numbers for every parameter that is sampled."""
         return {_draw(name): _normal_like(context.student.get_parameter(name)) for name in self.sampled(context)}
 
@@ -74,18 +74,18 @@ def _draw(parameter: str) -> str:
     return f"langevin/{parameter}"
 
 
-def _normal_like(parameter: Tensor) -> Draw:
+def _normal_like(parameter: Tensor) -> NoiseSpec:
     like = parameter.detach()
-    return Draw(lambda _: torch.empty_like(like), lambda noise, generator: noise.normal_(generator=generator))
+    return NoiseSpec(lambda _: torch.empty_like(like), lambda noise, generator: noise.normal_(generator=generator))
 
 
-class Sampling(Procedure):
+class PosteriorSampling(Procedure):
     """One fit, of which `samples` networks are kept, evenly spaced after `burn_in` epochs."""
 
     burn_in: NonNegativeInt | None
     samples: PositiveInt
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The settings of the optimizer, since every parameter moves by `method.eta`."""
         keys = ("lr", "schedule", "hold", "peak", "optimizer", "momentum", "weight_decay")
         reason = "Langevin dynamics, whose step size is method.eta"
@@ -118,17 +118,19 @@ class Sampling(Procedure):
             )
         return [burn_in + left * number // self.samples for number in range(1, self.samples + 1)]
 
-    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+    def run(
+        self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
+    ) -> FitResult:
         """Sample; the outcome is the ensemble of the samples.
 
         Each sample is written to the run's folder as soon as it is drawn, so that resuming does not lose it.
         """
         # Named like checkpoints, so that they are removed with them when the run is finished.
-        files = {epoch: plan.at(f"sample{epoch}").checkpoint for epoch in self.epochs_kept(plan.trainer.epochs)}
+        files = {epoch: spec.at(f"sample{epoch}").checkpoint for epoch in self.epochs_kept(spec.trainer.epochs)}
 
         def keep(student: nn.Module, epoch: int) -> None:
             if epoch in files:
                 save_weights(files[epoch], method.finalize(deepcopy(student)))
 
-        last, progress = fit(network, method, lesson, plan, engine, after_epoch=keep)
-        return Outcome(Ensemble([load_weights(path, emptied(last)) for path in files.values()]), progress)
+        last, progress = fit(network, method, inputs, spec, backend, after_epoch=keep)
+        return FitResult(Ensemble([load_weights(path, template_of(last)) for path in files.values()]), progress)

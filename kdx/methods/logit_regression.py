@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kdx.config.ranges import Deviation
-from kdx.methods.modifier import Context, Part
-from kdx.rng import stream
-from kdx.training.objective import Draw, Schedule, Step, Term
+from kdx.methods.modifier import Context, Modifier
+from kdx.rng import make_generator
+from kdx.training.objective import LossInputs, NoiseSpec, Schedule, Term
 
 XI, SELECTION, SIGMA = "regression.xi", "regression.selection", "regression.sigma"
 
@@ -30,7 +30,7 @@ def perturbed(logits: Tensor, xi: Tensor, sigma: Tensor | float, selected: Tenso
     return logits * (1 + sigma * xi * selected)
 
 
-class Regression(Part):
+class Regression(Modifier):
     """Regression on the teacher's logits, with noise on either side's logits for samples selected at rate `alpha`.
 
     The noise is N(0, sigma^2), independent for each class and `per` sample or, as algorithm 1 of Noisy Teachers prints
@@ -73,18 +73,18 @@ class Regression(Part):
         return True
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """The settings of the noise that are not null."""
         return frozenset(name for name in ("sigma", "sigma_range", "alpha") if getattr(self, name) is not None)
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The settings of the noise, if `sigma` or `alpha` is 0."""
         if self.sigma != 0 and self.alpha != 0:
             return {}
         without, others = ("sigma", ("alpha",)) if self.sigma == 0 else ("alpha", ("sigma", "sigma_range"))
         return dict.fromkeys((*others, "noise_in", "per", "resample"), f"method.{without}=0")
 
-    def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
+    def transform_teacher_logits(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
         """The logits of every view: with `resample` unchanged, otherwise perturbed once for the whole training.
 
         Shifted views of an image have that image's perturbation.
@@ -93,7 +93,7 @@ class Regression(Part):
             return teacher_logits
         assert self.sigma is not None, "the settings admit fixed noise with one sigma only"
         # Drawn on the CPU, so that a seed gives the same noise on every device.
-        generator = stream(seed, "targets")
+        generator = make_generator(seed, "targets")
         images, classes = len(teacher_logits) // shifts, teacher_logits.shape[1]
         xi = torch.randn((images, 1, classes), generator=generator)
         selected = torch.rand((images, 1, 1), generator=generator) < self.alpha
@@ -103,16 +103,16 @@ class Regression(Part):
     def terms(self, context: Context) -> dict[str, Term]:
         """`regression` (Noisy Teachers eq. 3), with weight 1."""
 
-        def regression(step: Step) -> Tensor:
+        def regression(step: LossInputs) -> Tensor:
             if not self.resample:
-                return regression_loss(step.logits, step.taught)
+                return regression_loss(step.logits, step.required_teacher_logits)
             if self.noise_in == "student":
-                return regression_loss(self._noisy(step.logits, step), step.taught)
-            return regression_loss(step.logits, self._noisy(step.taught, step))
+                return regression_loss(self._noisy(step.logits, step), step.required_teacher_logits)
+            return regression_loss(step.logits, self._noisy(step.required_teacher_logits, step))
 
         return {"regression": Term(regression)}
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """The noise's settings, constant over the run."""
         if not self.resample:
             return {}
@@ -123,7 +123,7 @@ class Regression(Part):
             numbers["sigma_low"], numbers["sigma_high"] = self.sigma_range
         return {name: lambda epoch, value=value: value for name, value in numbers.items()}
 
-    def draws(self, context: Context) -> dict[str, Draw]:
+    def noise_specs(self, context: Context) -> dict[str, NoiseSpec]:
         """Standard normal xi, and uniform numbers in [0, 1) that select samples and place sigma in its range."""
         if not self.resample:
             return {}
@@ -132,15 +132,15 @@ class Regression(Part):
             return torch.empty(batch if self.per == "sample" else 1, context.classes)
 
         draws = {
-            XI: Draw(new_xi, lambda xi, generator: xi.normal_(generator=generator)),
-            SELECTION: Draw(lambda batch: torch.empty(batch, 1), _uniform),
+            XI: NoiseSpec(new_xi, lambda xi, generator: xi.normal_(generator=generator)),
+            SELECTION: NoiseSpec(lambda batch: torch.empty(batch, 1), _uniform),
         }
         if self.sigma_range is not None:
-            draws[SIGMA] = Draw(lambda batch: torch.empty(()), _uniform)
+            draws[SIGMA] = NoiseSpec(lambda batch: torch.empty(()), _uniform)
         return draws
 
-    def _noisy(self, logits: Tensor, step: Step) -> Tensor:
-        numbers, noise = step.numbers, step.noise
+    def _noisy(self, logits: Tensor, step: LossInputs) -> Tensor:
+        numbers, noise = step.hyperparameters, step.noise
         if self.sigma_range is None:
             sigma = numbers["sigma"]
         else:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdx.methods.modifier import Part
+from kdx.methods.modifier import Modifier
 from kdx.models.layers import NoisyDropout
-from kdx.models.surgery import Geometry, substitute
+from kdx.models.surgery import Geometry, replace_layers
 from kdx.models.weights import weight_matrices
 
 Linear = TypeVar("Linear", bound=nn.Linear)
@@ -42,7 +42,7 @@ def surviving(layer: MaskedLinear | MaskedConv2d) -> Tensor:
     return torch.where(layer.mask, layer.weight, 0.0)
 
 
-class Masked(Part):
+class Masking(Modifier):
     """Holds at zero every weight that is exactly zero when training begins; the procedure decides which those are.
 
     With `rescale_dropout` the dropout rate behind each layer is multiplied by sqrt(C_ir / C_io), the square root of the
@@ -51,7 +51,7 @@ class Masked(Part):
 
     rescale_dropout: bool
 
-    def swap(self, student: nn.Module) -> nn.Module:
+    def replace_layers(self, student: nn.Module) -> nn.Module:
         """Mask the linear and convolutional layers that contain zeros; raises ValueError if there is no such layer."""
         kept: float | None = None
 
@@ -67,14 +67,14 @@ class Masked(Part):
                 return NoisyDropout(layer.rate * sqrt(kept))
             return None
 
-        substitute(student, replacement)
+        replace_layers(student, replacement)
         if kept is None:
             raise ValueError("the student has no nn.Linear and no nn.Conv2d to mask")
         return student
 
     def finalize(self, student: nn.Module) -> nn.Module:
         """Plain layers again, with exact zeros outside the masks."""
-        substitute(student, lambda layer: _plain(layer) if isinstance(layer, MaskedLinear | MaskedConv2d) else None)
+        replace_layers(student, lambda layer: _plain(layer) if isinstance(layer, MaskedLinear | MaskedConv2d) else None)
         return student
 
 

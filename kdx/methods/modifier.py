@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kdx.config.base import Settings
 from kdx.models.weights import weight_parameters
-from kdx.training.objective import Draw, Langevin, Monitor, Schedule, Term
+from kdx.training.objective import Langevin, Monitor, NoiseSpec, Schedule, Term
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Unreached:
     epoch: float
 
 
-class Part(Settings):
+class Modifier(Settings):
     """One technique of a method; its fields are keys of the method's YAML, and every hook does nothing by default."""
 
     @property
@@ -49,7 +49,7 @@ class Part(Settings):
         return False
 
     @property
-    def one_teacher(self) -> str | None:
+    def needs_single_teacher(self) -> str | None:
         """The setting, as the user types it, by which this part reads one teacher's weights; None if there is none."""
         return None
 
@@ -59,7 +59,7 @@ class Part(Settings):
         return False
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """The settings in which models that are trained together may differ.
 
         They may change the numbers of a step, the layers' own numbers, the targets, the initial values or the finished
@@ -67,7 +67,7 @@ class Part(Settings):
         """
         return frozenset()
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The fields without effect beside the value of another one, each with that other setting as it is typed."""
         return {}
 
@@ -75,7 +75,7 @@ class Part(Settings):
         """The fields that a schedule does not bring to their value within `epochs` epochs."""
         return {}
 
-    def targets(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
+    def transform_teacher_logits(self, teacher_logits: Tensor, seed: int, shifts: int = 1) -> Tensor:
         """The logits that the student learns from, computed once before training from the stored ones (views, classes).
 
         `shifts` consecutive views belong to one image (or mirror image). The result may depend on the arguments only,
@@ -83,7 +83,7 @@ class Part(Settings):
         """
         return teacher_logits
 
-    def swap(self, student: nn.Module) -> nn.Module:
+    def replace_layers(self, student: nn.Module) -> nn.Module:
         """The student with this part's layers substituted."""
         return student
 
@@ -91,11 +91,11 @@ class Part(Settings):
         """This part's loss terms by name."""
         return {}
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """The numbers that its terms read, each as a function of the time in epochs."""
         return {}
 
-    def rates(self, student: nn.Module) -> dict[str, str]:
+    def lr_multipliers(self, student: nn.Module) -> dict[str, str]:
         """The parameters whose learning rate is multiplied, with the name of the number that multiplies it."""
         return {}
 
@@ -103,11 +103,11 @@ class Part(Settings):
         """Figures for the history, computed once per epoch."""
         return {}
 
-    def watched(self, student: nn.Module) -> tuple[str, ...]:
+    def feature_layers(self, student: nn.Module) -> tuple[str, ...]:
         """The names of the layers whose outputs its terms read."""
         return ()
 
-    def draws(self, context: Context) -> dict[str, Draw]:
+    def noise_specs(self, context: Context) -> dict[str, NoiseSpec]:
         """The random numbers that its terms read, by name."""
         return {}
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from kdx.config.base import Settings
 from kdx.config.schema import Config
-from kdx.device.backend import Engine
+from kdx.device.backend import Backend
 from kdx.errors import UserError
-from kdx.methods.fit import Lesson, Plan, fit, initial_figures
+from kdx.methods.fit import FitSpec, TrainingInputs, fit, initial_figures
 from kdx.methods.method import Method
 from kdx.training.checkpoint import Progress
 
@@ -18,7 +18,7 @@ Figure = float | int | str | None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FitResult:
     """The result of a procedure: the plain network, the history of all fits, and figures for metrics.json.
 
     `teacher` is the teacher that the procedure itself made, if it makes one.
@@ -38,7 +38,7 @@ class Procedure(Settings):
         """Whether this procedure trains the teacher itself, starting from its initial weights."""
         return False
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The keys without effect, as they are typed, each with the setting that is the reason."""
         return {}
 
@@ -48,7 +48,9 @@ class Procedure(Settings):
     def check_network(self, network: nn.Module, method: Method) -> None:
         """Raise UserError if the method does not apply to `network`; called before a teacher is trained."""
 
-    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+    def run(
+        self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
+    ) -> FitResult:
         """Train `network` from its initial weights.
 
         Each fit has a `Plan.at` of its own, so that resuming does not repeat the finished ones; what happens between
@@ -57,7 +59,7 @@ class Procedure(Settings):
         raise TypeError(f"{type(self).__name__} does not say how it trains")
 
 
-class Once(Procedure):
+class SingleFit(Procedure):
     """One fit."""
 
     def check_network(self, network: nn.Module, method: Method) -> None:
@@ -67,13 +69,15 @@ class Once(Procedure):
         except ValueError as error:
             raise UserError(str(error)) from None
 
-    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+    def run(
+        self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
+    ) -> FitResult:
         """Fit once; the figures are those of the network before training, such as its initial sparsity."""
-        figures: dict[str, Figure] = {**initial_figures(network, method, plan)}
-        return Outcome(*fit(network, method, lesson, plan, engine), figures)
+        figures: dict[str, Figure] = {**initial_figures(network, method, spec)}
+        return FitResult(*fit(network, method, inputs, spec, backend), figures)
 
 
-def joined(stages: Sequence[Progress]) -> Progress:
+def join_histories(stages: Sequence[Progress]) -> Progress:
     """The histories of several fits as one: `stage` counts the fits, `epoch` is counted through all of them."""
     rows = [{"stage": number, **row} for number, stage in enumerate(stages, 1) for row in stage.history]
     history = [{**row, "epoch": epoch} for epoch, row in enumerate(rows, 1)]

@@ -11,8 +11,8 @@ from kdx.config.ranges import Factor, LogVariance
 from kdx.methods.modifier import Context
 from kdx.methods.warm_up import WarmUp
 from kdx.models.layers import NoisyLayer
-from kdx.models.surgery import Geometry, substitute
-from kdx.training.objective import Schedule, Step, Term
+from kdx.models.surgery import Geometry, replace_layers
+from kdx.training.objective import LossInputs, Schedule, Term
 
 VARIANCE_FLOOR = 1e-8
 LOG_ALPHA_LIMIT = 8.0
@@ -132,13 +132,13 @@ class Variational(WarmUp):
         return True
 
     @property
-    def varying(self) -> frozenset[str]:
+    def batchable(self) -> frozenset[str]:
         """All settings but `variational`, the kind of prior."""
         return frozenset({*type(self).model_fields} - {"variational"})
 
-    def swap(self, student: nn.Module) -> nn.Module:
+    def replace_layers(self, student: nn.Module) -> nn.Module:
         """Make every linear and convolutional layer variational; raises ValueError where there is none."""
-        if not substitute(student, self._variational):
+        if not replace_layers(student, self._variational):
             raise ValueError("the student has no nn.Linear and no nn.Conv2d to make variational")
         return student
 
@@ -157,7 +157,7 @@ class Variational(WarmUp):
         divergence = KL[self.variational]
         names = [name for name, layer in context.student.named_modules() if isinstance(layer, VariationalLayer)]
 
-        def kl(step: Step) -> Tensor:
+        def kl(step: LossInputs) -> Tensor:
             parameters = step.parameters
             sums = [
                 divergence(log_alpha(parameters[f"{name}.weight"], parameters[f"{name}.log_sigma2"])).sum()
@@ -167,18 +167,20 @@ class Variational(WarmUp):
 
         return {"kl": Term(kl, weight="lambda_V")}
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """The warm-up of `lambda_V`, and the constant `log_sigma2_lr`."""
-        return {**super().numbers(), "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
+        return {**super().hyperparameters(), "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
 
-    def rates(self, student: nn.Module) -> dict[str, str]:
+    def lr_multipliers(self, student: nn.Module) -> dict[str, str]:
         """The log variances learn at `log_sigma2_lr` times the learning rate of the weights."""
         names = (name for name, _ in student.named_parameters())
         return {name: "log_sigma2_lr" for name in names if name.endswith("log_sigma2")}
 
     def finalize(self, student: nn.Module) -> nn.Module:
         """Plain layers again, with exact zeros where log alpha reaches the threshold."""
-        substitute(student, lambda layer: layer.plain(self.threshold) if isinstance(layer, VariationalLayer) else None)
+        replace_layers(
+            student, lambda layer: layer.plain(self.threshold) if isinstance(layer, VariationalLayer) else None
+        )
         return student
 
 

@@ -5,7 +5,7 @@ from math import nextafter
 from pydantic import NonNegativeFloat
 
 from kdx.config.ranges import Weight
-from kdx.methods.modifier import Part, Unreached
+from kdx.methods.modifier import Modifier, Unreached
 from kdx.training.objective import Schedule
 
 
@@ -17,14 +17,14 @@ def warming_up(weight: float, start: float, end: float) -> Schedule:
     return lambda epoch: weight * min(max((epoch - start) / (end - start), 0.0), 1.0)
 
 
-class WarmUp(Part):
+class WarmUp(Modifier):
     """The KL's weight: 0 until epoch `warmup_start`, then linear up to `lambda_V` at epoch `warmup_end`."""
 
     lambda_V: Weight
     warmup_start: NonNegativeFloat
     warmup_end: NonNegativeFloat
 
-    def idle(self) -> dict[str, str]:
+    def unused_settings(self) -> dict[str, str]:
         """The warm-up's epochs, if `lambda_V` is 0."""
         return {} if self.lambda_V else dict.fromkeys(("warmup_start", "warmup_end"), "method.lambda_V=0")
 
@@ -38,6 +38,6 @@ class WarmUp(Part):
             return {"lambda_V": Unreached(share * self.lambda_V, "warmup_end", self.warmup_end)}
         return {}
 
-    def numbers(self) -> dict[str, Schedule]:
+    def hyperparameters(self) -> dict[str, Schedule]:
         """`lambda_V` as a function of the time in epochs."""
         return {"lambda_V": warming_up(self.lambda_V, self.warmup_start, self.warmup_end)}

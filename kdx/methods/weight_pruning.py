@@ -12,10 +12,10 @@ from torch import nn
 from kdx.config.base import Count
 from kdx.config.ranges import Factor, Points
 from kdx.config.schema import Config
-from kdx.device.backend import Engine
+from kdx.device.backend import Backend
 from kdx.errors import UserError
 from kdx.measure.accuracy import error_percent, within_tolerance
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.masking import (
     Masks,
     Weights,
@@ -26,7 +26,7 @@ from kdx.methods.masking import (
     prune,
 )
 from kdx.methods.method import Method
-from kdx.methods.procedure import Figure, Outcome, Procedure, joined
+from kdx.methods.procedure import Figure, FitResult, Procedure, join_histories
 from kdx.models.weights import weight_matrices
 from kdx.storage.files import write_csv
 from kdx.training.checkpoint import Progress
@@ -40,14 +40,16 @@ Sparsity = Annotated[float, Field(gt=0, lt=1)]
 class _Fits:
     """The fits of one run, each of which starts from the weights of an earlier network."""
 
-    def __init__(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> None:
-        self.structure, self.method, self.lesson, self.plan, self.engine = network, method, lesson, plan, engine
+    def __init__(
+        self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
+    ) -> None:
+        self.structure, self.method, self.inputs, self.spec, self.backend = network, method, inputs, spec, backend
         self.progress: list[Progress] = []
 
     def dense(self) -> nn.Module:
         """The trained network that pruning starts from: `network` itself if its weights come from a checkpoint."""
-        if self.plan.pretrained:
-            return self.method.finalize(deepcopy(self.structure)).to(self.engine.device)
+        if self.spec.pretrained:
+            return self.method.finalize(deepcopy(self.structure)).to(self.backend.device)
         return self._fit(deepcopy(self.structure), "dense")
 
     def pruned(self, trained: nn.Module, masks: Masks, stage: str, lr: float, **trainer: Any) -> nn.Module:
@@ -56,10 +58,10 @@ class _Fits:
         network = deepcopy(self.structure)
         network.load_state_dict(trained.state_dict())
         prune(network, masks)
-        return self._fit(network, stage, lr=lr * self.plan.trainer.lr, **trainer)
+        return self._fit(network, stage, lr=lr * self.spec.trainer.lr, **trainer)
 
     def _fit(self, network: nn.Module, stage: str, **trainer: Any) -> nn.Module:
-        plain, progress = fit(network, self.method, self.lesson, self.plan.at(stage, **trainer), self.engine)
+        plain, progress = fit(network, self.method, self.inputs, self.spec.at(stage, **trainer), self.backend)
         self.progress.append(progress)
         return plain
 
@@ -74,11 +76,13 @@ class Pruning(Procedure):
     retrain_epochs: Count
     retrain_lr: Factor
 
-    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+    def run(
+        self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
+    ) -> FitResult:
         """Train `network`, unless its weights come from a checkpoint, and prune it."""
-        fits = _Fits(network, method, lesson, plan, engine)
+        fits = _Fits(network, method, inputs, spec, backend)
         pruned, figures = self.prune(fits, fits.dense())
-        return Outcome(pruned, joined(fits.progress), figures)
+        return FitResult(pruned, join_histories(fits.progress), figures)
 
     @abstractmethod
     def prune(self, fits: _Fits, dense: nn.Module) -> tuple[nn.Module, dict[str, Figure]]:
@@ -155,7 +159,7 @@ class GradualPruning(Pruning):
         """The network and, as a figure, its sparsity, 0 if no rung is tolerated; a ladder writes pruning.csv."""
         if self.sparsity is not None:
             return self._pruned_to(fits, dense, self.sparsity), {"pruned_sparsity_percent": 100 * self.sparsity}
-        validation = fits.lesson.data.validation
+        validation = fits.inputs.data.validation
         assert validation is not None, "`check` refuses a tolerance without validation"
         assert self.tolerance is not None, "the validator admits exactly one of both"
         network, chosen = dense, 0.0
@@ -168,7 +172,7 @@ class GradualPruning(Pruning):
         if not chosen:
             log.warning("no sparsity of method.ladder is within method.tolerance=%s; nothing is pruned", self.tolerance)
         rows = [{"sparsity_percent": 100 * key, "val_error_percent": error} for key, error in errors.items()]
-        write_csv(fits.plan.folder.path / "pruning.csv", list(rows[0]), rows)
+        write_csv(fits.spec.folder.path / "pruning.csv", list(rows[0]), rows)
         return network, {"pruned_sparsity_percent": 100 * chosen}
 
     def _pruned_to(self, fits: _Fits, dense: nn.Module, final: float) -> nn.Module:

@@ -16,7 +16,7 @@ from kdx.models.keras_resnet import keras_resnet
 from kdx.models.lenet import lenet
 from kdx.models.mlp import mlp
 from kdx.models.resnet import resnet
-from kdx.rng import seeded
+from kdx.rng import with_seed
 from kdx.storage.tensors import load_weights
 
 Shape = tuple[int, int, int]
@@ -46,7 +46,7 @@ def build_model(settings: NetworkSettings, image_shape: Shape, classes: int, see
         )
     own = _BUILDERS.get(settings.family)
     build = settings.build if own is None else partial(own, settings)
-    network = seeded(seed, "init", lambda: build(image_shape, classes))
+    network = with_seed(seed, "init", lambda: build(image_shape, classes))
     if not isinstance(network, nn.Sequential):
         raise TypeError(f"{settings.family}: its build gives a {type(network).__name__}; allowed: an nn.Sequential")
     return network

@@ -18,23 +18,23 @@ _PASSING = nn.Dropout | nn.Identity | nn.Flatten | nn.MaxPool2d | nn.AvgPool2d |
 
 
 @dataclass(frozen=True)
-class Link:
+class LayerPair:
     """A weight layer, the next weight layer, and the layers between them."""
 
     layer: Weighted
     between: tuple[nn.Module, ...]
     following: Weighted
 
-    def leaving(self) -> Tensor:
+    def outgoing(self) -> Tensor:
         """The weights that leave each neuron or channel, as (out of following, neurons, weights)."""
         return self.following.weight.detach().flatten(1).unflatten(1, (len(self.layer.weight), -1))
 
     def unused(self) -> Tensor:
         """The mask (neurons,) of the neurons all of whose outgoing weights are zero."""
-        return (self.leaving() == 0).all(dim=2).all(dim=0)
+        return (self.outgoing() == 0).all(dim=2).all(dim=0)
 
 
-def links(network: nn.Module) -> list[Link]:
+def layer_pairs(network: nn.Module) -> list[LayerPair]:
     """The pairs of successive ungrouped weight layers between which neurons can be removed one by one."""
     # If a layer is used at two places, either one may need its neurons.
     uses = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
@@ -63,12 +63,12 @@ def _in_a_row(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _linked(chain: list[nn.Module]) -> Iterator[Link]:
+def _linked(chain: list[nn.Module]) -> Iterator[LayerPair]:
     layer, between = None, []
     for module in chain:
         if isinstance(module, Weighted):
             if layer is not None and _ungrouped(layer) and _ungrouped(module):
-                yield Link(layer, tuple(between), module)
+                yield LayerPair(layer, tuple(between), module)
             layer, between = module, []
         elif isinstance(module, nn.ReLU | nn.ZeroPad2d | _PASSING) or _has_constants(module):
             between.append(module)
@@ -84,13 +84,13 @@ def _ungrouped(layer: Weighted) -> bool:
     return isinstance(layer, nn.Linear) or layer.groups == 1
 
 
-def silence_unused(network: nn.Module) -> None:
+def zero_dead_neurons(network: nn.Module) -> None:
     """Set the weights and biases of neurons without outgoing weights to exact zeros, in place.
 
     The network's function stays the same. Earlier neurons that become unused by this are zeroed too.
     """
     with torch.no_grad():
-        for link in reversed(links(network)):
+        for link in reversed(layer_pairs(network)):
             unused = link.unused()
             link.layer.weight[unused] = 0.0
             if link.layer.bias is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.device.backend import full_float32
-from kdx.models.surgery import substitute
+from kdx.models.surgery import replace_layers
 
 
 class NoisyLayer(nn.Module):
@@ -40,7 +40,7 @@ class NoisyLayer(nn.Module):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
+def eval_mode(model: nn.Module) -> Iterator[torch.device]:
     """Put `model` into eval mode without gradients, yield its device, and restore every module's mode afterwards.
 
     Matrix products and convolutions are in full float32 meanwhile, whatever the precision of training: errors are
@@ -107,10 +107,10 @@ class NoisyDropout(NoisyLayer):
 
 def noise_outside(student: nn.Module) -> None:
     """Replace, in place, the dropout layers of an architecture by those whose masks are drawn outside of the step."""
-    substitute(student, lambda layer: NoisyDropout(layer.p) if isinstance(layer, nn.Dropout) else None)
+    replace_layers(student, lambda layer: NoisyDropout(layer.p) if isinstance(layer, nn.Dropout) else None)
 
 
 def without_dropout(student: nn.Module) -> nn.Module:
     """The student with every dropout layer, the architecture's own included, replaced by the identity."""
-    substitute(student, lambda layer: nn.Identity() if isinstance(layer, nn.Dropout | NoisyDropout) else None)
+    replace_layers(student, lambda layer: nn.Identity() if isinstance(layer, nn.Dropout | NoisyDropout) else None)
     return student

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdx.errors import UserError, unknown
 from kdx.models.layers import NoisyDropout
-from kdx.models.surgery import keep_inputs, keep_outputs
+from kdx.models.surgery import select_inputs, select_outputs
 
 # Layers that pass each neuron on separately and map zero to zero.
 _PASSING = (nn.Dropout, NoisyDropout, nn.Identity, nn.Flatten)
@@ -49,8 +49,8 @@ def without_neurons(network: nn.Sequential, hidden: Hidden, kept: Tensor) -> nn.
     """
     smaller = deepcopy(network)
     for name in (hidden.layer, *hidden.norms):
-        keep_outputs(smaller.get_submodule(name), kept)
-    keep_inputs(_linear(smaller, hidden.following), kept)
+        select_outputs(smaller.get_submodule(name), kept)
+    select_inputs(_linear(smaller, hidden.following), kept)
     return smaller
 
 

@@ -26,7 +26,7 @@ class UsedInputs(nn.Module):
         return inputs.index_select(1, self.indices)
 
 
-def keep_outputs(layer: nn.Module, kept: Tensor) -> None:
+def select_outputs(layer: nn.Module, kept: Tensor) -> None:
     """Keep only the outputs of the mask `kept` (out,), in place, of an ungrouped weight layer or a batch norm."""
     for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
         # Batch norm's count of batches has no entry per neuron.
@@ -35,7 +35,7 @@ def keep_outputs(layer: nn.Module, kept: Tensor) -> None:
     _declare_widths(layer)
 
 
-def keep_inputs(layer: nn.Linear | nn.Conv2d, kept: Tensor) -> None:
+def select_inputs(layer: nn.Linear | nn.Conv2d, kept: Tensor) -> None:
     """Keep only the inputs of the mask `kept` (in,), in place, of an ungrouped weight layer."""
     _replace(layer, "weight", layer.weight.detach()[:, kept])
     _declare_widths(layer)
@@ -51,7 +51,7 @@ def with_used_inputs(network: nn.Sequential, before: str, indices: Tensor) -> nn
     return layers.train(network.training)
 
 
-def widened_as(network: Network, tensors: Mapping[str, Tensor]) -> Network:
+def resize_like(network: Network, tensors: Mapping[str, Tensor]) -> Network:
     """`network` with the layer widths of `tensors`, changed in place; the values are left undefined.
 
     A layer without a bias gets one if `tensors` has one. Names in `tensors` that the network lacks are ignored.
@@ -89,13 +89,13 @@ def _device(network: nn.Module) -> torch.device:
 Substitute = Callable[[nn.Module], nn.Module | None]
 
 
-def substitute(model: nn.Module, replacement: Substitute) -> int:
+def replace_layers(model: nn.Module, replacement: Substitute) -> int:
     """Replace, in place, at any depth, every submodule for which `replacement` returns a module; return how many."""
     count = 0
     for name, child in list(model.named_children()):
         new = replacement(child)
         if new is None:
-            count += substitute(child, replacement)
+            count += replace_layers(child, replacement)
         else:
             setattr(model, name, new)
             count += 1

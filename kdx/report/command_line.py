@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from kdx.analysis.differences import is_hidden
-from kdx.config.compose import quoted, single
+from kdx.config.compose import compose_config, quoted
 from kdx.config.groups import load_groups
 from kdx.config.schema import Config
 from kdx.config.validation import settings_from
@@ -50,7 +50,7 @@ def command_of(settings: Settings, run: str) -> str:
 
 @cache
 def _composed(words: tuple[str, ...]) -> dict[str, Any]:
-    return flat(single(words).model_dump(mode="json"))
+    return flat(compose_config(words).model_dump(mode="json"))
 
 
 def _is_free(key: str) -> bool:

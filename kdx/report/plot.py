@@ -19,7 +19,7 @@ from kdx.analysis.plotting import MARKERS, STYLE, WIDTH, canvas_of, label_logari
 from kdx.analysis.statistics import Estimate
 from kdx.analysis.summary import Content, Group, grouped, read_run
 from kdx.errors import UserError, unknown
-from kdx.reproduce.reuse import told_runs
+from kdx.reproduce.reuse import recorded_runs
 from kdx.reproduce.tables import Row, load_table, table_names
 from kdx.runs.reader import finished_runs
 from kdx.storage.files import write_csv
@@ -219,7 +219,7 @@ def _known(outputs: Path, *, recorded: bool) -> list[Known]:
     known = [Known(*path.parts[-4:], content=path) for path in finished_runs(outputs)]
     if recorded:
         here = {each.run for each in known}
-        told = {run: content for run, content in told_runs(outputs).items() if run not in here}
+        told = {run: content for run, content in recorded_runs(outputs).items() if run not in here}
         known += [
             Known(figures["dataset"], figures["student"], figures["method"], run, (settings, figures))
             for run, (settings, figures) in told.items()

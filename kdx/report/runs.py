@@ -10,7 +10,7 @@ import yaml
 from kdx.bench.results import Inference, read_inference
 from kdx.reproduce.reader import Configured, Job, Table, value
 from kdx.runs.reader import number, read_figures, reading
-from kdx.runs.sanity import warnings_of
+from kdx.runs.sanity import sanity_warnings
 from kdx.storage.checksums import METRICS
 
 # With libyaml, hundreds of configurations take a second less.
@@ -70,7 +70,7 @@ class Run:
     @property
     def warnings(self) -> list[str]:
         """Why its figures are worthless, if its folder is there; see `kdx.runs.sanity`."""
-        return warnings_of(self.figures) if self.folder else []
+        return sanity_warnings(self.figures) if self.folder else []
 
     def number(self, key: str) -> float | None:
         """A numerical figure, or None."""

@@ -12,7 +12,7 @@ from kdx.config.schema import Config
 from kdx.measure.footprint import parameter_count
 from kdx.measure.multiplications import multiplications
 from kdx.methods import build
-from kdx.methods.iterative_distillation import Chain
+from kdx.methods.iterative_distillation import IterativeDistillation
 from kdx.models import Shape, build_model
 from kdx.reproduce.tables import Of
 
@@ -60,7 +60,7 @@ def _network(config: Config, of: Of, generation: int | None) -> NetworkSettings 
             return config.teacher.network()
         case "generation":
             _, chain = build(config.method)
-            assert isinstance(chain, Chain), "rows of a generation are those of chains"
+            assert isinstance(chain, IterativeDistillation), "rows of a generation are those of chains"
             assert generation is not None, "such rows name one"
             structures = chain.structures(config.teacher.network())
             # Words of the command may have made the chain shorter.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from kdx import formatting
 from kdx.analysis.statistics import Answer, Estimate, TTest, against, answer, direction, welch
-from kdx.reproduce.jobs import Done
+from kdx.reproduce.jobs import JobResult
 from kdx.reproduce.published import exponent_of
 from kdx.reproduce.tables import Claim, Column, PaperTable
 
@@ -57,7 +57,7 @@ class Checked:
     reason: str = ""
 
 
-def cells_of(table: PaperTable, done: Sequence[Done]) -> list[Cell]:
+def cells_of(table: PaperTable, done: Sequence[JobResult]) -> list[Cell]:
     """Every cell of the table, row by row."""
     return [_cell(table, done, row, column) for row in table.rows for column in table.columns]
 
@@ -71,7 +71,7 @@ def check_claims(table: PaperTable, cells: Sequence[Cell]) -> list[Checked]:
     return [_checked(claim, table.columns[claim.column], by_place) for claim in table.claims]
 
 
-def _cell(table: PaperTable, done: Sequence[Done], row: str, column: str) -> Cell:
+def _cell(table: PaperTable, done: Sequence[JobResult], row: str, column: str) -> Cell:
     printed, declared = table.printed(row, column), table.columns[column]
     if column in table.rows[row].unlike:
         declared = declared.model_copy(update={"better": None})

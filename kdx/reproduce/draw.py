@@ -15,12 +15,12 @@ from kdx.analysis.plotting import HEIGHT, MARKERS, STYLE, WIDTH, canvas_of, labe
 from kdx.reproduce.cells import Cell
 from kdx.reproduce.figures import Bars, Lines, Weights
 from kdx.reproduce.histograms import Histograms, drawn, histograms_of, read_histograms, write_histograms
-from kdx.reproduce.jobs import Done, Order
+from kdx.reproduce.jobs import JobResult, Request
 from kdx.reproduce.published import Published, select
 from kdx.reproduce.tables import PaperTable
 
 
-def draw(folder: Path, table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell]) -> None:
+def draw(folder: Path, table: PaperTable, order: Request, done: Sequence[JobResult], cells: Sequence[Cell]) -> None:
     """Write figure.svg and figure.png of a table that is a figure, and weights.csv if it shows weight histograms."""
     histograms: Histograms = {}
     if isinstance(table.figure, Weights):
@@ -31,7 +31,7 @@ def draw(folder: Path, table: PaperTable, order: Order, done: Sequence[Done], ce
 
 
 def picture(
-    table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell], histograms: Histograms
+    table: PaperTable, order: Request, done: Sequence[JobResult], cells: Sequence[Cell], histograms: Histograms
 ) -> Canvas:
     """The figure of a table, marked if its runs are not the paper's; raises ValueError for a table without one."""
     match table.figure:
@@ -184,7 +184,7 @@ def _row_of_bars(axes: Axes, cells: Sequence[Cell], number: int, table: PaperTab
             axes.plot(float(cell.published), place, "D", color=GREY, markersize=3)
 
 
-def _weights(done: Sequence[Done], histograms: Histograms) -> Canvas:
+def _weights(done: Sequence[JobResult], histograms: Histograms) -> Canvas:
     rows = drawn(done)
     columns = min(len(rows), 2)
     canvas, panels = canvas_of(-(-len(rows) // columns), columns, figsize=(WIDTH, 1.25 * -(-len(rows) // columns)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdx.reproduce.jobs import Done, Job
+from kdx.reproduce.jobs import Job, JobResult
 from kdx.runs.reader import Record, read_rows
 from kdx.storage.files import write_csv
 from kdx.storage.tensors import load_tensors
@@ -45,7 +45,7 @@ Histograms = Mapping[tuple[str, str], Histogram]
 """Histograms by row label and run id."""
 
 
-def drawn(done: Sequence[Done]) -> list[Done]:
+def drawn(done: Sequence[JobResult]) -> list[JobResult]:
     """The runs whose weights are drawn: the first of each row."""
     return [done[number] for number in first_of_rows([each.job for each in done])]
 
@@ -55,7 +55,7 @@ def first_of_rows(jobs: Sequence[Job]) -> list[int]:
     return sorted({job.row: number for number, job in reversed(list(enumerate(jobs)))}.values())
 
 
-def histograms_of(done: Sequence[Done], known: Histograms) -> dict[tuple[str, str], Histogram]:
+def histograms_of(done: Sequence[JobResult], known: Histograms) -> dict[tuple[str, str], Histogram]:
     """The histograms of the drawn runs, with common bins; `known` has those of runs without a folder here."""
     finished = [each for each in drawn(done) if each.status == "finished"]
     told = {key: known[key] for each in finished if (key := _key(each)) in known and each.recorded is not None}
@@ -103,12 +103,12 @@ def _histogram(weights: np.ndarray, edges: np.ndarray) -> Histogram:
     return Histogram(tuple(map(float, edges)), tuple(map(int, counts)), int((weights == 0).sum()))
 
 
-def _key(done: Done) -> tuple[str, str]:
+def _key(done: JobResult) -> tuple[str, str]:
     return done.job.row, done.job.run
 
 
-def _matrices(done: Done) -> np.ndarray:
+def _matrices(done: JobResult) -> np.ndarray:
     """All weights (number,) of a finished row's network: matrices and filters, no biases."""
-    file = "teacher.safetensors" if done.job.of == "teacher" else "student.safetensors"
+    file = "teacher.safetensors" if done.job.subject == "teacher" else "student.safetensors"
     tensors, _ = load_tensors(done.job.folder.path / file)
     return np.concatenate([tensor.numpy().ravel() for tensor in tensors.values() if tensor.ndim > 1])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from kdx.analysis.differences import setting_text
 from kdx.checks import check_method
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.schema import Config
 from kdx.reproduce.tables import Of, PaperTable, Row
 from kdx.runs.folder import RunFolder, run_folder, teacher_folder
@@ -30,7 +30,7 @@ SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """What the user asks of a table: rows, seeds, budget, and overrides for every run.
 
     `train` says whether missing runs are trained, for rows that match `rows` (a pattern with * and ?); `recorded`
@@ -42,7 +42,7 @@ class Order:
     budget: Budget
     overrides: tuple[str, ...]
     train: bool
-    recorded: bool = False
+    reuse: bool = False
     launcher: tuple[str, ...] = ()
 
     @property
@@ -70,7 +70,7 @@ class Job:
 
     row: str
     seed: int
-    of: Of
+    subject: Of
     generation: int | None
     words: tuple[str, ...]
     config: Config
@@ -79,26 +79,26 @@ class Job:
     @property
     def folder(self) -> RunFolder:
         """The folder of its figures: the teacher's for a row that is a teacher, the chain's for a generation."""
-        return teacher_folder(self.config) if self.of == "teacher" else run_folder(self.config)
+        return teacher_folder(self.config) if self.subject == "teacher" else run_folder(self.config)
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to train."""
-        return self.of == "network" or self.folder.finished
+        return self.subject == "network" or self.folder.finished
 
     @property
     def changes_network(self) -> bool:
         """Whether training may change the student's architecture, so that its size is known only afterwards."""
-        return self.of == "student" and self.config.method.get("procedure", "once") != "once"
+        return self.subject == "student" and self.config.method.get("procedure", "once") != "once"
 
     @property
     def run(self) -> str:
         """The run's id; empty if nothing is trained."""
-        return "" if self.of == "network" else self.folder.path.name
+        return "" if self.subject == "network" else self.folder.path.name
 
 
 @dataclass(frozen=True)
-class Done:
+class JobResult:
     """The result of a job; the figures are measured ones if it finished, else those that need no training.
 
     `device` are the settings of that group with which the run was executed. `recorded` is the machine that wrote an
@@ -118,12 +118,12 @@ class Done:
         if self.device is None:
             return f"kdx train {shlex.join(self.job.words)}"
         words = [word for word in self.job.words if word.partition("=")[0].partition(".")[0] != "device"]
-        usual = single(()).device.model_dump(mode="json")
+        usual = compose_config(()).device.model_dump(mode="json")
         own = [f"device.{key}={setting_text(value)}" for key, value in self.device.items() if value != usual.get(key)]
         return f"kdx train {shlex.join([*words, *own])}"
 
 
-def jobs_of(table: PaperTable, order: Order) -> list[Job]:
+def jobs_of(table: PaperTable, order: Request) -> list[Job]:
     """Every job of the table, validated; teachers and untrained networks have one job, printed runs have none.
 
     Raises UserError if a job is invalid.
@@ -136,13 +136,13 @@ def jobs_of(table: PaperTable, order: Order) -> list[Job]:
     ]
 
 
-def _jobs(table: PaperTable, label: str, row: Row, order: Order, seeds: Iterable[int]) -> list[Job]:
+def _jobs(table: PaperTable, label: str, row: Row, order: Request, seeds: Iterable[int]) -> list[Job]:
     words = [*table.dataset, *table.common, *row.train, *BUDGETS[order.budget]]
     if order.budget == "smoke":
         papers = [word for word in words if not word.startswith(("dataset=", "dataset."))]
         words = [*SMOKE_DATASET, *papers, *table.smoke, *row.smoke]
     words = _without_repeats([*words, *order.overrides])
-    config = single(words)
+    config = compose_config(words)
     check_method(config)
     timed = row.of == "student" and any(column.startswith("speedup.") for column in table.columns)
     # Composed once, because that takes longer than anything else here.

@@ -26,8 +26,8 @@ def train_launched(jobs: Sequence[Job], launcher: Sequence[str], name: str) -> d
     Their teachers are trained first, one job each, so that no job waits for another one's teacher. `launcher` chooses
     and sets the launcher. A line on stderr shows how many jobs are done and the time left.
     """
-    due = list({job.run: job for job in jobs if job.of != "network" and not job.finished}.values())
-    students = [job for job in due if job.of != "teacher"]
+    due = list({job.run: job for job in jobs if job.subject != "network" and not job.finished}.values())
+    students = [job for job in due if job.subject != "teacher"]
     failures = _launched(_of_teachers(due), launcher, f"{name}, teachers", "teachers")
     return failures | _launched(students, launcher, name, "student")
 
@@ -56,7 +56,7 @@ def _launched(jobs: Sequence[Job], launcher: Sequence[str], title: str, task: Ta
     return {
         job.run: RunFailed(record.error)
         for job, record in zip(jobs, records, strict=True)
-        if record.error and (job.of == "teacher") == (task == "teachers")
+        if record.error and (job.subject == "teacher") == (task == "teachers")
     }
 
 
@@ -65,7 +65,7 @@ def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
     """Show how many jobs have left a record, wherever they run; their own progress is not shown."""
     ended, before = threading.Event(), os.environ.get(console.QUIET)
 
-    def watch(progress: console.Stage) -> None:
+    def watch(progress: console.ProgressBar) -> None:
         progress.advance(0)
         while not ended.wait(LOOK_SECONDS):
             progress.advance(len(list(folder.glob(f"*/{RECORD}"))))
@@ -75,7 +75,7 @@ def _watched(folder: Path, title: str, total: int) -> Iterator[None]:
         record.unlink()
     try:
         # Opened first, since it is the one that is shown.
-        with console.stage(title, total) as progress:
+        with console.progress_bar(title, total) as progress:
             os.environ[console.QUIET] = "none"
             watcher = threading.Thread(target=watch, args=(progress,))
             watcher.start()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kdx import formatting
 from kdx.analysis.statistics import Estimate
 from kdx.reproduce.cells import Cell, Checked
-from kdx.reproduce.jobs import Done, Order
+from kdx.reproduce.jobs import JobResult, Request
 from kdx.reproduce.tables import PaperTable
 from kdx.runs.reader import execution_text
 
@@ -17,7 +17,7 @@ TEX = str.maketrans({char: f"\\{char}" for char in "&%$#_{}"})
 
 
 def markdown(
-    table: PaperTable, order: Order, done: Sequence[Done], cells: Sequence[Cell], claims: Sequence[Checked]
+    table: PaperTable, order: Request, done: Sequence[JobResult], cells: Sequence[Cell], claims: Sequence[Checked]
 ) -> str:
     """The table as Markdown, with its claims, notes and missing runs."""
     rows = by_row(table, cells)
@@ -43,7 +43,7 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def latex(table: PaperTable, order: Order, cells: Sequence[Cell]) -> str:
+def latex(table: PaperTable, order: Request, cells: Sequence[Cell]) -> str:
     """The table as LaTeX for booktabs, with our and the published number side by side."""
     columns = "l" + "rr" * len(table.columns)
     heads = " & ".join(f"\\multicolumn{{2}}{{c}}{{{_tex(column.title)}}}" for column in table.columns.values())
@@ -81,7 +81,7 @@ def _counted(seeds: int) -> str:
     return "One seed" if seeds == 1 else f"Mean ± half the 95 % interval over {seeds} seeds"
 
 
-def _missing(done: Sequence[Done]) -> list[str]:
+def _missing(done: Sequence[JobResult]) -> list[str]:
     """The unfinished runs, a line per row and reason."""
     seeds: dict[tuple[str, str], list[int]] = {}
     for each in done:
@@ -93,7 +93,7 @@ def _missing(done: Sequence[Done]) -> list[str]:
     ]
 
 
-def _executed(done: Sequence[Done]) -> list[str]:
+def _executed(done: Sequence[JobResult]) -> list[str]:
     """A note on how the runs were executed, since float32 rounding may differ between them."""
     ways = Counter(execution_text(each.figures) for each in done if each.device is not None)
     if not ways:
@@ -101,14 +101,14 @@ def _executed(done: Sequence[Done]) -> list[str]:
     return [f"Runs as they were executed: {'; '.join(f'{number} on {way}' for way, number in ways.most_common())}."]
 
 
-def _recorded(done: Sequence[Done]) -> list[str]:
+def _recorded(done: Sequence[JobResult]) -> list[str]:
     number = sum(each.recorded is not None for each in done)
     if not number:
         return []
     return [f"{number} of {len(done)} runs are those of an earlier table; provenance.json says of which machine."]
 
 
-def _warning(order: Order) -> list[str]:
+def _warning(order: Request) -> list[str]:
     lines = []
     if order.budget != "paper":
         smoke = "tiny runs on other data that only show that everything works"

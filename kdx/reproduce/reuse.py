@@ -8,7 +8,7 @@ from kdx.analysis.summary import Content
 from kdx.errors import UserError
 from kdx.reproduce.figures import Weights
 from kdx.reproduce.histograms import first_of_rows, read_histograms
-from kdx.reproduce.jobs import Done, Job
+from kdx.reproduce.jobs import Job, JobResult
 from kdx.reproduce.reader import Configured, Table, is_table, read_table, value
 from kdx.reproduce.reader import Job as Told
 from kdx.reproduce.tables import PaperTable
@@ -17,7 +17,7 @@ from kdx.runs.reader import Damaged, flat
 
 def read_recorded(
     folder: Path, table: PaperTable, jobs: Sequence[Job], elsewhere: Mapping[str, Content]
-) -> dict[int, Done]:
+) -> dict[int, JobResult]:
     """The jobs, by index, that the table in `folder` lists as finished and that are not finished here.
 
     A run id is a hash of all that can change a result, so a record of other settings is never taken. Figures that other
@@ -34,10 +34,10 @@ def read_recorded(
         if one is None or job.finished:
             continue
         more = source.configured[job.row, job.seed]
-        _, others = elsewhere.get(job.run, ({}, {})) if job.of == "student" else ({}, {})
+        _, others = elsewhere.get(job.run, ({}, {})) if job.subject == "student" else ({}, {})
         figures = {**others, **_figures(one, more)}
         machine = more.recorded or source.provenance.machine
-        found[number] = Done(job, "finished", "", figures, more.configuration.get("device"), machine)
+        found[number] = JobResult(job, "finished", "", figures, more.configuration.get("device"), machine)
     if found:
         _check_columns(folder, table, source.columns, found.values())
         if isinstance(table.figure, Weights):
@@ -45,7 +45,7 @@ def read_recorded(
     return found
 
 
-def _check_histograms(folder: Path, table: PaperTable, found: Collection[Done]) -> None:
+def _check_histograms(folder: Path, table: PaperTable, found: Collection[JobResult]) -> None:
     try:
         kept = read_histograms(folder)
     except Damaged as damaged:
@@ -58,7 +58,7 @@ def _check_histograms(folder: Path, table: PaperTable, found: Collection[Done]) 
         )
 
 
-def _check_columns(folder: Path, table: PaperTable, told: Container[str], found: Collection[Done]) -> None:
+def _check_columns(folder: Path, table: PaperTable, told: Container[str], found: Collection[JobResult]) -> None:
     # A column that is new in the table may still be among what is told of every run.
     new = [key for key in table.columns if key not in told]
     lacking = [key for key in new if any(each.figures.get(key) is None for each in found)]
@@ -66,7 +66,7 @@ def _check_columns(folder: Path, table: PaperTable, told: Container[str], found:
         raise UserError(f"recorded: the table in {folder} has no column {', '.join(lacking)}; allowed: false")
 
 
-def told_runs(outputs: Path) -> dict[str, Content]:
+def recorded_runs(outputs: Path) -> dict[str, Content]:
     """The finished students in all tables of `outputs`, by run id, with the figures of all these tables.
 
     Raises UserError if a table is damaged.

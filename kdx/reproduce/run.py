@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from kdx.config.schema import Config
-from kdx.errors import describe, recorded
-from kdx.reproduce.jobs import Done, Job, Order
+from kdx.errors import describe, log_failures
+from kdx.reproduce.jobs import Job, JobResult, Request
 from kdx.runs.reader import read_lines, read_settings
-from kdx.sweep.fused_runs import run_together
+from kdx.sweep.fused_runs import run_fused
 from kdx.sweep.grouping import groups
 
 log = logging.getLogger(__name__)
 
 
-def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int, Done]) -> list[Done]:
+def run_all(name: str, jobs: Sequence[Job], order: Request, recorded: Mapping[int, JobResult]) -> list[JobResult]:
     """Run the unfinished jobs of the table `name`: one by one, on a GPU also together, or by a launcher.
 
     A failure does not stop the other jobs. `recorded` are jobs, by index, that are not trained because a table has
@@ -36,10 +36,10 @@ def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int,
         choose_device(job.config.device)
     _check_data(list(chosen.values()))
     due = list(chosen.values())
-    failures = train_launched(due, order.launcher, name) if order.launcher else train_together(due)
+    failures = train_launched(due, order.launcher, name) if order.launcher else train_fused(due)
     # The seeds of a row share their network.
-    networks = {job.row: network_figures(job.config, job.of, job.generation) for job in jobs if job.seed == 0}
-    results: dict[int, Done] = {}
+    networks = {job.row: network_figures(job.config, job.subject, job.generation) for job in jobs if job.seed == 0}
+    results: dict[int, JobResult] = {}
     for number, job in chosen.items():
         network = networks.get(job.row, {})
         # Asked once for each job, because all results of a folder are read for it.
@@ -59,7 +59,7 @@ def run_all(name: str, jobs: Sequence[Job], order: Order, recorded: Mapping[int,
     return [_timed(results[number], order) for number in range(len(jobs))]
 
 
-def _timed(done: Done, order: Order) -> Done:
+def _timed(done: JobResult, order: Request) -> JobResult:
     """The result with the speedups of its inference, if the table shows them."""
     job = done.job
     if not job.timed or done.status != "finished" or done.recorded is not None:
@@ -81,10 +81,10 @@ def _check_data(jobs: Sequence[Job]) -> None:
         load_data(each)
 
 
-def _trained(job: Job, network: Mapping[str, Any], failure: Exception | None) -> Done:
+def _trained(job: Job, network: Mapping[str, Any], failure: Exception | None) -> JobResult:
     """Train the job, if needed; `failure` is the error if it was trained together with others and failed."""
     try:
-        with recorded(job.folder.log_file):
+        with log_failures(job.folder.log_file):
             if failure is not None:
                 raise failure
             _train(job)
@@ -93,31 +93,33 @@ def _trained(job: Job, network: Mapping[str, Any], failure: Exception | None) ->
     return _done(job, network)
 
 
-def _missing(job: Job, network: Mapping[str, Any]) -> Done:
+def _missing(job: Job, network: Mapping[str, Any]) -> JobResult:
     from kdx.reproduce.architecture import with_derived
 
-    return Done(job, "missing", "not run", {} if job.changes_network else with_derived(network))
+    return JobResult(job, "missing", "not run", {} if job.changes_network else with_derived(network))
 
 
-def _done(job: Job, network: Mapping[str, Any]) -> Done:
+def _done(job: Job, network: Mapping[str, Any]) -> JobResult:
     from kdx.reproduce.architecture import with_derived
 
-    if job.of == "network":
-        return Done(job, "finished", "", with_derived(network))
+    if job.subject == "network":
+        return JobResult(job, "finished", "", with_derived(network))
     if job.generation is not None:
-        return Done(job, "finished", "", _of_generation(job, job.generation), _device_of(job.folder.path))
+        return JobResult(job, "finished", "", _of_generation(job, job.generation), _device_of(job.folder.path))
     # A teacher stays the network that it was; of a student only these are told by no measurement.
-    known = network if job.of == "teacher" else {key: network[key] for key in network if key == "moving_statistics"}
+    known = (
+        network if job.subject == "teacher" else {key: network[key] for key in network if key == "moving_statistics"}
+    )
     measured = job.folder.metrics() | _by_layer(job.folder.path) | _at_the_end(job.folder.path)
     told = {key: value for key, value in measured.items() if value is not None}
-    return Done(job, "finished", "", with_derived({**known, **told}), _device_of(job.folder.path))
+    return JobResult(job, "finished", "", with_derived({**known, **told}), _device_of(job.folder.path))
 
 
 def _train(job: Job) -> None:
     # Here, because it imports torch.
     from kdx.experiment import run, train_teachers
 
-    if job.of == "teacher":
+    if job.subject == "teacher":
         train_teachers(job.config)
     else:
         run(job.config)
@@ -143,7 +145,7 @@ def _at_the_end(folder: Path) -> dict[str, float]:
 
 def _of_generation(job: Job, generation: int) -> dict[str, Any]:
     """The figures of an accepted generation of a chain, before or after pruning; empty if the chain is shorter."""
-    rows = read_lines(job.folder.path / ("chain.csv" if job.of == "generation" else "pruned.csv"))
+    rows = read_lines(job.folder.path / ("chain.csv" if job.subject == "generation" else "pruned.csv"))
     found = [row for row in rows if int(row["generation"]) == generation and row.get("accepted", "yes") == "yes"]
     if not found:
         return {}
@@ -151,12 +153,12 @@ def _of_generation(job: Job, generation: int) -> dict[str, Any]:
     return {key: float(found[0][key]) for key in numbers if found[0].get(key)}
 
 
-def train_together(jobs: Sequence[Job]) -> dict[str, Exception]:
+def train_fused(jobs: Sequence[Job]) -> dict[str, Exception]:
     """Train together the unfinished students that can be combined; return the failures by run id.
 
     A run that can be combined with no other is left to be trained alone.
     """
-    students = [job for job in jobs if job.of == "student" and is_faster(job.config)]
+    students = [job for job in jobs if job.subject == "student" and is_faster(job.config)]
     due = list({job.run: job for job in students if not job.finished}.values())
     failures: dict[str, Exception] = {}
     for group in groups([job.config for job in due]):
@@ -164,7 +166,7 @@ def train_together(jobs: Sequence[Job]) -> dict[str, Exception]:
         if len(together) < 2:
             continue
         log.warning("%d runs together: %s", len(together), ", ".join(dict.fromkeys(job.row for job in together)))
-        outcomes = run_together([job.config for job in together], "auto", None)
+        outcomes = run_fused([job.config for job in together], "auto", None)
         for job, outcome in zip(together, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 failures[job.run] = outcome

@@ -7,7 +7,7 @@ from typing import Any
 from kdx.analysis.statistics import Estimate
 from kdx.device.machine import describe_machine
 from kdx.reproduce.cells import Cell, Checked
-from kdx.reproduce.jobs import Done, Order
+from kdx.reproduce.jobs import JobResult, Request
 from kdx.reproduce.render import latex, markdown
 from kdx.reproduce.tables import PaperTable
 from kdx.runs.reader import NOT_RECORDED
@@ -26,8 +26,8 @@ FIGURES = ("epochs", "test_error_percent", "val_error_percent", "R_s", "R_c", "m
 def write_table(
     folder: Path,
     table: PaperTable,
-    order: Order,
-    done: Sequence[Done],
+    order: Request,
+    done: Sequence[JobResult],
     cells: Sequence[Cell],
     claims: Sequence[Checked],
 ) -> None:
@@ -40,7 +40,7 @@ def write_table(
     write_json(folder / "provenance.json", _provenance(table, order, done, claims))
 
 
-def _run_row(table: PaperTable, done: Done) -> dict[str, Any]:
+def _run_row(table: PaperTable, done: JobResult) -> dict[str, Any]:
     figures = done.figures
     return {
         "row": done.job.row,
@@ -78,7 +78,9 @@ def _cell_row(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: Sequence[Checked]) -> dict[str, Any]:
+def _provenance(
+    table: PaperTable, order: Request, done: Sequence[JobResult], claims: Sequence[Checked]
+) -> dict[str, Any]:
     return {
         "table": table.name,
         "title": table.title,
@@ -96,7 +98,7 @@ def _provenance(table: PaperTable, order: Order, done: Sequence[Done], claims: S
     }
 
 
-def _run(done: Done) -> dict[str, Any]:
+def _run(done: JobResult) -> dict[str, Any]:
     config = done.job.config.model_dump(mode="json", exclude={"outputs", "force"})
     if done.device is not None:
         config["device"] = dict(done.device)
@@ -104,7 +106,7 @@ def _run(done: Done) -> dict[str, Any]:
     return {
         "row": done.job.row,
         "seed": done.job.seed,
-        "of": done.job.of,
+        "of": done.job.subject,
         "run": done.job.run,
         "status": done.status,
         # For a run recorded in an earlier table, the machine that wrote that table, beside the run's own processor.

@@ -19,7 +19,7 @@ from kdx.runs.identity import run_id, teacher_id
 from kdx.storage import checksums
 from kdx.storage.checksums import METRICS
 from kdx.storage.files import json_text, make_folder, write_text
-from kdx.storage.lock import held
+from kdx.storage.lock import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class RunFolder:
             return str(error)
         return checksums.damage(self.path)
 
-    def settled(self, *, repeat: bool = False) -> bool:
+    def clear_unless_finished(self, *, repeat: bool = False) -> bool:
         """Whether there are results to be used; results that are damaged, or to be repeated, are removed.
 
         Raises WrittenLater if a later version of kdx wrote them.
@@ -110,7 +110,7 @@ class RunFolder:
 
     def lock(self, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Lock the folder against other processes; see `held`."""
-        return held(self.path, wait=wait)
+        return file_lock(self.path, wait=wait)
 
     def clear(self) -> None:
         """Remove everything in the folder."""

@@ -6,7 +6,7 @@ from kdx.runs.reader import Figures, number
 CLASSES = 10
 
 
-def warnings_of(figures: Figures) -> list[str]:
+def sanity_warnings(figures: Figures) -> list[str]:
     """Why a run's figures are worthless, or of another method than the run's name says, one line each."""
     found = []
     if number(figures, "lambda_V_reached") == 0:

@@ -12,7 +12,7 @@ from kdx.measure.latency import write_latency
 from kdx.measure.sparsity import write_layers
 from kdx.runs.folder import RunFolder
 from kdx.runs.reader import check_seal
-from kdx.runs.sanity import warnings_of
+from kdx.runs.sanity import sanity_warnings
 from kdx.storage.checksums import FORMAT
 from kdx.storage.files import write_csv
 from kdx.training.checkpoint import Progress
@@ -58,7 +58,7 @@ def write_results(
             "commit": commit(),
             "finished_at": now(),
             "peak_rss_bytes": peak_rss_bytes(),
-            **({"warnings": " ".join(warned)} if (warned := warnings_of({**names, **figures})) else {}),
+            **({"warnings": " ".join(warned)} if (warned := sanity_warnings({**names, **figures})) else {}),
         }
     )
     for checkpoint in path.glob("checkpoint*.safetensors"):

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def held(path: Path, *, wait: bool = True) -> Iterator[bool]:
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Lock `path` against other processes on all machines that see it; yield whether the lock is held.
 
     Without `wait` it is not held if another process has it. The lock of a process that died is released by the system,

@@ -68,7 +68,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
     save_tensors(path, network.state_dict())
 
 
-def emptied(network: Network) -> Network:
+def template_of(network: Network) -> Network:
     """A copy of `network` with all parameters and buffers set to zero."""
     blank = deepcopy(network)
     with torch.no_grad():

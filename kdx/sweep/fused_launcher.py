@@ -57,13 +57,13 @@ class FusedJobs(Launcher):
 
     def _together(self, configs: Sequence[Config], number: int) -> list[Path | Exception | None]:
         """The run folder or the failure of each job, and None for jobs that still have to be run one by one."""
-        from kdx.sweep.fused_runs import run_together
-        from kdx.sweep.job_records import hindrance
-        from kdx.sweep.resources import own_gpu
+        from kdx.sweep.fused_runs import run_fused
+        from kdx.sweep.job_records import skip_reason
+        from kdx.sweep.resources import acquire_gpu
 
         folder = Path(self.config.hydra.sweep.dir)
         # If these jobs must not start, each records that itself.
-        if len(configs) < 2 or task_of(folder, number) != "student" or hindrance(configs[0], folder):
+        if len(configs) < 2 or task_of(folder, number) != "student" or skip_reason(configs[0], folder):
             return [None] * len(configs)
-        with own_gpu(folder, number, configs[0].device.kind):
-            return run_together(configs, self.settings.way, self.settings.max_models)
+        with acquire_gpu(folder, number, configs[0].device.kind):
+            return run_fused(configs, self.settings.way, self.settings.max_models)

@@ -14,18 +14,18 @@ from torch import nn
 from kdx.checks import check_teachers
 from kdx.config.schema import Config
 from kdx.data import load_data
-from kdx.device.backend import Engine, prepare_device
+from kdx.device.backend import Backend, prepare_device
 from kdx.errors import Diverged, UserError
-from kdx.experiment import get_lesson, initial_student, plan_of, report
+from kdx.experiment import fit_spec, initial_student, load_inputs, report
 from kdx.methods import build
-from kdx.methods.fit import Lesson, Plan, initial_figures, trainee_of
+from kdx.methods.fit import FitSpec, TrainingInputs, initial_figures, make_train_spec
 from kdx.methods.method import Method
-from kdx.methods.procedure import Once, Outcome
+from kdx.methods.procedure import FitResult, SingleFit
 from kdx.runs.folder import RunFolder, run_folder
-from kdx.sweep.grouping import models_that_fit, parts
+from kdx.sweep.grouping import models_that_fit, split_evenly
 from kdx.training.checkpoint import Progress
-from kdx.training.stacked import Way
-from kdx.training.trainer import train_together
+from kdx.training.stacked import FusionMode
+from kdx.training.trainer import train_fused
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Fit:
 
     network: nn.Module
     method: Method
-    plan: Plan
+    spec: FitSpec
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,17 @@ class Fitted:
     initial: dict[str, float]
 
 
-def fit_together(fits: Sequence[Fit], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged]:
+def fit_fused(
+    fits: Sequence[Fit], inputs: TrainingInputs, backend: Backend, way: FusionMode
+) -> list[Fitted | Diverged]:
     """`fit` for several networks of one structure, in step; for one that diverged, the exception."""
     # First, because the networks are then prepared and trained in place.
-    initial = [initial_figures(each.network, each.method, each.plan) for each in fits]
-    trainees = [trainee_of(each.network, each.method, lesson, each.plan, engine) for each in fits]
-    trained = train_together(trainees, engine, way)
+    initial = [initial_figures(each.network, each.method, each.spec) for each in fits]
+    train_specs = [make_train_spec(each.network, each.method, inputs, each.spec, backend) for each in fits]
+    trained = train_fused(train_specs, backend, way)
     return [
-        one.failure or Fitted(each.method.finalize(trainee.student), one.progress, one.models, figures)
-        for each, trainee, one, figures in zip(fits, trainees, trained, initial, strict=True)
+        one.failure or Fitted(each.method.finalize(train_spec.student), one.progress, one.models, figures)
+        for each, train_spec, one, figures in zip(fits, train_specs, trained, initial, strict=True)
     ]
 
 
@@ -69,7 +71,7 @@ class _Run:
     method: Method
 
 
-def run_together(configs: Sequence[Config], way: Way, max_models: int | None) -> list[Path | Exception | None]:
+def run_fused(configs: Sequence[Config], way: FusionMode, max_models: int | None) -> list[Path | Exception | None]:
     """Run experiments of one `kdx.sweep.grouping.kind`, as many at once as fit in memory or `max_models`.
 
     Returns for each its folder or its failure, and None for those that are left to `kdx.experiment.run`: finished runs,
@@ -114,14 +116,16 @@ def _in_lock_order(configs: Sequence[Config]) -> list[_Run]:
 
 def _is_due(run: _Run, held: ExitStack) -> bool:
     """Whether the run is unfinished, or to be repeated, and this process has its lock."""
-    return held.enter_context(run.folder.lock(wait=False)) and not run.folder.settled(repeat=run.config.force)
+    return held.enter_context(run.folder.lock(wait=False)) and not run.folder.clear_unless_finished(
+        repeat=run.config.force
+    )
 
 
-def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterator[tuple[_Run, Path | Exception]]:
+def _outcomes(runs: Sequence[_Run], way: FusionMode, max_models: int | None) -> Iterator[tuple[_Run, Path | Exception]]:
     first, method = runs[0].config, runs[0].method
     check_teachers(first, method)
-    engine = prepare_device(first.device)
-    data = load_data(first.dataset).to(engine.device)
+    backend = prepare_device(first.device)
+    data = load_data(first.dataset).to(backend.device)
     # All methods have the same structure and differ only in numbers.
     network = initial_student(first, data)
     refused = {run: failure for run in runs if (failure := _refused(run, network))}
@@ -130,41 +134,45 @@ def _outcomes(runs: Sequence[_Run], way: Way, max_models: int | None) -> Iterato
     if not runs:
         return
     method = runs[0].method
-    student = method.prepare(network).to(engine.device)
-    lesson = get_lesson(first, method, data, engine, trained=True)
-    batch = torch.arange(min(first.trainer.batch_size, data.train.per_epoch), device=engine.device)
+    student = method.prepare(network).to(backend.device)
+    inputs = load_inputs(first, method, data, backend, trained=True)
+    batch = torch.arange(min(first.trainer.batch_size, data.train.per_epoch), device=backend.device)
     most = max_models or models_that_fit(student, data.train.take(batch)[0])
-    for part in parts(runs, most):
-        yield from _of_part(part, lesson, engine, way)
+    for part in split_evenly(runs, most):
+        yield from _of_part(part, inputs, backend, way)
 
 
 def _refused(run: _Run, network: nn.Module) -> UserError | None:
     """The error if the run's method does not apply to the network, because of a setting in which the runs differ."""
     try:
         # `kind` admits only methods of one fit.
-        Once().check_network(network, run.method)
+        SingleFit().check_network(network, run.method)
     except UserError as error:
         return error
     return None
 
 
-def _of_part(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> Iterator[tuple[_Run, Path | Exception]]:
+def _of_part(
+    runs: Sequence[_Run], inputs: TrainingInputs, backend: Backend, way: FusionMode
+) -> Iterator[tuple[_Run, Path | Exception]]:
     log.info("%d runs are trained together: %s", len(runs), ", ".join(run.folder.path.name for run in runs))
-    results = _trained(runs, lesson, engine, way)
+    results = _trained(runs, inputs, backend, way)
     if results is None:
         log.warning("%d models do not fit in memory together; they are trained in two parts", len(runs))
-        for half in parts(runs, (len(runs) + 1) // 2):
-            yield from _of_part(half, lesson, engine, way)
+        for half in split_evenly(runs, (len(runs) + 1) // 2):
+            yield from _of_part(half, inputs, backend, way)
         return
     for run, fitted in zip(runs, results, strict=True):
-        yield run, fitted if isinstance(fitted, Diverged) else _reported(run, fitted, lesson, engine)
+        yield run, fitted if isinstance(fitted, Diverged) else _reported(run, fitted, inputs, backend)
 
 
-def _trained(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> list[Fitted | Diverged] | None:
+def _trained(
+    runs: Sequence[_Run], inputs: TrainingInputs, backend: Backend, way: FusionMode
+) -> list[Fitted | Diverged] | None:
     """The results of the runs; None if there was not enough memory for more than one model."""
-    fits = [Fit(initial_student(run.config, lesson.data), run.method, plan_of(run.config, run.folder)) for run in runs]
+    fits = [Fit(initial_student(run.config, inputs.data), run.method, fit_spec(run.config, run.folder)) for run in runs]
     try:
-        return fit_together(fits, lesson, engine, way)
+        return fit_fused(fits, inputs, backend, way)
     except torch.OutOfMemoryError:
         if len(runs) == 1:
             raise
@@ -173,10 +181,10 @@ def _trained(runs: Sequence[_Run], lesson: Lesson, engine: Engine, way: Way) -> 
     return None
 
 
-def _reported(run: _Run, fitted: Fitted, lesson: Lesson, engine: Engine) -> Path | Exception:
-    outcome = Outcome(fitted.network, fitted.progress, {**fitted.initial, "fused_models": fitted.models})
+def _reported(run: _Run, fitted: Fitted, inputs: TrainingInputs, backend: Backend) -> Path | Exception:
+    outcome = FitResult(fitted.network, fitted.progress, {**fitted.initial, "fused_models": fitted.models})
     try:
-        report(run.config, plan_of(run.config, run.folder), outcome, lesson, engine)
+        report(run.config, fit_spec(run.config, run.folder), outcome, inputs, backend)
     except Exception as failure:
         return failure
     return run.folder.path

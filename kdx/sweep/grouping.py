@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from kdx.config.schema import Config
 from kdx.device.cpu import give_back_freed_memory
 from kdx.methods import build
-from kdx.methods.procedure import Once
-from kdx.models.layers import evaluating
+from kdx.methods.procedure import SingleFit
+from kdx.models.layers import eval_mode
 
 T = TypeVar("T")
 
@@ -28,13 +28,13 @@ COPIES_OF_OUTPUTS = 8
 USABLE_FRACTION = 0.7
 
 
-def kind(config: Config) -> str | None:
+def fusion_key(config: Config) -> str | None:
     """A key that is equal for runs which can be trained together; None for a method that needs more than one fit.
 
     It covers everything but the seed and the numbers that a step reads: those of the trainer and `Part.varying`.
     """
     method, procedure = build(config.method)
-    if not isinstance(procedure, Once):
+    if not isinstance(procedure, SingleFit):
         return None
     content = config.model_dump(
         mode="json",
@@ -45,7 +45,9 @@ def kind(config: Config) -> str | None:
     )
     # A step reads these numbers only if the option is on, so whether it is on must be the same.
     options = {name: bool(getattr(config.trainer, name)) for name in OPTIONS_OF_TRAINER}
-    parts = [(type(part).__name__, part.model_dump(mode="json", exclude=set(part.varying))) for part in method.parts]
+    parts = [
+        (type(part).__name__, part.model_dump(mode="json", exclude=set(part.batchable))) for part in method.modifiers
+    ]
     return json.dumps([content, options, parts], sort_keys=True)
 
 
@@ -53,11 +55,11 @@ def groups(configs: Sequence[Config]) -> list[list[int]]:
     """The indices of the runs that can be trained together, as groups in the order of their first members."""
     found: dict[str, list[int]] = {}
     for number, config in enumerate(configs):
-        found.setdefault(kind(config) or f"alone {number}", []).append(number)
+        found.setdefault(fusion_key(config) or f"alone {number}", []).append(number)
     return list(found.values())
 
 
-def parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
+def split_evenly(items: Sequence[T], most: int) -> list[Sequence[T]]:
     """The items divided into as few parts as possible, of nearly equal size, with at most `most` each."""
     count = ceil(len(items) / most)
     bounds = [len(items) * index // count for index in range(count + 1)]
@@ -83,7 +85,7 @@ def bytes_per_model(student: nn.Module, images: Tensor) -> int:
     leaves = [layer for layer in student.modules() if not any(layer.children())]
     hooks = [layer.register_forward_hook(count) for layer in leaves]
     try:
-        with evaluating(student):
+        with eval_mode(student):
             student(images)
     finally:
         for hook in hooks:

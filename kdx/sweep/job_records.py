@@ -20,7 +20,7 @@ class JobRecord:
     started: bool = True
 
 
-def hindrance(config: Config, folder: Path) -> str | None:
+def skip_reason(config: Config, folder: Path) -> str | None:
     """The reason why a job must not start, with fail_fast the failure of another one; else None."""
     # The folder is all that the processes of a launcher share.
     records = _records(folder) if config.sweep.fail_fast else []

@@ -18,25 +18,25 @@ from kdx.config.compose import (
     CONFIG_NAME,
     HYDRA_VERSION,
     Job,
-    expand,
-    hydra_words,
+    compose_sweep,
+    from_hydra,
     in_hydras_spelling,
     quoted,
     to_config,
-    typed_words,
+    to_hydra,
 )
 from kdx.config.groups import conf_folder
 from kdx.config.hydra_keys import is_hydras_word
 from kdx.config.schema import Config
-from kdx.config.validation import shown
+from kdx.config.validation import format_value
 from kdx.console import QUIET
-from kdx.errors import RunFailed, UserError, describe, one_line, recorded
+from kdx.errors import RunFailed, UserError, describe, log_failures, one_line
 from kdx.runs.folder import RunFolder, run_folder
 from kdx.runs.identity import changes_result, sweep_id
 from kdx.storage.files import make_folder, write_json
 from kdx.sweep.job_list import JOBS, Task, task_of
-from kdx.sweep.job_records import RECORD, JobRecord, _records, hindrance
-from kdx.sweep.resources import check_here, check_launcher, own_gpu, shares
+from kdx.sweep.job_records import RECORD, JobRecord, _records, skip_reason
+from kdx.sweep.resources import acquire_gpu, check_here, check_launcher, divide_cores
 
 
 def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
@@ -46,7 +46,7 @@ def sweep(overrides: Sequence[str]) -> tuple[Path, list[JobRecord]]:
     UserError, before the first job starts, if any job is invalid or the launcher is not installed.
     """
     check_launcher(overrides)
-    jobs = expand(overrides)
+    jobs = compose_sweep(overrides)
     folder = _folder(jobs)
     if not any(changes_result(word.partition("=")[0]) for word in jobs[0].overrides):
         raise UserError(
@@ -68,7 +68,7 @@ def launch(jobs: Sequence[Job], launcher: Sequence[str], folder: RunFolder, task
     `folder` is the sweep's, which all processes share; `task` says whether jobs train their runs or only their
     teachers. Raises UserError for launcher settings that are not allowed.
     """
-    share = shares(launcher, jobs)
+    share = divide_cores(launcher, jobs)
     own = [word for word in share if not is_hydras_word(word)]
     listed = [{"overrides": in_hydras_spelling([*job.overrides, *own]), "task": task} for job in jobs]
     words = [word for word in (*share, *launcher) if is_hydras_word(word)]
@@ -94,9 +94,9 @@ def run_job(composed: DictConfig, outcome: Path | Exception | None = None) -> di
     """
     job = HydraConfig.get()
     number, folder = int(job.job.num), Path(job.sweep.dir)
-    words = typed_words(map(str, job.overrides.task))
+    words = from_hydra(map(str, job.overrides.task))
     config, task = to_config(composed), task_of(folder, number)
-    run, error = None, None if outcome else hindrance(config, folder)
+    run, error = None, None if outcome else skip_reason(config, folder)
     started = error is None
     if started:
         how = " (together with others)" if outcome else ""
@@ -118,12 +118,12 @@ def _run(config: Config, folder: Path, number: int, task: Task) -> Path:
     else:
         from kdx.experiment import train_teachers as make
 
-    with recorded(run_folder(config).log_file), own_gpu(folder, number, config.device.kind):
+    with log_failures(run_folder(config).log_file), acquire_gpu(folder, number, config.device.kind):
         return make(config)
 
 
 def _ended(config: Config, outcome: Path | Exception) -> Path:
-    with recorded(run_folder(config).log_file):
+    with log_failures(run_folder(config).log_file):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -139,7 +139,8 @@ def _folder(jobs: Sequence[Job]) -> RunFolder:
         ):
             if value != other:
                 raise UserError(
-                    f"{key}: {shown(value)} and {shown(other)} in one sweep; allowed: one value for all jobs"
+                    f"{key}: {format_value(value)} and {format_value(other)} in one sweep; allowed: one value for all"
+                    " jobs"
                 )
     return RunFolder(Path(first.outputs, "sweeps", first.sweep.name or sweep_id([job.config for job in jobs])))
 
@@ -148,9 +149,9 @@ def _launched(words: Sequence[str], folder: RunFolder) -> str | None:
     """Let Hydra run the jobs; return the reason if its launcher failed, else None."""
     make_folder(folder.path)
     main = hydra.main(version_base=HYDRA_VERSION, config_path=str(conf_folder()), config_name=CONFIG_NAME)
-    with _command_line(["kdx", "--multirun", *hydra_words(words)]):
+    with _command_line(["kdx", "--multirun", *to_hydra(words)]):
         try:
-            with recorded(folder.log_file):
+            with log_failures(folder.log_file):
                 main(run_job)()
         except RunFailed as failure:
             if isinstance(failure.__cause__, HydraException | OmegaConfBaseException):

@@ -12,7 +12,7 @@ from kdx.config.schema import Config, FusedSettings
 from kdx.config.validation import settings_from
 from kdx.device.machine import check_threads
 from kdx.errors import UserError
-from kdx.storage.lock import held
+from kdx.storage.lock import file_lock
 
 _KEY = "hydra.launcher"
 # The modules that a launcher needs, and the extra that brings them.
@@ -48,7 +48,7 @@ def check_here(overrides: Sequence[str], configs: Iterable[Config]) -> None:
             check_threads(config.device.threads)
 
 
-def shares(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
+def divide_cores(overrides: Sequence[str], jobs: Sequence[Job]) -> list[str]:
     """The overrides that give each process of the launcher its share of cores and GPUs; the user's own settings stay.
 
     There are none for the built-in and the fused launcher, whose one process gets everything, and for Ray and Slurm,
@@ -109,7 +109,7 @@ def _may_use_gpu(kind: str) -> bool:
 
 
 @contextmanager
-def own_gpu(folder: Path, job: int, kind: str) -> Iterator[int | None]:
+def acquire_gpu(folder: Path, job: int, kind: str) -> Iterator[int | None]:
     """Choose one of several GPUs for this process: a free one, else a shared one; None if there are fewer than two.
 
     Locks in `folder`, which the processes of the sweep share, tell which ones are taken.
@@ -121,7 +121,7 @@ def own_gpu(folder: Path, job: int, kind: str) -> Iterator[int | None]:
         yield None
         return
     for index in range(count):
-        with held(folder / f"gpu-{platform.node()}-{index}", wait=False) as is_free:
+        with file_lock(folder / f"gpu-{platform.node()}-{index}", wait=False) as is_free:
             if is_free:
                 torch.cuda.set_device(index)
                 yield index

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from kdx.device.cuda_graphs import WARM_UPS, Recorder, Run
+from kdx.device.cuda_graphs import WARM_UPS, GraphRecorder, Run
 from kdx.training.noise import NoiseSource
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ MOST_STEPS = 16
 TRIAL_PLAYS = 2
 
 
-class Chunks:
+class GraphedSteps:
     """The steps of a training, captured singly and in chunks of several, and replayed from any step of an epoch on."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Chunks:
         changed: Sequence[Tensor],
         sources: Sequence[NoiseSource],
         batch_size: int,
-        recorder: Recorder,
+        recorder: GraphRecorder,
     ) -> None:
         """`changed` are all tensors that a step changes; `sources` draw its noise."""
         self._step, self._changed, self._sources = step, changed, sources
@@ -69,7 +69,7 @@ class Chunks:
             for batch, row in zip(own_batches, own_rows, strict=True):
                 self._step(batch, row)
 
-        play = self._recorder.record(run, [source.generator for source in self._sources])
+        play = self._recorder.capture(run, [source.generator for source in self._sources])
         return own_batches, own_rows, play
 
     def _batches(self, order: Tensor, index: int, size: int) -> Tensor:
@@ -86,7 +86,7 @@ class Chunks:
         before = [tensor.clone() for tensor in self._changed]
         positions = [source.position() for source in self._sources]
         (batch,) = self._batches(order, 0, 1).contiguous()
-        with self._recorder.rehearsal():
+        with self._recorder.warmup():
             for _ in range(WARM_UPS):
                 self._step(batch, rows[0])
         self._chunks[1] = self._recorded(order, rows, 1)

@@ -13,21 +13,21 @@ from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Diverged
 from kdx.models.weights import weight_parameters
-from kdx.rng import stream
+from kdx.rng import make_generator
 from kdx.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdx.training.noise import NoiseSource
 from kdx.training.objective import Objective, Schedule
 from kdx.training.optimizer import Optimizer, learning_rate, step_numbers
 from kdx.training.state import State
-from kdx.training.step import Batch, Noise, number_names
+from kdx.training.step import Batch, Noise, hyperparameter_names
 
 NAMED = 3
 """The maximum number of non-finite tensors that a message names."""
 
-Reading = Callable[[], dict[str, float | None]]
+PendingMetrics = Callable[[], dict[str, float | None]]
 """Waits for the device and returns the figures."""
 
-Evaluate = Callable[[int], Reading]
+Evaluate = Callable[[int], PendingMetrics]
 """Starts computing the student's figures after epoch n (from 1): validation error, sparsity, ...
 
 It does not wait for the device, so that several students can be evaluated before the first result is read.
@@ -58,7 +58,9 @@ class Training:
 
     def order(self, epoch: int) -> Tensor:
         """The views (per_epoch,) of an epoch, in random order."""
-        return self.examples.order(*(stream(self.seed, purpose, epoch) for purpose in ("order", "mirror", "shift")))
+        return self.examples.order(
+            *(make_generator(self.seed, purpose, epoch) for purpose in ("order", "mirror", "shift"))
+        )
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,17 @@ class Trainee:
     evaluate: Evaluate
 
 
-class Member:
+class Learner:
     """A model in training; `progress` and the tensors of `state` are what a checkpoint holds.
 
     `failure` is the reason why its training was abandoned, or None.
     """
 
-    def __init__(self, trainee: Trainee) -> None:
-        self.student, self.training, self.evaluate = trainee.student, trainee.training, trainee.evaluate
+    def __init__(self, train_spec: Trainee) -> None:
+        self.student, self.training, self.evaluate = train_spec.student, train_spec.training, train_spec.evaluate
         self.failure: Diverged | None = None
         trainer, examples = self.training.trainer, self.training.examples
-        self.objective = trainee.objective.smoothed(trainer.label_smoothing)
+        self.objective = train_spec.objective.with_label_smoothing(trainer.label_smoothing)
         self.optimizer = _optimizer(trainer, self.student, self.objective)
         self.batch_size = min(trainer.batch_size, examples.per_epoch)
         # An epoch's last, incomplete batch is dropped; every epoch has another order, so no example is always dropped.
@@ -95,8 +97,8 @@ class Member:
         )
         device = examples.images.device
         images, _ = examples.take(torch.arange(self.batch_size, device=device))
-        generator = stream(self.training.seed, "noise", device=device)
-        self.noise = NoiseSource(self.student, images, generator, self.objective.draws)
+        generator = make_generator(self.training.seed, "noise", device=device)
+        self.noise = NoiseSource(self.student, images, generator, self.objective.noise_specs)
         self.progress = Progress()
         # The best epoch's network so far, for early stopping.
         self.best = {name: value.clone() for name, value in self.state.result().items()} if trainer.patience else {}
@@ -131,15 +133,15 @@ class Member:
         """Write a checkpoint."""
         save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
 
-    def means(self) -> list[float]:
+    def mean_losses(self) -> list[float]:
         """The means over the epoch's steps of the loss and of every term; waits for the device."""
         return (self.state.sums / self.steps_per_epoch).tolist()
 
-    def broken_term(self) -> Diverged | None:
+    def first_nonfinite(self) -> Diverged | None:
         """The loss term that is no longer finite, if the loss is not, as an exception; waits for the device."""
-        return self.broken() if self.state.broken[0] else None
+        return self.diverged() if self.state.broken[0] else None
 
-    def broken(self) -> Diverged | None:
+    def diverged(self) -> Diverged | None:
         """Whatever is no longer finite, as an exception: a loss term, or a gradient or weight that the loss hides."""
         steps, *by_term = (int(count) for count in self.state.broken.tolist())
         # Parameters are frozen from the step on in which the loss is not finite, so what is not finite in them was its
@@ -157,12 +159,12 @@ class Member:
             f" {epoch + 1}, step {place + 1}; try a lower {' or '.join(self._step_sizes())}"
         )
 
-    def look(self) -> Reading:
+    def evaluate_epoch(self) -> PendingMetrics:
         """Start evaluating the student at the end of an epoch in which everything was finite."""
         with self._as_result():
             return self.evaluate(self.epoch + 1)
 
-    def close_epoch(self, means: list[float], seen: Reading) -> None:
+    def close_epoch(self, means: list[float], seen: PendingMetrics) -> None:
         """Add the epoch to the history: the means of the loss terms, and the evaluation `seen`."""
         terms = dict(zip(["loss", *self.objective.terms], means, strict=True))
         result = self.state.result()
@@ -190,20 +192,20 @@ class Member:
         for name, value in self.state.network().items() if result else ():
             value.copy_(result[name])
 
-    def headline(self) -> dict[str, float]:
+    def progress_metrics(self) -> dict[str, float]:
         """The figures to show during training."""
         latest = self.progress.history[-1]
         shown = {name: latest.get(name) for name in ("loss", "val_error_percent", "sparsity_percent")}
         return {name: value for name, value in shown.items() if value is not None}
 
-    def rows(self, epoch: int) -> np.ndarray:
+    def schedule(self, epoch: int) -> np.ndarray:
         """The hyper-parameters of every step of an epoch: float64 (steps, numbers)."""
         count = self.steps_per_epoch
         times = [epoch + index / count for index in range(count)]
-        columns = {name: [number(time) for time in times] for name, number in self.objective.numbers.items()}
+        columns = {name: [number(time) for time in times] for name, number in self.objective.hyperparameters.items()}
         columns |= {"lr": [self._lr(time) for time in times]}
         columns |= step_numbers(self.training.trainer, epoch * count + 1, count)
-        return np.array([columns[name] for name in number_names(self.objective, self.optimizer)]).T
+        return np.array([columns[name] for name in hyperparameter_names(self.objective, self.optimizer)]).T
 
     def _lr(self, time_in_epochs: float) -> float:
         return learning_rate(self.training.trainer, time_in_epochs, 1 / self.steps_per_epoch)
@@ -211,7 +213,7 @@ class Member:
     def _step_sizes(self) -> dict[str, Schedule]:
         """The settings of the step size, by key: the learning rate, if any parameter has one, and others."""
         names = dict.fromkeys(how.eta for how in self.objective.langevin.values())
-        sampled = {f"method.{name}": self.objective.numbers[name] for name in names}
+        sampled = {f"method.{name}": self.objective.hyperparameters[name] for name in names}
         return ({"trainer.lr": self._lr} if self.state.first else {}) | sampled
 
     def _keep_if_best(self) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdx.models.layers import NoisyLayer, evaluating
-from kdx.training.objective import Draw
+from kdx.models.layers import NoisyLayer, eval_mode
+from kdx.training.objective import NoiseSpec
 
 
 class NoiseSource:
@@ -17,7 +17,7 @@ class NoiseSource:
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, generator: torch.Generator, draws: Mapping[str, Draw] | None = None
+        self, model: nn.Module, images: Tensor, generator: torch.Generator, draws: Mapping[str, NoiseSpec] | None = None
     ) -> None:
         """Find the shapes by one forward pass of `images`, a batch of the size that is trained on."""
         self.generator = generator
@@ -57,7 +57,7 @@ def _empty_noise(model: nn.Module, layers: dict[str, NoisyLayer], images: Tensor
     hooks = [shaped(name, layer) for name, layer in layers.items()]
     try:
         # In eval mode, so that this pass does not update batch norm's statistics.
-        with evaluating(model):
+        with eval_mode(model):
             model(images)
     finally:
         for hook in hooks:

@@ -15,7 +15,7 @@ LABEL_SMOOTHING = "trainer.label_smoothing"
 
 
 @dataclass(frozen=True)
-class Step:
+class LossInputs:
     """Everything that a loss term can read in one training step on `batch` examples.
 
     `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `numbers` are 0-dimensional hyper-parameters.
@@ -27,12 +27,12 @@ class Step:
     labels: Tensor
     teacher_logits: Tensor | None
     parameters: Mapping[str, Tensor]
-    numbers: Mapping[str, Tensor]
+    hyperparameters: Mapping[str, Tensor]
     activations: Mapping[str, Tensor] = field(default_factory=dict)
     noise: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def taught(self) -> Tensor:
+    def required_teacher_logits(self) -> Tensor:
         """`teacher_logits`, for methods that need a teacher."""
         assert self.teacher_logits is not None, "the trainer was given no teacher logits"
         return self.teacher_logits
@@ -43,7 +43,7 @@ class Step:
         With label smoothing s it is (1 - s) times that with the labels + s times that with the uniform distribution
         (Szegedy et al. 2016, sec. 7).
         """
-        smoothing = self.numbers.get(LABEL_SMOOTHING)
+        smoothing = self.hyperparameters.get(LABEL_SMOOTHING)
         if smoothing is None:
             return F.cross_entropy(logits, self.labels)
         log_p = F.log_softmax(logits, dim=1)
@@ -51,7 +51,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Draw:
+class NoiseSpec:
     """Random numbers that loss terms read: `new` allocates them for a batch size, `fill` draws them."""
 
     new: Callable[[int], Tensor]
@@ -62,7 +62,7 @@ class Draw:
 class Term:
     """A scalar loss term; `weight` is the name of the hyper-parameter that multiplies it, None means 1."""
 
-    value: Callable[[Step], Tensor]
+    value: Callable[[LossInputs], Tensor]
     weight: str | None = None
 
 
@@ -92,22 +92,24 @@ class Objective:
     """
 
     terms: dict[str, Term]
-    numbers: dict[str, Schedule] = field(default_factory=dict)
-    rates: dict[str, str] = field(default_factory=dict)
+    hyperparameters: dict[str, Schedule] = field(default_factory=dict)
+    lr_multipliers: dict[str, str] = field(default_factory=dict)
     monitors: dict[str, Monitor] = field(default_factory=dict)
-    watched: tuple[str, ...] = ()
-    draws: dict[str, Draw] = field(default_factory=dict)
+    feature_layers: tuple[str, ...] = ()
+    noise_specs: dict[str, NoiseSpec] = field(default_factory=dict)
     langevin: dict[str, Langevin] = field(default_factory=dict)
 
-    def loss(self, step: Step) -> tuple[Tensor, Tensor]:
+    def loss(self, step: LossInputs) -> tuple[Tensor, Tensor]:
         """The weighted sum of all terms, a scalar, and the unweighted terms (terms,), detached."""
         values = {name: term.value(step) for name, term in self.terms.items()}
         weighted = [
-            values[name] if term.weight is None else step.numbers[term.weight] * values[name]
+            values[name] if term.weight is None else step.hyperparameters[term.weight] * values[name]
             for name, term in self.terms.items()
         ]
         return torch.stack(weighted).sum(), torch.stack(list(values.values())).detach()
 
-    def smoothed(self, amount: float) -> "Objective":
+    def with_label_smoothing(self, amount: float) -> "Objective":
         """The objective with label smoothing `amount`; 0 leaves it unchanged."""
-        return replace(self, numbers={**self.numbers, LABEL_SMOOTHING: lambda epoch: amount}) if amount else self
+        return (
+            replace(self, numbers={**self.hyperparameters, LABEL_SMOOTHING: lambda epoch: amount}) if amount else self
+        )

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from kdx.device.backend import has_convolutions
-from kdx.device.cuda_graphs import recorded
+from kdx.device.cuda_graphs import captured
 from kdx.device.execution import Execution, Step
 from kdx.errors import one_line
 from kdx.models.layers import NoisyLayer
-from kdx.training.learner import Member
+from kdx.training.learner import Learner
 from kdx.training.state import State, stacked, unstacked
 from kdx.training.step import Batch, Noise, RunStep, Stacking, StepOnBatch, make_step
 
 log = logging.getLogger(__name__)
 
 
-Way = Literal["auto", "stacked", "loop"]
+FusionMode = Literal["auto", "stacked", "loop"]
 """How several models are stepped: one program on stacked tensors, one after another, or the faster on this machine."""
 
 Gather = Callable[[Tensor], Batch]
@@ -31,7 +31,9 @@ REPETITIONS = 3
 LEAST_STEPS = 100
 
 
-def stacked_step(members: Sequence[Member], execution: Execution, steps: int, way: Way) -> tuple[State, Noise, RunStep]:
+def stacked_step(
+    members: Sequence[Learner], execution: Execution, steps: int, way: FusionMode
+) -> tuple[State, Noise, RunStep]:
     """Move the members' tensors into stacked ones; return state, noise and the step of all models.
 
     The members have the same structure and share the memory of the stacked tensors. `steps` is the length of the
@@ -69,7 +71,7 @@ def stacked_step(members: Sequence[Member], execution: Execution, steps: int, wa
     return state, noise, made(fastest)
 
 
-def orders(members: Sequence[Member], epoch: int) -> Tensor:
+def orders(members: Sequence[Learner], epoch: int) -> Tensor:
     """The views of an epoch in random order: (per_epoch,), or (models, per_epoch) if the members' orders differ."""
     if _one_order(members):
         return members[0].training.order(epoch)
@@ -78,7 +80,7 @@ def orders(members: Sequence[Member], epoch: int) -> Tensor:
     return torch.stack([drawn[member.training.seed] for member in members])
 
 
-def _stack(members: Sequence[Member]) -> tuple[State, Noise]:
+def _stack(members: Sequence[Learner]) -> tuple[State, Noise]:
     state = State.stack([member.state for member in members])
     noise = stacked([member.noise.buffers for member in members])
     # Uninitialised memory, such as denormals, must not slow down the measurement before the first draw.
@@ -108,11 +110,11 @@ def _numbers(layer: nn.Module) -> tuple[float, ...]:
     return layer.own_numbers()
 
 
-def _one_order(members: Sequence[Member]) -> bool:
+def _one_order(members: Sequence[Learner]) -> bool:
     return len({member.training.seed for member in members}) == 1
 
 
-def _gathering(members: Sequence[Member]) -> tuple[Gather, Stacking]:
+def _gathering(members: Sequence[Learner]) -> tuple[Gather, Stacking]:
     """The function that gathers the members' batches, and which parts of them have a model dimension."""
     examples = members[0].training.examples
     targets = [member.training.teacher_logits for member in members]
@@ -136,7 +138,7 @@ def _gathering(members: Sequence[Member]) -> tuple[Gather, Stacking]:
     return gather, Stacking(not one_order, logits is not None and not (one_order and one_target))
 
 
-def _at_once(first: Member, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
+def _at_once(first: Learner, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
     def make(eager: bool) -> RunStep:
         step = make_step(
             first.student,
@@ -155,7 +157,7 @@ def _at_once(first: Member, execution: Execution, gather: Gather, stacking: Stac
     return execution.executed(make)
 
 
-def _loop(first: Member, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
+def _loop(first: Learner, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
     def make(eager: bool) -> StepOnBatch:
         return make_step(
             first.student, first.objective, eager=eager, autocast=execution.autocast, optimizer=first.optimizer
@@ -171,15 +173,15 @@ def _loop(first: Member, execution: Execution, gather: Gather, stacking: Stackin
     return model_by_model
 
 
-def _seconds(step: RunStep, members: Sequence[Member], state: State, noise: Noise, execution: Execution) -> float:
+def _seconds(step: RunStep, members: Sequence[Learner], state: State, noise: Noise, execution: Execution) -> float:
     """The minimum time of a step, executed as in training, on a copy of the state."""
     scratch, examples = State.stack(state.models), members[0].training.examples
     device = examples.images.device
     epoch = min(member.epoch for member in members)
-    rows = torch.from_numpy(np.stack([member.rows(epoch)[0] for member in members])).float().to(device)
+    rows = torch.from_numpy(np.stack([member.schedule(epoch)[0] for member in members])).float().to(device)
     chosen = orders(members, epoch)[..., : members[0].batch_size]
     best = float("inf")
-    with recorded(lambda: step(scratch, chosen, noise, rows), execution.recorder()) as run:
+    with captured(lambda: step(scratch, chosen, noise, rows), execution.recorder()) as run:
         # The first call compiles or warms up, so it is not timed.
         for _ in range(1 + REPETITIONS):
             started = time.perf_counter()

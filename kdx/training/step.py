@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.training.objective import Objective, Step
+from kdx.training.objective import LossInputs, Objective
 from kdx.training.optimizer import ADAM, Optimizer, average, make_update, sample
 from kdx.training.state import State
 
@@ -56,9 +56,9 @@ RunStep = Callable[[State, Tensor, Noise, Tensor], None]
 """The same with the indices of the batch's examples (batch,) instead of the batch."""
 
 
-def number_names(objective: Objective, optimizer: Optimizer = ADAM) -> list[str]:
+def hyperparameter_names(objective: Objective, optimizer: Optimizer = ADAM) -> list[str]:
     """The names of the hyper-parameters in a step's row, in order: the objective's, then the optimizer's."""
-    return [*objective.numbers, *optimizer.numbers]
+    return [*objective.hyperparameters, *optimizer.numbers]
 
 
 def make_step(
@@ -77,12 +77,12 @@ def make_step(
     whose matrix products run in bfloat16; None means float32. With `stacking` the step trains several models of this
     structure, whose objectives differ only in their hyper-parameters.
     """
-    names = number_names(objective, optimizer)
+    names = hyperparameter_names(objective, optimizer)
     loss = _loss(student if stacking is None else _stackable(student), objective, autocast)
     gradients_of = _autograd(loss) if eager else _transformed(loss)
     if stacking is not None:
         gradients_of = _of_several(_transformed(loss), stacking)
-    update = make_update(optimizer, objective.rates, eager=eager, several=stacking is not None)
+    update = make_update(optimizer, objective.lr_multipliers, eager=eager, several=stacking is not None)
 
     def step(state: State, batch: Batch, noise: Noise, row: Tensor) -> None:
         numbers = dict(zip(names, row.unbind(-1), strict=True))
@@ -122,7 +122,7 @@ GradientsOf = Callable[[Tensors, Tensors, Tensor, Tensor, Tensor | None, Noise, 
 
 
 def _loss(student: nn.Module, objective: Objective, autocast: str | None) -> Loss:
-    network = Watching(student, objective.watched) if objective.watched else student
+    network = FeatureExtractor(student, objective.feature_layers) if objective.feature_layers else student
 
     def loss(
         parameters: Tensors,
@@ -133,15 +133,15 @@ def _loss(student: nn.Module, objective: Objective, autocast: str | None) -> Los
         noise: Noise,
         numbers: Tensors,
     ) -> Pass:
-        term_noise = {name: noise[name] for name in objective.draws}
-        layer_noise = {name: value for name, value in noise.items() if name not in objective.draws}
+        term_noise = {name: noise[name] for name in objective.noise_specs}
+        layer_noise = {name: value for name, value in noise.items() if name not in objective.noise_specs}
         # Batch norm updates its statistics in place, which a function transform allows only on its own tensors.
         buffers = {name: value.clone() for name, value in buffers.items()}
         with torch.autocast(autocast or "cpu", torch.bfloat16, enabled=autocast is not None):
             output = functional_call(network, {**parameters, **buffers, **layer_noise}, (images,))
         logits, seen = output if isinstance(output, tuple) else (output, {})
         total, terms = objective.loss(
-            Step(logits.float(), labels, teacher_logits, parameters, numbers, seen, term_noise)
+            LossInputs(logits.float(), labels, teacher_logits, parameters, numbers, seen, term_noise)
         )
         return total, (terms, buffers)
 
@@ -163,7 +163,7 @@ def _laid_out_plainly(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0].contiguous(),)
 
 
-class Watching(nn.Sequential):
+class FeatureExtractor(nn.Sequential):
     """The student's layers under the same names; returns the outputs of the watched layers besides the logits."""
 
     def __init__(self, student: nn.Module, watched: Sequence[str]) -> None:

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from kdx import console
-from kdx.data.dataset import onto
-from kdx.device.backend import Engine
+from kdx.data.dataset import copy_async
+from kdx.device.backend import Backend
 from kdx.device.execution import Execution
 from kdx.errors import Diverged, Interrupted
 from kdx.training.checkpoint import Progress
-from kdx.training.chunks import Chunks
-from kdx.training.learner import Evaluate, Member, Trainee, Training
+from kdx.training.chunks import GraphedSteps
+from kdx.training.learner import Evaluate, Learner, Trainee, Training
 from kdx.training.objective import Objective
-from kdx.training.stacked import Way, orders, stacked_step
+from kdx.training.stacked import FusionMode, orders, stacked_step
 from kdx.training.state import State
 from kdx.training.step import Noise, RunStep, make_step
 
@@ -39,7 +39,7 @@ CHECKPOINT_SHARE = 0.02
 
 
 @dataclass(frozen=True)
-class Trained:
+class LearnerResult:
     """The result of one training: its history, how many models were trained together, and its failure, or None."""
 
     progress: Progress
@@ -47,20 +47,22 @@ class Trained:
     failure: Diverged | None
 
 
-def train(student: nn.Module, objective: Objective, training: Training, engine: Engine, evaluate: Evaluate) -> Progress:
+def train(
+    student: nn.Module, objective: Objective, training: Training, backend: Backend, evaluate: Evaluate
+) -> Progress:
     """Minimise the objective over the student's parameters, in place; return the progress, with history and time.
 
     Resumes from the checkpoint, if there is one. Raises Interrupted, after writing a checkpoint, when the process is
     asked to stop, and Diverged when a loss term, a gradient or a weight is no longer finite: on a CPU at that step, on
     other devices at the end of the epoch or at a checkpoint, which is then not written.
     """
-    (trained,) = train_together([Trainee(student, objective, training, evaluate)], engine)
+    (trained,) = train_fused([Trainee(student, objective, training, evaluate)], backend)
     if trained.failure is not None:
         raise trained.failure
     return trained.progress
 
 
-def train_together(trainees: Sequence[Trainee], engine: Engine, way: Way = "auto") -> list[Trained]:
+def train_fused(train_specs: Sequence[Trainee], backend: Backend, way: FusionMode = "auto") -> list[LearnerResult]:
     """`train` for several students of one structure, whose objectives differ only in their hyper-parameters, in step.
 
     Each has its own random streams and checkpoint, so its result is that of a training alone, up to rounding. If one
@@ -68,33 +70,33 @@ def train_together(trainees: Sequence[Trainee], engine: Engine, way: Way = "auto
     models are stepped: see `stacked_step`.
     """
     with _stop_requests() as stop:
-        members = [Member(trainee) for trainee in trainees]
+        members = [Learner(train_spec) for train_spec in train_specs]
         for member in members:
             if member.resume():
                 log.info("%s: continued at step %d", member.training.title, member.progress.steps)
-        models: dict[Member, int] = {}
+        models: dict[Learner, int] = {}
         for _, group in groupby(sorted(members, key=_standing), _standing):
-            loop = _Loop(list(group), engine, stop, way)
+            loop = _Loop(list(group), backend, stop, way)
             loop.run()
             models |= {member: len(loop.members) for member in loop.members}
-    return [Trained(member.progress, models[member], member.failure) for member in members]
+    return [LearnerResult(member.progress, models[member], member.failure) for member in members]
 
 
-def _standing(member: Member) -> tuple[bool, int]:
+def _standing(member: Learner) -> tuple[bool, int]:
     return member.done, member.progress.steps
 
 
 class _Loop:
     """The training loop of members that have done the same number of steps."""
 
-    def __init__(self, members: list[Member], engine: Engine, stop: threading.Event, way: Way) -> None:
+    def __init__(self, members: list[Learner], backend: Backend, stop: threading.Event, way: FusionMode) -> None:
         self.members, self.stop = members, stop
         self.active = [member for member in members if not member.done]
         self.mark = time.monotonic()
         self.checkpoint_seconds = members[0].training.trainer.checkpoint_seconds
         self.due = self.mark + self.checkpoint_seconds
-        self.engine, self.held = engine, ExitStack()
-        self.way: Way = way
+        self.backend, self.held = backend, ExitStack()
+        self.way: FusionMode = way
         first, count = members[0], len(members)
         self.title = first.training.title + (f", {count} models" if count > 1 else "")
         self.epochs, self.steps_per_epoch = first.training.trainer.epochs, first.steps_per_epoch
@@ -106,7 +108,7 @@ class _Loop:
     def execution(self) -> Execution:
         """How steps are executed; decided at the first step, since a training that is already finished needs none."""
         steps = self.epochs * self.steps_per_epoch
-        return Execution(self.engine, self.members[0].student, steps * len(self.members))
+        return Execution(self.backend, self.members[0].student, steps * len(self.members))
 
     @cached_property
     def advance(self) -> Advance:
@@ -128,7 +130,7 @@ class _Loop:
         if recorder is not None:
             self.held.callback(recorder.close)
             changed = [*state.tensors().values(), state.broken]
-            return Chunks(one, changed, sources, self.batch_size, recorder)
+            return GraphedSteps(one, changed, sources, self.batch_size, recorder)
 
         size = self.batch_size
 
@@ -144,13 +146,13 @@ class _Loop:
 
     def run(self) -> None:
         """Train the members to their end, and give each its final weights."""
-        with console.stage(self.title, self.epochs) as stage, self.held:
+        with console.progress_bar(self.title, self.epochs) as stage, self.held:
             stage.advance(self.epoch)
             while self.active:
                 self.run_epoch()
                 self.close_epoch()
-                stage.advance(self.epoch, self.headline())
-                self.heed()
+                stage.advance(self.epoch, self.progress_metrics())
+                self.checkpoint_if_due()
         for member in self.members:
             member.take_result()
 
@@ -166,16 +168,16 @@ class _Loop:
                 member.progress.note(self.execution.facts)
             # On other devices the check would wait for the device; a broken member's weights are frozen in any case.
             if self.device.type == "cpu":
-                self.give_up(Member.broken_term)
+                self.drop_diverged(Learner.first_nonfinite)
             if self.active and index < self.steps_per_epoch:
-                self.heed()
+                self.checkpoint_if_due()
             if not self.active:
                 return
         if self.device.type != "cpu" and epoch + 1 < self.epochs:
             # Drawn while the device is still busy with this epoch.
             self._next = epoch + 1, self._drawn(epoch + 1)
 
-    def give_up(self, found: Callable[[Member], Diverged | None]) -> None:
+    def drop_diverged(self, found: Callable[[Learner], Diverged | None]) -> None:
         """Continue without the members in which something is no longer finite."""
         for member in self.active:
             member.failure = found(member)
@@ -185,10 +187,10 @@ class _Loop:
 
     def close_epoch(self) -> None:
         # Reading the sums waits for the device, so that the time of the epoch includes all its work.
-        means = {member: member.means() for member in self.active}
+        means = {member: member.mean_losses() for member in self.active}
         self._lap(training=True)
-        self.give_up(Member.broken)
-        seen = {member: member.look() for member in self.active}
+        self.drop_diverged(Learner.diverged)
+        seen = {member: member.evaluate_epoch() for member in self.active}
         for member in self.active:
             member.close_epoch(means[member], seen[member])
         self._lap(training=False)
@@ -198,19 +200,19 @@ class _Loop:
         # So that a failure after the training does not repeat it.
         self.save(ended)
 
-    def heed(self) -> None:
+    def checkpoint_if_due(self) -> None:
         """Write checkpoints when one is due or the process is asked to stop, and stop in the latter case."""
         stop = self.stop.is_set()
         if not stop and time.monotonic() < self.due:
             return
         self._lap(training=True)
         # A diverged member keeps its last checkpoint, which is finite.
-        self.give_up(Member.broken)
+        self.drop_diverged(Learner.diverged)
         self.save(self.active)
         if stop and any(member.failure is None for member in self.members):
             raise Interrupted(f"{self.title}: stopped in epoch {self.epoch + 1}; the same command goes on")
 
-    def save(self, members: list[Member]) -> None:
+    def save(self, members: list[Learner]) -> None:
         """Write the members' checkpoints; the longer that takes, the later is the next."""
         if not members:
             return
@@ -227,9 +229,9 @@ class _Loop:
         # With checkpoint_seconds=0 every step has a checkpoint, however slow.
         self.due = now + (max(self.checkpoint_seconds, slow) if self.checkpoint_seconds else 0)
 
-    def headline(self) -> dict[str, float]:
+    def progress_metrics(self) -> dict[str, float]:
         """The figures to show: means over the members that have not failed."""
-        shown = [member.headline() for member in self.members if member.failure is None]
+        shown = [member.progress_metrics() for member in self.members if member.failure is None]
         return {name: sum(each[name] for each in shown) / len(shown) for name in (shown[0] if shown else ())}
 
     def _inputs(self, epoch: int) -> tuple[Tensor, Tensor]:
@@ -239,11 +241,11 @@ class _Loop:
         return inputs if ahead == epoch and inputs is not None else self._drawn(epoch)
 
     def _drawn(self, epoch: int) -> tuple[Tensor, Tensor]:
-        return orders(self.members, epoch), onto(self._rows(epoch), self.device)
+        return orders(self.members, epoch), copy_async(self._rows(epoch), self.device)
 
     def _rows(self, epoch: int) -> Tensor:
         """The hyper-parameters of every step of an epoch: (steps, numbers), or (steps, models, numbers)."""
-        rows = torch.from_numpy(np.stack([member.rows(epoch) for member in self.members], axis=1)).float()
+        rows = torch.from_numpy(np.stack([member.schedule(epoch) for member in self.members], axis=1)).float()
         return (rows[:, 0] if len(self.members) == 1 else rows).contiguous()
 
     def _lap(self, *, training: bool) -> None:
@@ -257,7 +259,7 @@ class _Loop:
         self.mark = now
 
 
-def _alone(member: Member, execution: Execution) -> tuple[State, Noise, RunStep]:
+def _alone(member: Learner, execution: Execution) -> tuple[State, Noise, RunStep]:
     student, training = member.student, member.training
 
     def make(eager: bool) -> RunStep:

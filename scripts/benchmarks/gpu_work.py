@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.schema import Config
 from kdx.data import load_data
 from kdx.data.dataset import Data, build_data
@@ -17,7 +17,7 @@ from kdx.methods.method import Method
 from kdx.models import build_model
 from kdx.training.noise import NoiseSource
 from kdx.training.state import State
-from kdx.training.step import Batch, make_step, number_names
+from kdx.training.step import Batch, hyperparameter_names, make_step
 
 USUAL, FUSED = "usual", "fused"
 WAYS = {
@@ -72,7 +72,7 @@ class Order:
 
     def config(self, way: str) -> Config:
         """kdx's configuration; no checkpoint is written on the way."""
-        return single(
+        return compose_config(
             [
                 *_WORDS[self.job],
                 f"outputs='{self.outputs}'",
@@ -145,10 +145,10 @@ def gflop_per_step(config: Config, data: Data) -> float:
         teacher = build_model(config.teacher.network(), data.image_shape, data.classes, SEED)
         objective = method.objective(student, teacher, len(data.train))
         images = torch.empty(batch_size, *data.image_shape)
-        noise = NoiseSource(student, images, torch.Generator("cpu"), objective.draws).buffers
+        noise = NoiseSource(student, images, torch.Generator("cpu"), objective.noise_specs).buffers
         logits = torch.empty(batch_size, data.classes)
         batch = Batch(images, torch.empty(batch_size, dtype=torch.int64), logits)
-        row = torch.ones(len(number_names(objective)))
+        row = torch.ones(len(hyperparameter_names(objective)))
         state = State.of(student, len(objective.terms), objective.langevin)
         step = make_step(student, objective, eager=False, autocast=None)
         with FlopCounterMode(display=False) as counter:

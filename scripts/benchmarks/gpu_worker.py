@@ -33,14 +33,14 @@ from benchmarks.gpu_work import (
 )
 from kdx.config.schema import Config
 from kdx.data.dataset import Data
-from kdx.device.backend import Engine, prepare_device
-from kdx.device.cuda_graphs import Graphs, recorded
+from kdx.device.backend import Backend, prepare_device
+from kdx.device.cuda_graphs import CudaGraphs, captured
 from kdx.errors import one_line
-from kdx.methods.fit import Lesson, Plan, trainee_of
+from kdx.methods.fit import FitSpec, TrainingInputs, make_train_spec
 from kdx.models import build_model
 from kdx.runs.folder import RunFolder
-from kdx.training.learner import Evaluate, Reading, Trainee
-from kdx.training.trainer import train_together
+from kdx.training.learner import Evaluate, PendingMetrics, Trainee
+from kdx.training.trainer import train_fused
 
 LEAST_EPOCHS = 3
 # For the peak: large enough to fill a GPU, and one that a CPU can do.
@@ -65,7 +65,7 @@ class Clock:
     def around(self, evaluate: Evaluate, first: bool, last: bool) -> Evaluate:
         """The evaluation of one of the models that are trained together, timed."""
 
-        def timed(epoch: int) -> Reading:
+        def timed(epoch: int) -> PendingMetrics:
             if first:
                 self._lap(self.training)
             seen = evaluate(epoch)
@@ -97,10 +97,10 @@ def measure(order: Order, way: str, data: Data) -> dict[str, Any]:
     else:
         figures = _kdx(order, way, config, data, steps)
     gflop = gflop_per_step(config, data) * figures["models"]
-    engine = prepare_device(config.device)
-    peak = peak_gflops(engine)
+    backend = prepare_device(config.device)
+    peak = peak_gflops(backend)
     per_step = figures["seconds_per_step"]
-    own = own_products_seconds(config, data, engine) * figures["models"]
+    own = own_products_seconds(config, data, backend) * figures["models"]
     return figures | {
         "seconds_per_epoch": per_step * whole,
         "seconds_per_100_epochs": figures["setup_seconds"] + 100 * (per_step * whole + figures["evaluation_seconds"]),
@@ -115,43 +115,43 @@ def measure(order: Order, way: str, data: Data) -> dict[str, Any]:
 
 
 def _kdx(order: Order, way: str, config: Config, data: Data, steps: int) -> dict[str, Any]:
-    engine = prepare_device(config.device)
+    backend = prepare_device(config.device)
     examples = steps * config.trainer.batch_size
     train = replace(data.train, images=data.train.images[:examples], labels=data.train.labels[:examples])
-    own = replace(data, train=train).to(engine.device)
+    own = replace(data, train=train).to(backend.device)
     # Untrained, and logits that are drawn: the time of a step does not depend on the values.
-    teacher = build_model(config.teacher.network(), data.image_shape, data.classes, SEED).to(engine.device).eval()
-    logits = torch.randn(examples, data.classes, generator=torch.Generator().manual_seed(SEED)).to(engine.device)
+    teacher = build_model(config.teacher.network(), data.image_shape, data.classes, SEED).to(backend.device).eval()
+    logits = torch.randn(examples, data.classes, generator=torch.Generator().manual_seed(SEED)).to(backend.device)
     count = order.models if way.startswith(FUSED) else 1
     clock = Clock(order.seconds_of(way))
-    trainees = []
+    train_specs = []
     for index, method in enumerate(variants(config.method, count)):
-        plan = Plan(
+        spec = FitSpec(
             f"{order.job} {way}", config.trainer, SEED, RunFolder(Path(order.outputs, order.job, way, str(index)))
         )
         student = build_model(config.student, data.image_shape, data.classes, SEED + index)
-        lesson = Lesson(own, teacher, logits if method.needs_teacher else None)
-        trainees.append(trainee_of(student, method, lesson, plan, engine))
-    return _timed(trainees, engine, steps, clock)
+        inputs = TrainingInputs(own, teacher, logits if method.needs_teacher else None)
+        train_specs.append(make_train_spec(student, method, inputs, spec, backend))
+    return _timed(train_specs, backend, steps, clock)
 
 
-def _timed(trainees: list[Trainee], engine: Engine, steps: int, clock: Clock) -> dict[str, Any]:
-    last = len(trainees) - 1
+def _timed(train_specs: list[Trainee], backend: Backend, steps: int, clock: Clock) -> dict[str, Any]:
+    last = len(train_specs) - 1
     timed = [
         replace(each, evaluate=clock.around(each.evaluate, index == 0, index == last))
-        for index, each in enumerate(trainees)
+        for index, each in enumerate(train_specs)
     ]
-    cuda = engine.device.type == "cuda"
+    cuda = backend.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     clock._mark = time.perf_counter()
     with suppress(Enough):
-        for trained in train_together(timed, engine):
+        for trained in train_fused(timed, backend):
             if trained.failure is not None:
                 raise trained.failure
     seconds = median(clock.training[1:])
     return {
-        "models": len(trainees),
+        "models": len(train_specs),
         "measured_epochs": len(clock.training),
         "seconds_per_step": seconds / steps,
         "setup_seconds": max(0.0, clock.training[0] - seconds),
@@ -161,18 +161,18 @@ def _timed(trainees: list[Trainee], engine: Engine, steps: int, clock: Clock) ->
     }
 
 
-def peak_gflops(engine: Engine) -> float:
+def peak_gflops(backend: Backend) -> float:
     """The rate of a large matrix product in the engine's precision."""
-    cuda = engine.device.type == "cuda"
+    cuda = backend.device.type == "cuda"
     size = PEAK_SIZE if cuda else PEAK_SIZE_CPU
-    left, right = (torch.randn(size, size, device=engine.device).to(DTYPES[engine.precision]) for _ in range(2))
-    return 2 * size**3 / _seconds(lambda: torch.mm(left, right), engine) / 1e9
+    left, right = (torch.randn(size, size, device=backend.device).to(DTYPES[backend.precision]) for _ in range(2))
+    return 2 * size**3 / _seconds(lambda: torch.mm(left, right), backend) / 1e9
 
 
-def own_products_seconds(config: Config, data: Data, engine: Engine) -> float:
+def own_products_seconds(config: Config, data: Data, backend: Backend) -> float:
     """The student's own matrix products and convolutions of one step, forward and backward, and nothing else."""
-    student = build_model(config.student, data.image_shape, data.classes, SEED).to(engine.device).eval()
-    dtype, layers = DTYPES[engine.precision], []
+    student = build_model(config.student, data.image_shape, data.classes, SEED).to(backend.device).eval()
+    dtype, layers = DTYPES[backend.precision], []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         layers.append(_products(layer, inputs[0].shape, output.shape, dtype, first=not layers))
@@ -181,7 +181,7 @@ def own_products_seconds(config: Config, data: Data, engine: Engine) -> float:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.register_forward_hook(note)
     with torch.no_grad():
-        student(torch.zeros(config.trainer.batch_size, *data.image_shape, device=engine.device))
+        student(torch.zeros(config.trainer.batch_size, *data.image_shape, device=backend.device))
         # Mean and variance are a product each.
         times = 2 if "variational" in config.method["parts"] else 1
 
@@ -189,8 +189,8 @@ def own_products_seconds(config: Config, data: Data, engine: Engine) -> float:
             for products in layers * times:
                 products()
 
-        with recorded(run, Graphs() if engine.device.type == "cuda" else None) as play:
-            return _seconds(play, engine)
+        with captured(run, CudaGraphs() if backend.device.type == "cuda" else None) as play:
+            return _seconds(play, backend)
 
 
 def _products(
@@ -223,14 +223,14 @@ def _products(
     return convolution
 
 
-def _seconds(run: Callable[[], object], engine: Engine, repetitions: int = 10) -> float:
+def _seconds(run: Callable[[], object], backend: Backend, repetitions: int = 10) -> float:
     """The shortest time of several rounds, per repetition."""
     best = float("inf")
     for _ in range(4):
         started = time.perf_counter()
         for _ in range(repetitions):
             run()
-        if engine.device.type == "cuda":
+        if backend.device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, (time.perf_counter() - started) / repetitions)
     return best

@@ -21,7 +21,7 @@ from torchvision import datasets, transforms
 
 from kdx.config.datasets import DatasetSettings
 from kdx.data import load_data
-from kdx.data.download import obtain
+from kdx.data.download import fetch_files
 from kdx.data.mnist import SOURCES
 
 Images = Dataset[tuple[Tensor, int]]
@@ -188,7 +188,7 @@ def images_of(settings: DatasetSettings) -> Iterator[Images]:
     with TemporaryDirectory() as root:
         raw = Path(root, "MNIST", "raw")
         raw.mkdir(parents=True)
-        for verified in obtain(SOURCES, settings.root, settings.download).values():
+        for verified in fetch_files(SOURCES, settings.root, settings.download).values():
             for name, content in verified.unpacked():
                 (raw / name).write_bytes(content)
         yield datasets.MNIST(root, train=True, transform=transforms.ToTensor())

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.networks import PlainSettings
 from kdx.config.schema import Config, TrainerSettings
 
@@ -51,7 +51,7 @@ class Order:
     def config(self) -> Config:
         """kdx's configuration; the whole training set is trained on, and no checkpoint is written in between."""
         precision = "bf16" if self.variant.endswith("bf16") else "fp32"
-        return single(
+        return compose_config(
             [
                 f"method={'kd' if self.job == 't1' else self.job}",
                 f"dataset={self.dataset}",

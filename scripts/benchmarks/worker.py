@@ -24,7 +24,7 @@ from kdx.device.backend import prepare_device
 from kdx.logits import teacher_logits
 from kdx.methods.method import build_method
 from kdx.models import build_model
-from kdx.training.learner import Reading, Training
+from kdx.training.learner import PendingMetrics, Training
 from kdx.training.trainer import train
 
 PEAK_SIZE = 2048
@@ -82,7 +82,7 @@ def run_usual(order: Order, config: Config, pace: Pace) -> None:
 
 def run_kdx(order: Order, config: Config, pace: Pace) -> None:
     """kdx's own trainer on kdx's own data and logit store, until it is told to stop."""
-    engine = prepare_device(config.device)
+    backend = prepare_device(config.device)
     work = Work.of(order.job, config)
     data = load_data(config.dataset)
     # Untrained: the time of a step does not depend on the values.
@@ -100,15 +100,15 @@ def run_kdx(order: Order, config: Config, pace: Pace) -> None:
         seed=SEED,
         checkpoint=Path(order.outputs, "no-checkpoint"),
     )
-    dtype = torch.bfloat16 if engine.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if backend.precision == "bf16" else torch.float32
     steps = examples // order.batch_size
-    pace.ready(_facts(steps, work.gflop_per_step(data.train.images[0].numel(), data.classes), engine.gemm, dtype))
+    pace.ready(_facts(steps, work.gflop_per_step(data.train.images[0].numel(), data.classes), backend.gemm, dtype))
 
-    def epoch_is_over(_epoch: int) -> Reading:
+    def epoch_is_over(_epoch: int) -> PendingMetrics:
         pace.done()
         return dict
 
-    train(student, method.objective(student, teacher, examples), training, engine, epoch_is_over)
+    train(student, method.objective(student, teacher, examples), training, backend, epoch_is_over)
 
 
 def peak_gflops(dtype: torch.dtype) -> float:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.data import load_data
 from kdx.data.dataset import Data
-from kdx.device.backend import Engine, prepare_device
+from kdx.device.backend import Backend, prepare_device
 from kdx.experiment import initial_student
 from kdx.methods import build
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.models.weights import weight_matrices
 from kdx.runs.folder import RunFolder
 
@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     """32 training and 32 validation images of CIFAR-10."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        whole = load_data(single(SLICE).dataset)
+        whole = load_data(compose_config(SLICE).dataset)
     assert whole.validation is not None
     splits = (whole.train, whole.validation)
     train, validation = (replace(split, images=split.images[:32], labels=split.labels[:32]) for split in splits)
@@ -62,21 +62,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return prepare_device(single(["device=cpu", "device.compile=false"]).device)
+def backend() -> Backend:
+    return prepare_device(compose_config(["device=cpu", "device.compile=false"]).device)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_one_epoch_of_every_network(network: str, data: Data, engine: Engine, tmp_path: Path) -> None:
+def test_one_epoch_of_every_network(network: str, data: Data, backend: Backend, tmp_path: Path) -> None:
     words = [*SLICE, f"student={network}", "method=vanilla", "trainer.epochs=1", "trainer.batch_size=16"]
-    config = single([*words, "trainer.checkpoint_seconds=1000"])
+    config = compose_config([*words, "trainer.checkpoint_seconds=1000"])
     student = initial_student(config, data)
     before = {name: weight.clone() for name, weight in weight_matrices(student).items()}
     method, _ = build(config.method)
-    plan = Plan(network, config.trainer, config.seed, RunFolder(tmp_path))
-    trained, progress = fit(student, method, Lesson(data), plan, engine)
+    spec = FitSpec(network, config.trainer, config.seed, RunFolder(tmp_path))
+    trained, progress = fit(student, method, TrainingInputs(data), spec, backend)
     # Up to 1.7 GB.
-    plan.checkpoint.unlink()
+    spec.checkpoint.unlink()
     (row,) = progress.history
     assert row["loss"] is not None
     assert math.isfinite(row["loss"])

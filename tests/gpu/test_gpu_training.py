@@ -13,22 +13,22 @@ from helpers.miniature import CLASSES, method, method_and_procedure, normal, per
 from helpers.networks import IMAGE, network, small, student_and_sampler
 from torch import nn
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Data, Split
-from kdx.device.backend import Engine, prepare_device
-from kdx.device.cuda_graphs import AHEAD, Graphs
+from kdx.device.backend import Backend, prepare_device
+from kdx.device.cuda_graphs import AHEAD, CudaGraphs
 from kdx.device.execution import Execution
 from kdx.errors import Interrupted
 from kdx.measure.accuracy import logits_of
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.runs.folder import RunFolder
 from kdx.storage.tensors import load_tensors
-from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.sweep.fused_runs import Fit, Fitted, fit_fused
 from kdx.training.checkpoint import Progress
 from kdx.training.chunks import TRIAL_PLAYS
 from kdx.training.learner import Training
-from kdx.training.stacked import Way
+from kdx.training.stacked import FusionMode
 from kdx.training.trainer import _Loop, train
 
 EXAMPLES, BATCH, EPOCHS = 1200, 32, 3
@@ -37,9 +37,9 @@ STEPS = EXAMPLES // BATCH
 CLOSE = {"rel": 2e-3, "abs": 1e-5}
 
 
-def engine(**settings: str | bool) -> Engine:
+def backend(**settings: str | bool) -> Backend:
     words = [f"device.{key}={str(value).lower()}" for key, value in settings.items()]
-    return prepare_device(single(["device=cuda", *words]).device)
+    return prepare_device(compose_config(["device=cuda", *words]).device)
 
 
 def examples_of(shape: tuple[int, ...], channels_of: int = EXAMPLES) -> Split:
@@ -62,12 +62,12 @@ class Trained:
 
 
 def trained(
-    folder: Path, how: Engine, name: str = "st-vbd", build: Callable[[], nn.Module] = perceptron, **trainer: float
+    folder: Path, how: Backend, name: str = "st-vbd", build: Callable[[], nn.Module] = perceptron, **trainer: float
 ) -> Trained:
     chosen, _ = method_and_procedure(name)
     shape = IMAGE if build.__name__ == "<lambda>" else (1, 6, 6)
     examples = examples_of(shape).to(how.device)
-    student = how.placed(chosen.prepare(build()))
+    student = how.to_device(chosen.prepare(build()))
     objective = chosen.objective(student, perceptron(hidden=9, seed=1).to(how.device), EXAMPLES)
     values = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 1e-3, "hold": 0.5, "patience": None}
     settings = TrainerSettings(**(values | {"checkpoint_seconds": 1e9} | trainer))
@@ -101,8 +101,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "build"), CASES)
 def test_captured_steps_are_the_steps_one_by_one(tmp_path: Path, name: str, build: Callable[[], nn.Module]):
-    one_by_one = trained(tmp_path / "eager", engine(graph=False), name, build)
-    in_chunks = trained(tmp_path / "captured", engine(), name, build)
+    one_by_one = trained(tmp_path / "eager", backend(graph=False), name, build)
+    in_chunks = trained(tmp_path / "captured", backend(), name, build)
     assert one_by_one.progress.execution == "eager"
     assert in_chunks.progress.execution == "captured"
     assert_same(one_by_one, in_chunks)
@@ -111,9 +111,9 @@ def test_captured_steps_are_the_steps_one_by_one(tmp_path: Path, name: str, buil
 def test_noise_is_fresh_in_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A graph that repeated its numbers would train on one noise for ever."""
     seen: list[torch.Tensor] = []
-    original = Graphs._play
+    original = CudaGraphs._play
 
-    def play(self: Graphs, graph: torch.cuda.CUDAGraph) -> None:
+    def play(self: CudaGraphs, graph: torch.cuda.CUDAGraph) -> None:
         original(self, graph)
         seen.append(noise[0].clone())
 
@@ -128,8 +128,8 @@ def test_noise_is_fresh_in_every_step(tmp_path: Path, monkeypatch: pytest.Monkey
         return first(self)
 
     monkeypatch.setattr(draw, drawing)
-    monkeypatch.setattr(Graphs, "_play", play)
-    trained(tmp_path, engine(), "st-vbd")
+    monkeypatch.setattr(CudaGraphs, "_play", play)
+    trained(tmp_path, backend(), "st-vbd")
     values = torch.stack(seen[TRIAL_PLAYS:])  # what was tried is undone
     assert len(values) > 2
     assert len(values.flatten(1)[:, 0].unique()) == len(values)
@@ -139,26 +139,26 @@ def test_noise_is_fresh_in_every_step(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("play", [1, 2, 3, 5])
 def test_stopped_between_chunks_and_continued(tmp_path: Path, play: int, monkeypatch: pytest.MonkeyPatch):
-    whole = trained(tmp_path / "whole", engine())
-    original, plays = Graphs._play, iter(range(1, 10**6))
+    whole = trained(tmp_path / "whole", backend())
+    original, plays = CudaGraphs._play, iter(range(1, 10**6))
 
-    def stopping(self: Graphs, graph: torch.cuda.CUDAGraph) -> None:
+    def stopping(self: CudaGraphs, graph: torch.cuda.CUDAGraph) -> None:
         original(self, graph)
         if next(plays) == TRIAL_PLAYS + play:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Graphs, "_play", stopping)
+        patched.setattr(CudaGraphs, "_play", stopping)
         with pytest.raises(Interrupted):
-            trained(tmp_path / "stopped", engine())
-    assert_same(trained(tmp_path / "stopped", engine()), whole)
+            trained(tmp_path / "stopped", backend())
+    assert_same(trained(tmp_path / "stopped", backend()), whole)
     # What a graph began is finished without one, too.
     with monkeypatch.context() as patched:
         plays = iter(range(1, 10**6))
-        patched.setattr(Graphs, "_play", stopping)
+        patched.setattr(CudaGraphs, "_play", stopping)
         with pytest.raises(Interrupted):
-            trained(tmp_path / "otherwise", engine())
-    assert_same(trained(tmp_path / "otherwise", engine(graph=False)), whole)
+            trained(tmp_path / "otherwise", backend())
+    assert_same(trained(tmp_path / "otherwise", backend(graph=False)), whole)
 
 
 @pytest.mark.parametrize("graph", [True, False])
@@ -179,19 +179,19 @@ def test_no_epoch_waits_for_the_device(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(_Loop, "run_epoch", run_epoch)
-    trained(tmp_path, engine(graph=graph), name, build)
+    trained(tmp_path, backend(graph=graph), name, build)
     assert watched == list(range(1, EPOCHS))
 
 
 def test_python_is_never_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    original, lengths = Graphs._play, []
+    original, lengths = CudaGraphs._play, []
 
-    def play(self: Graphs, graph: torch.cuda.CUDAGraph) -> None:
+    def play(self: CudaGraphs, graph: torch.cuda.CUDAGraph) -> None:
         original(self, graph)
         lengths.append(len(self._under_way))
 
-    monkeypatch.setattr(Graphs, "_play", play)
-    trained(tmp_path, engine())
+    monkeypatch.setattr(CudaGraphs, "_play", play)
+    trained(tmp_path, backend())
     assert max(lengths) <= AHEAD
 
 
@@ -204,8 +204,8 @@ def test_precision_changes_no_conclusion(
     tmp_path: Path, graph: bool, precision: str, name: str, build: Callable[[], nn.Module]
 ):
     """Every epoch's loss within 5 %; batch norm over small batches of bfloat16 within 15 %."""
-    exact = trained(tmp_path / "fp32", engine(graph=graph), name, build)
-    rounded = trained(tmp_path / precision, engine(graph=graph, precision=precision), name, build)
+    exact = trained(tmp_path / "fp32", backend(graph=graph), name, build)
+    rounded = trained(tmp_path / precision, backend(graph=graph, precision=precision), name, build)
     assert rounded.losses() == pytest.approx(exact.losses(), rel=0.05 if build is perceptron else 0.15)
     # For products as small as these cuBLAS may have nothing faster than float32 in TF32's place.
     assert precision == "tf32" or rounded.losses() != exact.losses()
@@ -217,7 +217,7 @@ def test_fp32_is_not_tf32_in_convolutions_either():
     exact = torch.conv2d(images.double(), filters.double())
     errors = {}
     for precision in ("fp32", "tf32"):
-        engine(precision=precision)
+        backend(precision=precision)
         errors[precision] = ((torch.conv2d(images, filters) - exact).norm() / exact.norm()).item()
     assert errors["fp32"] < 5e-5 < errors["tf32"]
 
@@ -226,7 +226,7 @@ def test_a_run_in_tf32_is_evaluated_in_whole_float32():
     images, filters = normal(32, 256, 16, 16, seed=1).cuda(), normal(256, 256, 3, 3, seed=2).cuda()
     convolution = nn.Conv2d(256, 256, 3, bias=False).cuda()
     convolution.weight = nn.Parameter(filters)
-    engine(precision="tf32")
+    backend(precision="tf32")
     answers = logits_of(convolution, Split(images, torch.zeros(32, dtype=torch.int64).cuda()))[:, 0]
     exact = torch.conv2d(images.double(), filters.double())
     assert ((answers - exact).norm() / exact.norm()).item() < 5e-5
@@ -247,32 +247,32 @@ def fits(folder: Path, name: str, count: int, network: Callable[..., nn.Module] 
         )
         own = {"kd-dropout": {"dropout": 0.1 + seed / 5}, "st-vbd": {"lambda_V": 0.5 + seed}}.get(name, {})
         how = method(name, **own)
-        each.append(Fit(network(seed=seed), how, Plan("it", trainer, seed, RunFolder(folder / str(seed)))))
+        each.append(Fit(network(seed=seed), how, FitSpec("it", trainer, seed, RunFolder(folder / str(seed)))))
     return each
 
 
-def lesson(how: Engine, shape: tuple[int, ...] = (1, 6, 6)) -> Lesson:
+def inputs(how: Backend, shape: tuple[int, ...] = (1, 6, 6)) -> TrainingInputs:
     examples = examples_of(shape)
     data = Data("miniature", examples, examples, examples, CLASSES, "pixels").to(how.device)
     teacher = perceptron(hidden=9, seed=3).to(how.device)
-    return Lesson(data, teacher, normal(EXAMPLES, CLASSES, seed=4).to(how.device))
+    return TrainingInputs(data, teacher, normal(EXAMPLES, CLASSES, seed=4).to(how.device))
 
 
 def assert_together_as_alone(
     folder: Path,
     name: str,
-    way: Way,
-    together: Engine,
-    alone: Engine,
+    way: FusionMode,
+    together: Backend,
+    alone: Backend,
     *,
     build: Callable[..., nn.Module] = perceptron,
     shape: tuple[int, ...] = (1, 6, 6),
     close: Mapping[str, float] = CLOSE,
 ) -> None:
-    taught = lesson(together, shape)
-    found = fit_together(fits(folder / "together", name, 3, build), taught, together, way)
+    taught = inputs(together, shape)
+    found = fit_fused(fits(folder / "together", name, 3, build), taught, together, way)
     for one, fitted in zip(fits(folder / "alone", name, 3, build), found, strict=True):
-        _, progress = fit(one.network, one.method, taught, one.plan, alone)
+        _, progress = fit(one.network, one.method, taught, one.spec, alone)
         assert isinstance(fitted, Fitted)
         assert fitted.progress.execution == ("compiled and captured" if together.compile is True else "captured")
         losses = [[row["loss"] for row in each.history] for each in (progress, fitted.progress)]
@@ -281,30 +281,30 @@ def assert_together_as_alone(
 
 @pytest.mark.parametrize("way", ["stacked", "loop"])
 @pytest.mark.parametrize("name", ["vanilla", "kd", "kd-dropout", "st-vbd"])
-def test_together_is_alone(tmp_path: Path, way: Way, name: str):
+def test_together_is_alone(tmp_path: Path, way: FusionMode, name: str):
     """Orders, noise, rates and weights of their own."""
-    assert_together_as_alone(tmp_path, name, way, engine(), engine())
+    assert_together_as_alone(tmp_path, name, way, backend(), backend())
 
 
 @pytest.mark.parametrize("way", ["stacked", "loop", "auto"])
 @pytest.mark.parametrize("family", ["keras-resnet", "kddp"])
-def test_convolutions_and_batch_norm_together_are_alone(tmp_path: Path, way: Way, family: str):
+def test_convolutions_and_batch_norm_together_are_alone(tmp_path: Path, way: FusionMode, family: str):
     """vmap takes cuDNN's batch norm only as `_stackable` has it.
 
     The algorithms for the convolutions of three models are others, and batch norm makes more of what they round.
     """
     build = partial(small, family)
-    assert_together_as_alone(tmp_path, "kd", way, engine(), engine(), build=build, shape=IMAGE, close={"rel": 2e-2})
+    assert_together_as_alone(tmp_path, "kd", way, backend(), backend(), build=build, shape=IMAGE, close={"rel": 2e-2})
 
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("way", ["stacked", "loop"])
-def test_compiled_and_captured_is_eager(tmp_path: Path, way: Way):
-    assert_together_as_alone(tmp_path, "st-vbd", way, engine(compile=True), engine(graph=False, compile=False))
+def test_compiled_and_captured_is_eager(tmp_path: Path, way: FusionMode):
+    assert_together_as_alone(tmp_path, "st-vbd", way, backend(compile=True), backend(graph=False, compile=False))
 
 
 def test_convolutions_lie_channels_last_in_memory_and_not_in_files(tmp_path: Path):
-    result = trained(tmp_path, engine(), "kd", network("vgg"))
+    result = trained(tmp_path, backend(), "kd", network("vgg"))
     filters = result.student.get_parameter("conv2.weight")
     assert filters.is_contiguous(memory_format=torch.channels_last)
     assert not filters.is_contiguous()
@@ -323,7 +323,7 @@ def test_the_order_of_the_examples_is_that_of_the_cpu(tmp_path: Path):
 
 
 def test_memory_is_given_back(tmp_path: Path):
-    how, kept = engine(), []
+    how, kept = backend(), []
     for index in range(4):
         trained(tmp_path / str(index), how, "kd", network("vgg"))
         torch.cuda.synchronize()
@@ -335,4 +335,4 @@ def test_a_loss_that_breaks_is_named_at_the_end_of_the_epoch(tmp_path: Path):
     from kdx.errors import Diverged
 
     with pytest.raises(Diverged, match=r"is no longer finite in epoch 1, step \d+; try a lower trainer\.lr$"):
-        trained(tmp_path, engine(), "vanilla", lr=1e38)
+        trained(tmp_path, backend(), "vanilla", lr=1e38)

@@ -2,7 +2,7 @@
 
 from fnmatch import fnmatchcase
 
-from kdx.reproduce.jobs import Order
+from kdx.reproduce.jobs import Request
 from kdx.reproduce.tables import PaperTable
 
 
@@ -14,4 +14,4 @@ def only(table: PaperTable, pattern: str) -> PaperTable:
     return table.model_copy(update={"rows": rows, "claims": claims})
 
 
-ORDER = Order(rows="*", seeds=3, budget="paper", overrides=(), train=False)
+ORDER = Request(rows="*", seeds=3, budget="paper", overrides=(), train=False)

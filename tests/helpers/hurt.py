@@ -15,7 +15,7 @@ import torch
 
 from helpers.forked import Before, Child, Ended, environment
 from helpers.short_runs import metrics, table, timeless
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.data.download import SourceSet
 from kdx.runs.folder import run_folder
 from kdx.training import trainer
@@ -59,7 +59,7 @@ def export(name: str) -> list[str]:
     """The export of the run's student; a chain has none of its own."""
     if name == "ikd":
         return ["--version"]
-    return ["export", run_folder(single(command(name)[1:])).path.name, "format=csr"]
+    return ["export", run_folder(compose_config(command(name)[1:])).path.name, "format=csr"]
 
 
 def start(

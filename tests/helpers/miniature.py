@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.data.dataset import Data, Split
-from kdx.device.backend import Engine, prepare_device
+from kdx.device.backend import Backend, prepare_device
 from kdx.methods import build
 from kdx.methods.method import Method
 from kdx.methods.procedure import Procedure
-from kdx.training.learner import Reading
-from kdx.training.objective import Objective, Step
+from kdx.training.learner import PendingMetrics
+from kdx.training.objective import LossInputs, Objective
 
 CLASSES = 4
 SIDE = 6
 
 
 @cache
-def engine() -> Engine:
+def backend() -> Backend:
     """One CPU thread, float32, not compiled, nothing decided by the clock."""
     words = ["device=cpu", "device.threads=1", "device.gemm=default", "device.compile=false"]
-    return prepare_device(single(words).device)
+    return prepare_device(compose_config(words).device)
 
 
 def method(name: str, **settings: Any) -> Method:
@@ -41,7 +41,7 @@ def method_and_procedure(name: str, **settings: Any) -> tuple[Method, Procedure]
 
 @cache
 def _settings(name: str) -> Mapping[str, Any]:
-    return single([f"method={name}"]).method
+    return compose_config([f"method={name}"]).method
 
 
 def generator(seed: int) -> torch.Generator:
@@ -103,18 +103,20 @@ def dataset(train: Split, fingerprint: str = "pixels") -> Data:
     return Data("miniature", train, None, train, CLASSES, fingerprint)
 
 
-def step_of(student: nn.Module, objective: Objective, examples: Split, logits: Tensor, time: float = 0.0) -> Step:
+def step_of(student: nn.Module, objective: Objective, examples: Split, logits: Tensor, time: float = 0.0) -> LossInputs:
     """What the terms of `objective` see of a student that gave `logits`, at `time` in epochs."""
-    return Step(
+    return LossInputs(
         logits=logits,
         labels=examples.labels,
         teacher_logits=normal(len(examples), CLASSES, seed=99).to(logits),
         parameters=dict(student.named_parameters()),
-        numbers={name: torch.tensor(number(time)).to(logits) for name, number in objective.numbers.items()},
+        hyperparameters={
+            name: torch.tensor(number(time)).to(logits) for name, number in objective.hyperparameters.items()
+        },
     )
 
 
-def no_figures(_epoch: int) -> Reading:
+def no_figures(_epoch: int) -> PendingMetrics:
     """What `train` is given where nobody evaluates."""
     return dict
 

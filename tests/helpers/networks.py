@@ -6,7 +6,7 @@ from functools import cache
 from torch import nn
 
 from helpers.miniature import CLASSES, perceptron
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.networks import (
     ConvnetSettings,
     DensenetSettings,
@@ -57,7 +57,7 @@ def small(family: str, seed: int = 0):
 
 @cache
 def settings(name: str) -> NetworkSettings:
-    return single([f"student={name}"]).student
+    return compose_config([f"student={name}"]).student
 
 
 def parameters(network: nn.Module) -> int:

@@ -11,7 +11,7 @@ from helpers.excerpt import ORDER, only
 from kdx.analysis.summary import groups_of, write_failures, write_summary
 from kdx.cli.main import main
 from kdx.reproduce.cells import cells_of, check_claims
-from kdx.reproduce.jobs import Done, Order, jobs_of
+from kdx.reproduce.jobs import JobResult, Request, jobs_of
 from kdx.reproduce.tables import load_table
 from kdx.reproduce.writer import write_table
 from kdx.runs.reader import flat
@@ -44,7 +44,7 @@ class Seen(HTMLParser):
         self.text += f"{data} "
 
 
-def write_run(done: Done, figures: dict[str, Any] | None = None) -> Path:
+def write_run(done: JobResult, figures: dict[str, Any] | None = None) -> Path:
     """The folder of a finished run, as a run leaves it but for its network."""
     folder, config = done.job.folder, done.job.config
     names = {"run_id": folder.path.name, "dataset": config.dataset.name, "method": config.method["name"]}
@@ -62,13 +62,13 @@ def outputs_in(tmp_path: Path) -> Path:
     columns = {name: whole.columns[name] for name in ("test_error_percent", "R_s")}
     claims = [claim for claim in whole.claims if claim.row in rows and claim.than in rows]
     table = whole.model_copy(update={"rows": rows, "columns": columns, "claims": claims, "notes": ["A note."]})
-    jobs = jobs_of(table, Order("*", 3, "paper", (f"outputs={outputs}",), train=False))
+    jobs = jobs_of(table, Request("*", 3, "paper", (f"outputs={outputs}",), train=False))
     svd = [{"test_error_percent": error, "R_s": 30.0, "epochs": 100} for error in (1.6, 1.7, 1.8)]
     ends: list[tuple[Any, str, dict[str, Any]]] = [("finished", "", figures) for figures in svd]
     ends += [("finished", "", {"test_error_percent": 1.25, "R_s": 1027.4, "epochs": 100})]
     ends += [("failed", "the loss is not finite", {}), ("missing", "not run", {})]
     ends += [("missing", "not run", {})] * 3
-    done = [Done(job, *end) for job, end in zip(jobs, ends, strict=True)]
+    done = [JobResult(job, *end) for job, end in zip(jobs, ends, strict=True)]
     cells = cells_of(table, done)
     for budget, name in (("paper", "table1"), ("smoke", "table1-smoke")):
         folder = outputs / "paper" / "vs" / name

@@ -10,9 +10,9 @@ from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.training.checkpoint import Progress
 from kdx.training.learner import Training
-from kdx.training.objective import Objective, Step
+from kdx.training.objective import LossInputs, Objective
 from kdx.training.optimizer import BETA1, BETA2
-from kdx.training.step import number_names
+from kdx.training.step import hyperparameter_names
 
 LR = 1e-2
 
@@ -39,7 +39,7 @@ def numbered(count: int) -> Split:
     return Split(labels.float().reshape(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous(), labels)
 
 
-def two(step: Step) -> Tensor:
+def two(step: LossInputs) -> Tensor:
     return step.logits.square().mean()
 
 
@@ -49,7 +49,8 @@ def row(
     """The numbers of Adam's step number `steps`, counted from one, at `time` in epochs."""
     optimiser = {"lr": lr, "steps": steps, "bias1": 1 - BETA1**steps, "bias2": 1 - BETA2**steps}
     values = [
-        optimiser[name] if name in optimiser else objective.numbers[name](time) for name in number_names(objective)
+        optimiser[name] if name in optimiser else objective.hyperparameters[name](time)
+        for name in hyperparameter_names(objective)
     ]
     return torch.tensor(values, dtype=dtype)
 

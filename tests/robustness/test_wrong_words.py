@@ -9,7 +9,7 @@ from helpers.forked import Ended
 from helpers.hurt import run
 from helpers.typed import flat, misspelt
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 
 METHODS = ("vanilla", "kd-dropout", "st-vbd", "noisy", "kddp", "ikd", "ip", "prune", "sgld", "bdk", "bc", "soft-labels")
 NO_NUMBER = ("abc", "nan", "inf", "-inf", "[1,[2]]", "{a:1}", "1e999", "''", "true")
@@ -122,7 +122,8 @@ def _fixed() -> Iterator[tuple[list[str], str]]:
 
 def _generated(chance: random.Random) -> Iterator[tuple[list[str], str]]:
     settings = {
-        method: dict(flat(single(["dataset=digits", f"method={method}"]).model_dump(), "")) for method in METHODS
+        method: dict(flat(compose_config(["dataset=digits", f"method={method}"]).model_dump(), ""))
+        for method in METHODS
     }
     while True:
         method = chance.choice(METHODS)

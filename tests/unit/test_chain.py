@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from helpers.miniature import CLASSES, method, perceptron, split
 from rich.console import Console
 
-from kdx.chain import Member, grown, mean_loss, run_chain
+from kdx.chain import Generation, mean_loss, run_chain, run_generations
 from kdx.checks import check_method
 from kdx.cli.run_tables import print_chain
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.schema import Config
 from kdx.data import load_data
 from kdx.errors import Interrupted, UserError
 from kdx.experiment import run
 from kdx.measure.accuracy import within_tolerance
 from kdx.methods import build
-from kdx.methods.iterative_distillation import Chain
+from kdx.methods.iterative_distillation import IterativeDistillation
 from kdx.runs.folder import run_folder
 from kdx.runs.reader import read_lines
 from kdx.storage.tensors import load_tensors
@@ -30,23 +30,25 @@ Pair = tuple[int, int | None]
 IKD = ("method=ikd", "dataset=digits", "teacher.hidden=[16]", "method.generations=2")
 
 
-def chain(**settings: object) -> Chain:
-    procedure = build(single(["method=ikd"]).method | settings)[1]
-    assert isinstance(procedure, Chain)
+def chain(**settings: object) -> IterativeDistillation:
+    procedure = build(compose_config(["method=ikd"]).method | settings)[1]
+    assert isinstance(procedure, IterativeDistillation)
     return procedure
 
 
-def member(generation: int, teacher: int | None, val_error: float | None, val_loss: float | None = None) -> Member:
+def member(generation: int, teacher: int | None, val_error: float | None, val_loss: float | None = None) -> Generation:
     # The test errors order the candidates the other way round: they must not matter.
-    return Member(generation, teacher, val_error, -(val_error or 0.0), 10, 1.0, Path("weights"), Path("run"), val_loss)
+    return Generation(
+        generation, teacher, val_error, -(val_error or 0.0), 10, 1.0, Path("weights"), Path("run"), val_loss
+    )
 
 
-def pairs(members: list[Member]) -> list[Pair]:
+def pairs(members: list[Generation]) -> list[Pair]:
     return [(one.generation, one.teacher) for one in members]
 
 
-def outcome(settings: Chain, errors: Mapping[Pair, float | None]) -> tuple[list[Pair], list[Pair]]:
-    accepted, trained = grown(
+def outcome(settings: IterativeDistillation, errors: Mapping[Pair, float | None]) -> tuple[list[Pair], list[Pair]]:
+    accepted, trained = run_generations(
         settings,
         member(0, None, errors[0, None]),
         lambda generation, teacher: member(generation, teacher.generation, errors[generation, teacher.generation]),
@@ -71,13 +73,13 @@ def test_an_ancestral_chain_can_keep_the_lowest_loss_while_its_tolerance_stays_o
     errors = {(0, None): 1.0, (1, 0): 1.0, (2, 0): 2.0, (2, 1): 1.0}
     losses = {(1, 0): 0.5, (2, 0): 0.2, (2, 1): 0.3}
 
-    def train(generation: int, teacher: Member) -> Member:
+    def train(generation: int, teacher: Generation) -> Generation:
         pair = generation, teacher.generation
         return member(*pair, errors[pair], losses[pair])
 
     for tolerance, expected in ((None, [(0, None), (1, 0), (2, 0)]), (0.5, [(0, None), (1, 0)])):
         settings = chain(generations=2, teacher="ancestral", select="loss", tolerance=tolerance)
-        assert pairs(grown(settings, member(0, None, 1.0), train)[0]) == expected
+        assert pairs(run_generations(settings, member(0, None, 1.0), train)[0]) == expected
 
 
 @pytest.mark.parametrize("count", [1, 7])
@@ -105,10 +107,10 @@ def test_the_loss_of_a_candidate_is_the_one_that_it_was_trained_by(tmp_path: Pat
     """With its labels smoothed."""
     short = ("trainer.epochs=1", "teacher.trainer.epochs=1", "device.threads=1", "device.latency_seconds=0")
     words = ("method.generations=1", "method.teacher=ancestral", "method.select=loss", "trainer.label_smoothing=0.2")
-    folder = run(single([*IKD[:3], *words, *short, "device.compile=false", f"outputs={tmp_path}"]))
+    folder = run(compose_config([*IKD[:3], *words, *short, "device.compile=false", f"outputs={tmp_path}"]))
     (row,) = [row for row in read_lines(folder / "chain.csv") if row["generation"] == "1"]
     (teacher,) = tmp_path.glob("teachers/*/teacher.safetensors")
-    validation = load_data(single(IKD).dataset).validation
+    validation = load_data(compose_config(IKD).dataset).validation
     assert validation is not None
 
     def logits(weights: Path) -> torch.Tensor:
@@ -196,30 +198,30 @@ def test_refused_before_anything_runs(words: list[str], message: str):
     typed = {word.partition("=")[0] for word in words}
     usual = [word for word in IKD if word.partition("=")[0] not in typed]
     with pytest.raises(UserError) as caught:
-        check_method(single([*usual, *words]))
+        check_method(compose_config([*usual, *words]))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
 def test_allowed_without_validation():
-    check_method(single([*IKD, "dataset.validation=0"]))
+    check_method(compose_config([*IKD, "dataset.validation=0"]))
     fixed = ("method.pruning.tolerance=null", "method.pruning.sparsity=0.5")
-    check_method(single([*IKD, "dataset.validation=0", "method.prune=true", *fixed]))
+    check_method(compose_config([*IKD, "dataset.validation=0", "method.prune=true", *fixed]))
 
 
 def test_a_chain_has_no_student_of_its_own_and_nothing_else_has_the_chains():
     with pytest.raises(
         UserError, match=r"^student: 'lenet-300-100' is not allowed with method=ikd, .* allowed: refined$"
     ):
-        single([*IKD, "student=lenet-300-100"])
+        compose_config([*IKD, "student=lenet-300-100"])
     with pytest.raises(UserError, match=r"^student: 'refined' is not allowed with method=kd, .* method=ikd$"):
-        single(["student=refined", "method=kd"])
+        compose_config(["student=refined", "method=kd"])
 
 
 @pytest.mark.parametrize("method", ["ikd", "paper/ikd"])
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
 def test_the_method_chooses_the_student_whatever_the_data_set_chooses(method: str, dataset: str):
-    config = single([f"dataset={dataset}", f"method={method}"])
+    config = compose_config([f"dataset={dataset}", f"method={method}"])
     assert config.student.family == "refined"
     assert run_folder(config).path.parent == Path(config.outputs, "runs", dataset, "refined", "ikd")
 
@@ -233,10 +235,12 @@ def test_every_run_is_one_that_a_user_could_type(tmp_path: Path):
         raise Interrupted
 
     words = [*IKD, f"outputs={tmp_path}", "teacher.trainer.epochs=1", "device.latency_seconds=0"]
-    config = single(words)
+    config = compose_config(words)
     with pytest.raises(Interrupted):
         run_chain(config, chain(generations=2), run_folder(config), run)
-    typed = single([*words[1:3], *words[4:], "method=kd-mixture", "student=mlp-1200-1200", "student.hidden=[8]"])
+    typed = compose_config(
+        [*words[1:3], *words[4:], "method=kd-mixture", "student=mlp-1200-1200", "student.hidden=[8]"]
+    )
     (first,) = asked
     assert first.student.name == "mlp-1200-1200-filters-1"
     assert first == typed.model_copy(update={"student": first.student})

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdx.checks import check_method
 from kdx.cli.help import train_help
-from kdx.config.compose import expand, hydra_words, single, typed_words
+from kdx.config.compose import compose_config, compose_sweep, from_hydra, to_hydra
 from kdx.config.groups import load_groups
 from kdx.errors import UserError
 from kdx.logits import teacher_logits
@@ -73,7 +73,7 @@ def test_the_error_is_of_all_teachers_the_sizes_of_the_first():
 
 
 def test_the_user_types_teacher2():
-    config = single([*BASE, "teacher2=nin", "teacher2.trainer.epochs=3", "teacher3=lenet5-caffe"])
+    config = compose_config([*BASE, "teacher2=nin", "teacher2.trainer.epochs=3", "teacher3=lenet5-caffe"])
     assert [(key, teacher.name) for key, teacher in config.teachers.items()] == [
         ("teacher", "mlp-1200-1200"),
         ("teacher2", "nin"),
@@ -81,21 +81,26 @@ def test_the_user_types_teacher2():
     ]
     assert config.teacher2 is not None
     assert config.teacher2.trainer.epochs == 3
-    assert single(BASE).teachers.keys() == single([*BASE, "teacher2=none"]).teachers.keys() == {"teacher"}
+    assert (
+        compose_config(BASE).teachers.keys() == compose_config([*BASE, "teacher2=none"]).teachers.keys() == {"teacher"}
+    )
     # A data set still chooses the first one.
-    assert [t.name for t in single(["dataset=svhn", "teacher2=nin"]).teachers.values()] == ["resnet56-v2", "nin"]
+    assert [t.name for t in compose_config(["dataset=svhn", "teacher2=nin"]).teachers.values()] == [
+        "resnet56-v2",
+        "nin",
+    ]
 
 
 def test_a_sweep_over_teachers():
-    found = [list(job.config.teachers) for job in expand([*BASE, "teacher2=none,nin", "teacher3=none,vgg19"])]
+    found = [list(job.config.teachers) for job in compose_sweep([*BASE, "teacher2=none,nin", "teacher3=none,vgg19"])]
     first, second, third = "teacher", "teacher2", "teacher3"
     assert found == [[first], [first, third], [first, second], [first, second, third]]
 
 
 def test_the_words_of_the_user_and_hydras():
     words = ["teacher2=nin", "teacher2.seed=1", "teacher=nin", "seed=1"]
-    assert hydra_words(words) == ["teacher@teacher2=nin", *words[1:]]
-    assert typed_words(hydra_words(words)) == words
+    assert to_hydra(words) == ["teacher@teacher2=nin", *words[1:]]
+    assert from_hydra(to_hydra(words)) == words
 
 
 @pytest.mark.parametrize(
@@ -120,12 +125,12 @@ def test_the_words_of_the_user_and_hydras():
 )
 def test_refused(words: list[str], message: str):
     with pytest.raises(UserError, match=message):
-        single([*BASE, *words])
+        compose_config([*BASE, *words])
 
 
 def test_an_absent_checkpoint_is_told_with_its_key():
     with pytest.raises(UserError, match=r"^teacher2\.checkpoint: 'nowhere' is not a file"):
-        run_id(single([*BASE, "teacher2=nin", "teacher2.checkpoint=nowhere"]))
+        run_id(compose_config([*BASE, "teacher2=nin", "teacher2.checkpoint=nowhere"]))
 
 
 @pytest.mark.parametrize(
@@ -137,27 +142,27 @@ def test_an_absent_checkpoint_is_told_with_its_key():
 )
 def test_a_method_without_use_for_several_teachers_refuses_them(words: list[str], message: str):
     with pytest.raises(UserError, match=message):
-        check_method(single([*words, "teacher2=nin"]))
-    check_method(single(words))
+        check_method(compose_config([*words, "teacher2=nin"]))
+    check_method(compose_config(words))
 
 
 def test_methods_with_a_use_for_several_teachers():
     for words in (["method=kd"], ["method=noisy"], ["method=st-vbd", "method.bsr.teacher=false"]):
-        check_method(single([*words, "teacher2=nin"]))
+        check_method(compose_config([*words, "teacher2=nin"]))
 
 
 def test_ids_are_what_they_were():
     # Written down, so that a change of the schema that renames all runs is noticed.
-    assert run_id(single(["method=kd"])) == "6a9394dc2587"
-    assert teacher_id(single(["method=kd"])) == "ffecaacfc6f8"
+    assert run_id(compose_config(["method=kd"])) == "6a9394dc2587"
+    assert teacher_id(compose_config(["method=kd"])) == "ffecaacfc6f8"
 
 
 def test_ids_see_further_teachers_and_a_teachers_does_not_see_its_slot():
-    one, two = single(BASE), single([*BASE, "teacher2=nin"])
-    assert len({run_id(one), run_id(two), run_id(single([*BASE, "teacher2=nin", "teacher2.seed=1"]))}) == 3
+    one, two = compose_config(BASE), compose_config([*BASE, "teacher2=nin"])
+    assert len({run_id(one), run_id(two), run_id(compose_config([*BASE, "teacher2=nin", "teacher2.seed=1"]))}) == 3
     first, second = two.for_each_teacher()
     assert teacher_id(first) == teacher_id(one) == teacher_id(two)
-    assert teacher_id(second) == teacher_id(single([*BASE, "teacher=nin"]))
+    assert teacher_id(second) == teacher_id(compose_config([*BASE, "teacher=nin"]))
     assert [list(config.teachers) for config in (first, second)] == [["teacher"]] * 2
 
 

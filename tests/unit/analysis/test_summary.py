@@ -10,7 +10,7 @@ import yaml
 from kdx.analysis.summary import groups_of, write_failures, write_summary
 from kdx.cli.summary import print_summary
 from kdx.cli.train import runs_of
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.runs.folder import run_folder
 from kdx.runs.reader import read_settings
 from kdx.sweep.job_records import JobRecord
@@ -88,7 +88,7 @@ def test_a_job_that_says_the_same_as_another_is_no_further_run():
         words = ["dataset=digits", "method=kd", f"seed={seed}", "sweep.name=twice"]
         return JobRecord(number, words, run and str(run), None if run else "it broke")
 
-    folder = run_folder(single(["dataset=digits", "method=kd", "seed=1"])).path
+    folder = run_folder(compose_config(["dataset=digits", "method=kd", "seed=1"])).path
     first, second, *others = runs_of([job(0, 0, None), job(1, 1, None), job(2, 0, None), job(3, 1, folder)])
     assert (second, others) == (folder, [])
     assert isinstance(first, dict)

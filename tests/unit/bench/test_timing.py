@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdx.bench.results import read_inference
-from kdx.bench.timing import CSR, DENSE, DEPLOY, MASKED, ONNX, TEACHERS, TORCH, Bench, Kind, timings_of, write_bench
+from kdx.bench.timing import CSR, DENSE, DEPLOY, MASKED, ONNX, TEACHERS, TORCH, Bench, Variant, timings_of, write_bench
 from kdx.cli.bench_tables import print_bench
 from kdx.reproduce.speedups import speedups
 
@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def bench_of(run: Path, clock: SimpleNamespace, crowded: dict[tuple[int, int], float]) -> Bench:
-    def network(kind: Kind) -> Callable[[object], None]:
+    def network(kind: Variant) -> Callable[[object], None]:
         def call(_: object) -> None:
             clock.now += SECONDS[kind] * clock.slower(kind)
 
@@ -37,7 +37,7 @@ def bench_of(run: Path, clock: SimpleNamespace, crowded: dict[tuple[int, int], f
     return Bench(run, "a run", timings, {}, {}, list(left_out), crowded, {"cpu": "some", "cores": 2})
 
 
-def disturbed(kind: Kind, now: float) -> float:
+def disturbed(kind: Variant, now: float) -> float:
     """While the masked student is timed something else wants its core, half of the time."""
     return 130.0 if kind == MASKED and now > 0.3 else 1.0
 

@@ -8,14 +8,14 @@ from helpers.excerpt import ORDER
 
 from kdx.cli.reproduce import folder_of, parsed, reproduce
 from kdx.errors import UserError
-from kdx.reproduce.jobs import Order, jobs_of
+from kdx.reproduce.jobs import Request, jobs_of
 from kdx.reproduce.tables import load_table
 
 
 def test_words():
     names, order = parsed(["vs/table1", "noisy", "seeds=2", "budget=smoke", "trainer.epochs=1", "train=false"])
     assert names == ["vs/table1", "noisy"]
-    assert order == Order("*", 2, "smoke", ("trainer.epochs=1",), train=False)
+    assert order == Request("*", 2, "smoke", ("trainer.epochs=1",), train=False)
     assert folder_of("vs/table1", replace(order, overrides=())) == Path("outputs/paper/vs/table1-smoke")
 
 

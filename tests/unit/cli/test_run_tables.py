@@ -12,7 +12,7 @@ from kdx.cli.comparison import print_comparison
 from kdx.cli.run_tables import print_run
 from kdx.errors import UserError
 from kdx.runs.reader import finished_run
-from kdx.runs.sanity import warnings_of
+from kdx.runs.sanity import sanity_warnings
 
 FIGURES = {
     "dataset": "mnist", "method": "kd-svd", "student": "lenet-300-100", "teacher": "mlp-1200-1200", "seed": 0,
@@ -133,8 +133,8 @@ def test_worthless_results_are_warned_about(tmp_path, capsys):
 @pytest.mark.parametrize(("classes", "chance"), [(None, 85.0), (10, 85.0), (2, 45.0), (100, 98.5)])
 def test_how_wrong_chance_is_depends_on_the_classes(classes: int | None, chance: float):
     figures = {} if classes is None else {"classes": classes}
-    assert warnings_of(figures | {"test_error_percent": chance - 0.1}) == []
-    (line,) = warnings_of(figures | {"test_error_percent": chance})
+    assert sanity_warnings(figures | {"test_error_percent": chance - 0.1}) == []
+    (line,) = sanity_warnings(figures | {"test_error_percent": chance})
     assert line == f"the student is no better than chance: test error {chance:.2f} %."
 
 

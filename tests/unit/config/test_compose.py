@@ -2,14 +2,14 @@
 
 import pytest
 
-from kdx.config.compose import expand, single
+from kdx.config.compose import compose_config, compose_sweep
 from kdx.config.groups import load_groups
 from kdx.errors import UserError
 from kdx.runs.identity import _identity
 
 
 def test_defaults():
-    config = single([])
+    config = compose_config([])
     assert (config.dataset.name, config.teacher.name, config.student.name) == (
         "mnist",
         "mlp-1200-1200",
@@ -28,7 +28,7 @@ def test_every_choice_of_every_group_is_valid_and_described(name: str):
         assert found.description, f"{name}/{choice}.yaml begins with a comment that describes it"
         # The student of chains exists with chains only; a further teacher must be another than the first.
         needed = {"refined": ["method=ikd"]}.get(choice, ["teacher.seed=1"] if name in ("teacher2", "teacher3") else [])
-        single([f"{name}={choice}", *needed])
+        compose_config([f"{name}={choice}", *needed])
 
 
 def test_what_choices_share_is_no_choice():
@@ -42,7 +42,7 @@ def test_what_choices_share_is_no_choice():
 @pytest.mark.parametrize("dataset", ["cifar10", "svhn"])
 def test_a_data_set_chooses_teacher_and_student_and_the_user_has_the_last_word(dataset: str):
     def names(*words: str) -> tuple[str, str]:
-        config = single(words)
+        config = compose_config(words)
         assert config.dataset.name == dataset
         return config.teacher.name, config.student.name
 
@@ -53,14 +53,14 @@ def test_a_data_set_chooses_teacher_and_student_and_the_user_has_the_last_word(d
 
 
 def test_a_sweep_over_data_sets_gives_each_its_networks():
-    found = [job.config.student.name for job in expand(["dataset=mnist,cifar10,digits,svhn"])]
+    found = [job.config.student.name for job in compose_sweep(["dataset=mnist,cifar10,digits,svhn"])]
     assert found == ["lenet-300-100", "lenet5-caffe", "lenet-300-100", "lenet5-caffe"]
 
 
 def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KDX_OUTPUTS", "/elsewhere")
-    assert single([]).outputs == "/elsewhere"
-    assert single(["outputs=here"]).outputs == "here"
+    assert compose_config([]).outputs == "/elsewhere"
+    assert compose_config(["outputs=here"]).outputs == "here"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_outputs_from_the_environment(monkeypatch: pytest.MonkeyPatch):
 )
 def test_refused(override: str, message: str):
     with pytest.raises(UserError) as caught:
-        single([override])
+        compose_config([override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -148,66 +148,66 @@ def test_refused(override: str, message: str):
 )
 def test_a_key_that_is_there_twice_is_refused_with_both_values(words: str, message: str):
     with pytest.raises(UserError) as caught:
-        expand(words.split())
+        compose_sweep(words.split())
     assert str(caught.value) == message
     if "," not in words:
         with pytest.raises(UserError) as caught:
-            single(words.split())
+            compose_config(words.split())
         assert str(caught.value) == message
 
 
 def test_a_group_and_one_of_its_keys_are_two_keys():
-    assert single(["method=kd", "method.T=7", "device=cpu", "device.threads=1"]).method["T"] == 7
+    assert compose_config(["method=kd", "method.T=7", "device=cpu", "device.threads=1"]).method["T"] == 7
 
 
 def test_keys_of_other_methods_are_told():
     with pytest.raises(UserError, match=r"method\.lambda_V=2: unknown key here; method=.*st-vbd.* has it; allowed: "):
-        single(["method=vanilla", "method.lambda_V=2"])
+        compose_config(["method=vanilla", "method.lambda_V=2"])
 
 
 def test_fields_that_do_not_fit_together():
     with pytest.raises(UserError, match=r"^device\.precision: 'tf32' is not allowed with device\.kind=cpu"):
-        single(["device=cpu", "device.precision=tf32"])
+        compose_config(["device=cpu", "device.precision=tf32"])
     with pytest.raises(UserError, match=r"^device\.graph: true is not allowed with device\.kind=cpu, only with cuda;"):
-        single(["device=cpu", "device.graph=true"])
+        compose_config(["device=cpu", "device.graph=true"])
     with pytest.raises(UserError, match=r"^device\.graph: 'sometimes' is not allowed; allowed: "):
-        single(["device.graph=sometimes"])
+        compose_config(["device.graph=sometimes"])
     with pytest.raises(
         UserError,
         match=r"^teacher\.channels: \[1, 2, 3, 4\] is not allowed with dataset=cifar10; it needs images of at least",
     ):
-        single(["dataset=cifar10", "teacher=lenet5-caffe", "teacher.channels=[1,2,3,4]"])
+        compose_config(["dataset=cifar10", "teacher=lenet5-caffe", "teacher.channels=[1,2,3,4]"])
     with pytest.raises(UserError, match=r"^dataset\.mirror: 'twice' .*one of none, copies, random"):
-        single(["dataset=svhn", "dataset.mirror=twice"])
+        compose_config(["dataset=svhn", "dataset.mirror=twice"])
     with pytest.raises(
         UserError,
         match=r"^student\.channels: \[1, 2, 3\] is not allowed with dataset=digits; it needs images of at least 36x36",
     ):
-        single(["dataset=digits", "student=lenet5-caffe", "student.channels=[1,2,3]"])
+        compose_config(["dataset=digits", "student=lenet5-caffe", "student.channels=[1,2,3]"])
     with pytest.raises(
         UserError, match=r"^teacher\.blocks: .* it needs images of at least 29x29 pixels, these have 28x"
     ):
-        single(["dataset=digits", "teacher=densenet121", "teacher.pad_to=28"])
+        compose_config(["dataset=digits", "teacher=densenet121", "teacher.pad_to=28"])
 
 
 def test_every_family_has_its_own_fields_and_checks():
     with pytest.raises(UserError, match=r"^student\.family: 'resmet' is not known; did you mean 'resnet'\? allowed: "):
-        single(["student=resnet152", "student.family=resmet"])
+        compose_config(["student=resnet152", "student.family=resmet"])
     with pytest.raises(UserError, match=r"^student: blocks and channels need one number per stage"):
-        single(["student=resnet152", "student.blocks=[1,2]"])
+        compose_config(["student=resnet152", "student.blocks=[1,2]"])
     with pytest.raises(UserError, match=r"^teacher\.blocks\[2\]: 0 is not allowed; allowed: a whole number >= 1$"):
-        single(["teacher=resnet56-v2", "teacher.blocks=[1,2,0]"])
+        compose_config(["teacher=resnet56-v2", "teacher.blocks=[1,2,0]"])
     with pytest.raises(UserError, match=r"^student\.layers\[1\]: 'MP9' is not allowed; allowed: a text that matches"):
-        single(["student=noisy-cifar", "student.layers=[C5@8,MP9]"])
+        compose_config(["student=noisy-cifar", "student.layers=[C5@8,MP9]"])
     with pytest.raises(UserError, match=r"^student: head average has no hidden layers"):
-        single(["student=nin", "student.hidden=[10]"])
+        compose_config(["student=nin", "student.hidden=[10]"])
     with pytest.raises(UserError, match=r"^student\.stem: no value is given"):
-        single(["student=mlp-500-50", "student.family=resnet"])
+        compose_config(["student=mlp-500-50", "student.family=resnet"])
 
 
 def test_the_ids_of_the_first_networks_stay_what_they_were():
     """Ids are hashes of these fields: one more for all families would orphan every run."""
-    identity = _identity(single(["student=lenet5-caffe", "teacher=mlp-1200-1200"]))
+    identity = _identity(compose_config(["student=lenet5-caffe", "teacher=mlp-1200-1200"]))
     assert identity["student"] == {
         "name": "lenet5-caffe", "family": "lenet", "channels": [20, 50], "hidden": [500],
     }  # fmt: skip
@@ -217,24 +217,24 @@ def test_the_ids_of_the_first_networks_stay_what_they_were():
 
 
 def test_sweeps_expand_in_order():
-    configs = [job.config for job in expand(["method=vanilla,kd", "seed=range(0,3)", "trainer.epochs=2"])]
+    configs = [job.config for job in compose_sweep(["method=vanilla,kd", "seed=range(0,3)", "trainer.epochs=2"])]
     found = [(config.method["name"], config.seed, config.trainer.epochs) for config in configs]
     assert found == [(method, seed, 2) for method in ("vanilla", "kd") for seed in range(3)]
-    assert len(expand([])) == 1
+    assert len(compose_sweep([])) == 1
 
 
 def test_every_job_of_a_sweep_is_validated():
     with pytest.raises(UserError, match=r"^seed: -1 is not allowed"):
-        expand(["seed=0,1,-1"])
+        compose_sweep(["seed=0,1,-1"])
     with pytest.raises(UserError, match=r"^method\.T=2: unknown key here"):
-        expand(["method=kd,vanilla", "method.T=2"])
+        compose_sweep(["method=kd,vanilla", "method.T=2"])
     with pytest.raises(UserError, match=r"^method: 'kdx' is not known; did you mean 'kd'\?"):
-        expand(["method=kd,kdx"])
+        compose_sweep(["method=kd,kdx"])
 
 
 def test_a_trainer_is_chosen_for_student_teacher_or_both():
-    usual, short = (single([f"trainer={choice}"]).trainer for choice in ("default", "short"))
-    own = single([]).teacher.trainer
+    usual, short = (compose_config([f"trainer={choice}"]).trainer for choice in ("default", "short"))
+    own = compose_config([]).teacher.trainer
     assert (short.schedule, short.epochs) == ("one-cycle", 30)
     for words, expected in (
         ((), (usual, own)),
@@ -246,20 +246,23 @@ def test_a_trainer_is_chosen_for_student_teacher_or_both():
         # What is typed wins, and so does the data set's choice of a teacher, whose own recipe does not.
         (("dataset=cifar10", "trainer=short-both"), (short, short)),
     ):
-        config = single(words)
+        config = compose_config(words)
         assert (config.trainer, config.teacher.trainer) == expected, words
-    typed = single(["trainer=short-both", "teacher=vgg19", "teacher.trainer.lr=1e-4", "trainer.epochs=20"])
+    typed = compose_config(["trainer=short-both", "teacher=vgg19", "teacher.trainer.lr=1e-4", "trainer.epochs=20"])
     assert typed.teacher.trainer == short.model_copy(update={"lr": 1e-4})
     assert typed.trainer == short.model_copy(update={"epochs": 20})
-    assert [job.config.teacher.trainer for job in expand(["teacher.trainer=none,short", "seed=0"])] == [own, short]
+    assert [job.config.teacher.trainer for job in compose_sweep(["teacher.trainer=none,short", "seed=0"])] == [
+        own,
+        short,
+    ]
 
 
 def test_every_trainer_of_before_has_no_option_of_now():
     """So that what they trained is the same experiment as ever."""
     teachers = [
-        single([f"teacher={name}"]).teacher.trainer for name in ("mlp-1200-1200", "nin", "resnet56-v2", "vgg19")
+        compose_config([f"teacher={name}"]).teacher.trainer for name in ("mlp-1200-1200", "nin", "resnet56-v2", "vgg19")
     ]
-    for trainer in (*(single([f"trainer={name}"]).trainer for name in ("default", "paper")), *teachers):
+    for trainer in (*(compose_config([f"trainer={name}"]).trainer for name in ("default", "paper")), *teachers):
         fields = type(trainer).model_fields.items()
         later = {name: field.default for name, field in fields if not field.is_required()}
         assert len(later) == 7

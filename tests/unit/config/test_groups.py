@@ -8,10 +8,10 @@ from helpers.excerpt import only
 from omegaconf import OmegaConf
 
 from kdx.cli.help import train_help
-from kdx.config.compose import expand, single
+from kdx.config.compose import compose_config, compose_sweep
 from kdx.config.groups import conf_folder, load_groups
 from kdx.errors import UserError
-from kdx.reproduce.jobs import Order, jobs_of
+from kdx.reproduce.jobs import Request, jobs_of
 from kdx.reproduce.tables import load_table
 from kdx.runs.identity import run_id
 from kdx.runs.reader import flat
@@ -28,7 +28,7 @@ def brought(*path: str) -> dict[str, Any]:
 
 
 def values(*words: str) -> dict[str, Any]:
-    return flat(single(words).model_dump(mode="json"))
+    return flat(compose_config(words).model_dump(mode="json"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(FOLDER).as_posix())
@@ -55,12 +55,14 @@ def test_digits_brings_them_and_the_user_has_the_last_word(method: str):
     assert values(*words[::-1]) == found
     for key in settings:
         assert values(*words, f"{key}=0.75") == values(f"{key}=0.75", *words) == {**found, key: 0.75}
-    assert run_id(single(words)) == run_id(single([*words, *(f"{key}={value}" for key, value in settings.items())]))
+    assert run_id(compose_config(words)) == run_id(
+        compose_config([*words, *(f"{key}={value}" for key, value in settings.items())])
+    )
 
 
 def test_a_trainer_that_the_user_names_is_as_it_is_written():
-    assert single(["dataset=digits", "trainer=paper"]).trainer == single(["trainer=paper"]).trainer
-    assert single(["dataset=digits", "trainer=paper"]).method == single(["dataset=digits"]).method
+    assert compose_config(["dataset=digits", "trainer=paper"]).trainer == compose_config(["trainer=paper"]).trainer
+    assert compose_config(["dataset=digits", "trainer=paper"]).method == compose_config(["dataset=digits"]).method
 
 
 def test_without_a_method_it_is_the_default_one():
@@ -70,17 +72,17 @@ def test_without_a_method_it_is_the_default_one():
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10", "svhn"])
 @pytest.mark.parametrize(("method", "lambda_v"), [("svd", 1), ("kd-vbd", 9), ("st-vbd", 9), ("st-bsr", 9)])
 def test_other_data_sets_keep_the_methods_defaults(dataset: str, method: str, lambda_v: float):
-    assert single([f"method={method}", f"dataset={dataset}"]).method["lambda_V"] == lambda_v
+    assert compose_config([f"method={method}", f"dataset={dataset}"]).method["lambda_V"] == lambda_v
 
 
 @pytest.mark.parametrize("method", sorted(name for name in load_groups()["method"].choices if "/" in name))
 def test_what_a_paper_prints_is_the_same_on_every_data_set(method: str):
-    here, printed = single([f"method={method}", "dataset=digits"]), single([f"method={method}"])
+    here, printed = compose_config([f"method={method}", "dataset=digits"]), compose_config([f"method={method}"])
     assert (here.method, here.trainer) == (printed.method, printed.trainer)
 
 
 def test_every_job_of_a_sweep_has_what_suits_its_data_set():
-    jobs = expand(["method=kd,st-vbd,paper/st-vbd", "dataset=digits,mnist"])
+    jobs = compose_sweep(["method=kd,st-vbd,paper/st-vbd", "dataset=digits,mnist"])
     suited, default = values("dataset=digits"), values()
     found = [(job.config.method.get("lambda_V"), job.config.trainer.lr) for job in jobs]
     assert found == [
@@ -88,15 +90,15 @@ def test_every_job_of_a_sweep_has_what_suits_its_data_set():
         *((config["method.lambda_V"], config["trainer.lr"]) for config in (suited, default)),
         *[(1, 1e-3)] * 2,
     ]
-    typed = expand(["method=svd,st-vbd", "dataset=digits", "method.lambda_V=2,4"])
+    typed = compose_sweep(["method=svd,st-vbd", "dataset=digits", "method.lambda_V=2,4"])
     assert [job.config.method["lambda_V"] for job in typed] == [2, 4, 2, 4]
 
 
 def test_a_smoke_run_of_a_table_has_it():
-    order = Order(rows="*", seeds=1, budget="smoke", overrides=(), train=False)
+    order = Request(rows="*", seeds=1, budget="smoke", overrides=(), train=False)
     (found,) = (job.config for job in jobs_of(only(load_table("vs/table2"), "S1-ST-VBD"), order))
     assert found.dataset.name == "digits"
-    assert found.method == single(["dataset=digits"]).method
+    assert found.method == compose_config(["dataset=digits"]).method
 
 
 def test_help_shows_it_and_it_is_no_group():
@@ -107,4 +109,4 @@ def test_help_shows_it_and_it_is_no_group():
     assert "suited" not in load_groups()
     assert "suited=" not in train_help([])
     with pytest.raises(UserError, match=r"^suited=digits/kd: unknown key; "):
-        single(["suited=digits/kd"])
+        compose_config(["suited=digits/kd"])

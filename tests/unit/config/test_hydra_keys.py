@@ -12,10 +12,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from kdx.cli.main import main
-from kdx.config.compose import CONFIG_NAME, HYDRA_VERSION, expand, launcher_settings, single
+from kdx.config.compose import CONFIG_NAME, HYDRA_VERSION, compose_config, compose_sweep, launcher_settings
 from kdx.config.groups import conf_folder
 from kdx.errors import UserError
-from kdx.sweep.resources import shares
+from kdx.sweep.resources import divide_cores
 
 SWEEPS = "outputs/sweeps/<name>"
 FOLDER = "outputs=FOLDER or the environment variable KDX_OUTPUTS"
@@ -46,7 +46,7 @@ def refused(word: str, *, sweep: bool) -> str:
     """What is told of this word."""
     words = ["seed=0,1", word] if sweep else [word]
     with pytest.raises(UserError) as caught:
-        both(words) if sweep else single(words)
+        both(words) if sweep else compose_config(words)
     message = str(caught.value)
     assert "\n" not in message
     assert "allowed: " in message or (not sweep and message.endswith("; add -m or leave it out")), message
@@ -54,7 +54,7 @@ def refused(word: str, *, sweep: bool) -> str:
 
 
 def both(words: list[str]) -> None:
-    expand(words)
+    compose_sweep(words)
     launcher_settings(words)
 
 
@@ -117,7 +117,7 @@ def test_it_is_told_what_takes_its_place(word: str, told: str):
 def test_a_wrong_setting_of_a_launcher_is_told_before_anything_runs(launcher: str, setting: str, told: str):
     words = ["seed=0,1", f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"]
     with pytest.raises(UserError, match=r"^hydra\.launcher.*allowed: ") as caught:
-        shares(words, expand(words))
+        divide_cores(words, compose_sweep(words))
     assert "\n" not in str(caught.value)
     assert told in str(caught.value)
 
@@ -137,13 +137,13 @@ def test_the_users_settings_of_the_launcher(words: str, expected: dict, monkeypa
     monkeypatch.setenv("JOBS", "5")
     settings = launcher_settings(["seed=0,1", *words.split()])
     assert settings | expected == settings
-    assert [job.overrides for job in expand(["seed=0,1", *words.split()])] == [["seed=0"], ["seed=1"]]
+    assert [job.overrides for job in compose_sweep(["seed=0,1", *words.split()])] == [["seed=0"], ["seed=1"]]
 
 
 def test_the_jobs_are_those_that_hydras_sweeper_makes():
     words = ["hydra/launcher=joblib", "method=vanilla,kd", "seed=range(0,3)", "trainer.lr=1e-3", "outputs='a b'"]
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
-    assert [job.overrides for job in expand(words)] == [job[1:] for job in jobs]
+    assert [job.overrides for job in compose_sweep(words)] == [job[1:] for job in jobs]
 
 
 @pytest.mark.parametrize("words", [[], ["hydra/launcher=joblib"], ["sweep.name=x", "device.threads=1"]])

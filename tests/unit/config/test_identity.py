@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 from helpers.packages import install, sample_files
 
-from kdx.config.compose import expand, single
+from kdx.config.compose import compose_config, compose_sweep
 from kdx.config.schema import Config
 from kdx.data import _content_sha256
 from kdx.errors import UserError
@@ -44,14 +44,14 @@ def but(override: str) -> list[str]:
     ],
 )
 def test_the_run_id_ignores(override: str):
-    config = single(BASE)
+    config = compose_config(BASE)
     # The same number, typed as the other type.
     override = override.replace("${sum}", str(_other_type(config.method["T"])))
-    assert run_id(single([*BASE, override])) == run_id(config)
+    assert run_id(compose_config([*BASE, override])) == run_id(config)
 
 
 def test_whole_numbers_and_floats_are_one_run():
-    assert run_id(single([*BASE, "trainer.lr=1"])) == run_id(single([*BASE, "trainer.lr=1.0"]))
+    assert run_id(compose_config([*BASE, "trainer.lr=1"])) == run_id(compose_config([*BASE, "trainer.lr=1.0"]))
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_whole_numbers_and_floats_are_one_run():
     ],
 )
 def test_the_run_id_sees(override: str):
-    assert run_id(single(but(override))) != run_id(single(BASE))
+    assert run_id(compose_config(but(override))) != run_id(compose_config(BASE))
 
 
 @pytest.mark.parametrize("method", ["kd", "st-vbd"])
 def test_a_run_keeps_its_id_at_the_values_that_later_keys_stand_for(method: str):
     """As `LATER` and the defaults of fields have them: as if they had never been typed, nor been there."""
     words = [f"method={method}", "dataset=digits"]
-    config = single(words)
+    config = compose_config(words)
     hint = {"standardize": False, "decoupled": False, "beta": 8}
     assert {key: config.method[key] for key in hint} == hint
     without = {key: value for key, value in config.method.items() if key not in hint}
@@ -102,24 +102,24 @@ def test_a_run_keeps_its_id_at_the_values_that_later_keys_stand_for(method: str)
             del trainer[key]
     old = Config.model_validate(before)
     assert (run_id(old), teacher_id(old)) == (run_id(config), teacher_id(config))
-    typed = single([*words, "method.beta=8.0", "trainer.weight_decay=0", "trainer.momentum=0.9"])
+    typed = compose_config([*words, "method.beta=8.0", "trainer.weight_decay=0", "trainer.momentum=0.9"])
     assert run_id(typed) == run_id(config)
 
 
 def test_the_run_id_is_short_and_stable():
-    first, again = run_id(single(BASE)), run_id(single(reversed_of(BASE)))
+    first, again = run_id(compose_config(BASE)), run_id(compose_config(reversed_of(BASE)))
     assert first == again
     assert len(first) == 12
     assert set(first) <= set("0123456789abcdef")
 
 
 def test_the_teacher_id_depends_on_teacher_and_data_only():
-    base = teacher_id(single(BASE))
+    base = teacher_id(compose_config(BASE))
     other = ["dataset=digits", "seed=1", "method=vanilla", "student=mlp-500-50", "trainer.lr=1"]
-    assert teacher_id(single(other)) == base
-    assert teacher_id(single([*BASE, "dataset.root=/data", "teacher.trainer.checkpoint_seconds=1"])) == base
+    assert teacher_id(compose_config(other)) == base
+    assert teacher_id(compose_config([*BASE, "dataset.root=/data", "teacher.trainer.checkpoint_seconds=1"])) == base
     for override in ("teacher.seed=1", "dataset.validation=7", "dataset.shift=1", "teacher.trainer.lr=1"):
-        assert teacher_id(single([*BASE, override])) != base
+        assert teacher_id(compose_config([*BASE, override])) != base
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
@@ -127,23 +127,23 @@ def test_a_checkpoint_counts_by_content(tmp_path: Path, role: str):
     files = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
     for file, content in zip(files, (b"same", b"same", b"other"), strict=True):
         file.write_bytes(content)
-    ids = [run_id(single([*BASE, f"{role}.checkpoint={file}"])) for file in files]
+    ids = [run_id(compose_config([*BASE, f"{role}.checkpoint={file}"])) for file in files]
     assert ids[0] == ids[1]
-    assert len({run_id(single(BASE)), *ids}) == 3
+    assert len({run_id(compose_config(BASE)), *ids}) == 3
 
 
 def test_a_students_checkpoint_leaves_the_teacher_alone(tmp_path: Path):
     file = tmp_path / "student.safetensors"
     file.write_bytes(b"any")
-    config = single([*BASE, f"student.checkpoint={file}"])
+    config = compose_config([*BASE, f"student.checkpoint={file}"])
     assert config.teacher.checkpoint is None
-    assert teacher_id(config) == teacher_id(single(BASE))
+    assert teacher_id(config) == teacher_id(compose_config(BASE))
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_an_absent_checkpoint_is_the_users_mistake(role: str):
     with pytest.raises(UserError, match=rf"^{role}\.checkpoint: 'nowhere' is not a file"):
-        run_id(single([f"{role}.checkpoint=nowhere"]))
+        run_id(compose_config([f"{role}.checkpoint=nowhere"]))
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: f"{file.parts[-3]}/{file.parts[-2]}")
@@ -155,13 +155,13 @@ def test_committed_runs_keep_their_ids(file: Path):
 
 
 def test_precision_belongs_to_run_teacher_and_sweep():
-    configs = [single([*BASE, f"device.precision={precision}"]) for precision in ("fp32", "bf16")]
+    configs = [compose_config([*BASE, f"device.precision={precision}"]) for precision in ("fp32", "bf16")]
     assert len({run_id(config) for config in configs}) == 2
     assert len({teacher_id(config) for config in configs}) == 2
     assert len({sweep_id([config]) for config in configs}) == 2
     # Float32 is what ids without a word of it mean.
-    assert teacher_id(configs[0]) == teacher_id(single(BASE))
-    assert run_id(single([*BASE, "device.precision=tf32"])) not in map(run_id, configs)
+    assert teacher_id(configs[0]) == teacher_id(compose_config(BASE))
+    assert run_id(compose_config([*BASE, "device.precision=tf32"])) not in map(run_id, configs)
 
 
 def test_a_table_is_marked_by_its_precision_unless_it_is_the_usual_one():
@@ -207,17 +207,17 @@ def test_images_that_no_checksum_vouches_for_are_in_the_ids(tmp_path: Path, monk
             own[0, 0, 0, 0] += part == changed
             np.save(tmp_path / name / f"{part}.npy", own)
     names = ("a", "copy", "train", "test")
-    configs = {name: single([*STORED_RUN, f"dataset.root={tmp_path / name}"]) for name in names}
+    configs = {name: compose_config([*STORED_RUN, f"dataset.root={tmp_path / name}"]) for name in names}
     for id_of in (run_id, teacher_id):
         ids = {name: id_of(config) for name, config in configs.items()}
         assert ids["a"] == ids["copy"]
         assert len({ids["a"], ids["train"], ids["test"]}) == 3
     loads = _content_sha256.cache_info().misses
-    expand([*STORED_RUN, f"dataset.root={tmp_path / 'a'}", "seed=0,1,2"])
-    assert run_id(configs["a"]) == run_id(single([*STORED_RUN, f"dataset.root={tmp_path / 'a'}"]))
+    compose_sweep([*STORED_RUN, f"dataset.root={tmp_path / 'a'}", "seed=0,1,2"])
+    assert run_id(configs["a"]) == run_id(compose_config([*STORED_RUN, f"dataset.root={tmp_path / 'a'}"]))
     assert _content_sha256.cache_info().misses == loads
     with pytest.raises(FileNotFoundError):
-        run_id(single([*STORED_RUN, "dataset.root=nowhere"]))
+        run_id(compose_config([*STORED_RUN, "dataset.root=nowhere"]))
 
 
 SIZES = {"train": 40, "test": 20}
@@ -231,7 +231,7 @@ def test_the_source_of_a_package_is_part_of_the_ids(tmp_path: Path, monkeypatch:
         with monkeypatch.context() as patch:
             edited = files | {"kdx_stripes/smooth_labels.py": files["kdx_stripes/smooth_labels.py"] + more}
             install(edited, tmp_path / place, patch)
-            config = single(["method=kd-smooth", "dataset=digits"])
+            config = compose_config(["method=kd-smooth", "dataset=digits"])
             ids.append((run_id(config), teacher_id(config)))
     (before, teacher), again, (edited, same_teacher) = ids
     assert (before, teacher) == again

@@ -15,7 +15,7 @@ from torch import nn
 from kdx.checks import check_method
 from kdx.cli.help import train_help
 from kdx.config.base import Count
-from kdx.config.compose import expand, single
+from kdx.config.compose import compose_config, compose_sweep
 from kdx.config.datasets import DATASETS, DatasetSettings
 from kdx.config.groups import load_groups
 from kdx.config.networks import MODELS, NetworkSettings, Student, network_of
@@ -23,7 +23,7 @@ from kdx.config.registry import package_of, packages
 from kdx.data import load_data
 from kdx.errors import UserError
 from kdx.methods import PROCEDURES, build
-from kdx.methods.method import PARTS
+from kdx.methods.method import MODIFIERS
 from kdx.models import build_model
 from kdx.models.refine import refined
 from kdx.runs.identity import packages_record, run_id, teacher_id
@@ -40,17 +40,17 @@ def stripes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def told(*words: str) -> str:
     """The one line in which these words are refused, before or when the method is built."""
     with pytest.raises(UserError) as caught:
-        check_method(single(words))
+        check_method(compose_config(words))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_without_packages_there_are_none():
     assert packages() == []
-    assert packages_record(single([])) == {}
+    assert packages_record(compose_config([])) == {}
 
 
-@pytest.mark.parametrize("registry", [DATASETS, MODELS, PARTS, PROCEDURES])
+@pytest.mark.parametrize("registry", [DATASETS, MODELS, MODIFIERS, PROCEDURES])
 def test_every_name_of_kdx_stands_for_a_class(registry):
     for name in registry.names():
         kind = registry.find(name, registry.group)
@@ -60,7 +60,7 @@ def test_every_name_of_kdx_stands_for_a_class(registry):
 
 @pytest.mark.usefixtures("stripes")
 def test_a_package_adds_a_data_set_a_network_a_part_and_a_procedure():
-    config = single(["dataset=stripes", "method=kd-smooth", "teacher2=bottleneck", "teacher2.seed=1"])
+    config = compose_config(["dataset=stripes", "method=kd-smooth", "teacher2=bottleneck", "teacher2.seed=1"])
     assert type(config.dataset).__module__ == "kdx_stripes.data"
     data = load_data(config.dataset)
     assert (data.name, data.image_shape, data.classes, len(data.train)) == ("stripes", (1, 8, 8), 2, 160)
@@ -70,7 +70,7 @@ def test_a_package_adds_a_data_set_a_network_a_part_and_a_procedure():
     assert [network.get_parameter("fc2.weight").shape for network in (student, teacher)] == [(8, 32), (16, 64)]
     assert build_model(config.teacher.network(), data.image_shape, 2, seed=0)(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
     method, procedure = build(config.method)
-    assert [type(part).__name__ for part in method.parts] == ["Labels", "SmoothLabels", "Hint"]
+    assert [type(part).__name__ for part in method.modifiers] == ["Labels", "SmoothLabels", "Hint"]
     assert procedure.model_dump() == {"fits": 2}
     assert refined(config.teacher.network(), "filters", 2).model_dump()["width"] == 16
 
@@ -104,26 +104,29 @@ def test_what_it_adds_is_told_with_its_name():
 
 @pytest.mark.usefixtures("stripes")
 def test_jobs_of_a_sweep_may_use_it():
-    jobs = expand(["dataset=stripes,digits", "method=kd-smooth,kd"])
+    jobs = compose_sweep(["dataset=stripes,digits", "method=kd-smooth,kd"])
     assert [len(packages_record(job.config)) for job in jobs] == [1, 1, 1, 0]
     with pytest.raises(
         UserError, match=r"^hydra\.searchpath=\[x\]: it has the folders of installed packages; allowed: "
     ):
-        expand(["hydra.searchpath=[x]"])
+        compose_sweep(["hydra.searchpath=[x]"])
 
 
 def test_a_package_brings_what_suits_its_data_set_and_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = "kdx_stripes/conf/suited"
     more = {f"{folder}/stripes/kd.yaml": "T: 2.5\n", f"{folder}/digits/kd-smooth.yaml": "smoothing: 0.3\nfits: 3\n"}
     install(sample_files() | more, tmp_path, monkeypatch)
-    elsewhere = single(["dataset=mnist", "method=kd"]).method
-    assert single(["dataset=stripes", "method=kd"]).method == {**elsewhere, "T": 2.5}
-    assert single(["dataset=stripes", "method=kd", "method.T=8"]).method["T"] == 8
-    found = single(["dataset=digits", "method=kd-smooth"]).method
+    elsewhere = compose_config(["dataset=mnist", "method=kd"]).method
+    assert compose_config(["dataset=stripes", "method=kd"]).method == {**elsewhere, "T": 2.5}
+    assert compose_config(["dataset=stripes", "method=kd", "method.T=8"]).method["T"] == 8
+    found = compose_config(["dataset=digits", "method=kd-smooth"]).method
     assert (found["smoothing"], found["fits"]) == (0.3, 3)
     # Nothing suits this pair.
-    assert single(["dataset=stripes", "method=kd-smooth"]).method["smoothing"] == 0.1
-    assert [job.config.method["T"] for job in expand(["dataset=stripes,digits", "method=kd"])] == [2.5, elsewhere["T"]]
+    assert compose_config(["dataset=stripes", "method=kd-smooth"]).method["smoothing"] == 0.1
+    assert [job.config.method["T"] for job in compose_sweep(["dataset=stripes,digits", "method=kd"])] == [
+        2.5,
+        elsewhere["T"],
+    ]
 
 
 def test_a_setting_that_the_method_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -142,14 +145,14 @@ def test_its_version_is_part_of_the_ids_of_what_uses_it(tmp_path: Path, monkeypa
         "pruning": ["method=ikd", "method.pruning.parts=[labels,smooth-labels]"],
         "none": ["method=kd", "dataset=digits"],
     }
-    before = run_id(single(lines["none"])), teacher_id(single(lines["none"]))
+    before = run_id(compose_config(lines["none"])), teacher_id(compose_config(lines["none"]))
     ids = []
     for version in ("1.0", "1.1"):
         files = sample_files()
         files["pyproject.toml"] = files["pyproject.toml"].replace('version = "1.0"', f'version = "{version}"')
         with monkeypatch.context() as patch:
             install(files, tmp_path / version, patch)
-            configs = {name: single(words) for name, words in lines.items()}
+            configs = {name: compose_config(words) for name, words in lines.items()}
             told = packages_record(configs["all"])["packages"]
             assert re.fullmatch(rf"kdx-stripes {version} \([0-9a-f]{{12}}\)", told)
             assert packages_record(configs["student"], "dataset", "teacher") == {}
@@ -189,7 +192,7 @@ def test_a_package_that_cannot_be_imported_is_named_where_it_is_used(
     )
     assert line.endswith("; repair or uninstall it")
     assert "RuntimeError: one two" in line or "absent" in line
-    check_method(single([]))
+    check_method(compose_config([]))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +300,7 @@ class Wrong(DatasetSettings):
     name: Literal["digits"]  # type: ignore[assignment]
 
     def load(self):
-        return load_data(single(["dataset=digits"]).dataset)
+        return load_data(compose_config(["dataset=digits"]).dataset)
 
 
 def test_what_a_package_can_do_wrong_is_told(monkeypatch: pytest.MonkeyPatch):
@@ -310,7 +313,7 @@ def test_what_a_package_can_do_wrong_is_told(monkeypatch: pytest.MonkeyPatch):
         )
     with pytest.raises(TypeError, match=r"^x: its build gives a Linear; allowed: an nn\.Sequential$"):
         build_model(Unbuilt(name="x", family="x"), (1, 8, 8), 2, seed=0)
-    wrong = Wrong.model_validate(single(["dataset=digits"]).dataset.model_dump())
+    wrong = Wrong.model_validate(compose_config(["dataset=digits"]).dataset.model_dump())
     with pytest.raises(
         ValueError, match=r"^Wrong declares images \(1, 9, 9\) of 10 classes, its data has \(1, 28, 28\)"
     ):

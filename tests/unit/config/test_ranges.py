@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdx.checks import check_method
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.groups import load_groups
 from kdx.errors import UserError
 
@@ -45,7 +45,7 @@ from kdx.errors import UserError
 def test_out_of_any_sense(words: str, allowed: str):
     for value in allowed.split():
         with pytest.raises(UserError) as caught:
-            check_method(single(words.format(value).split()))
+            check_method(compose_config(words.format(value).split()))
         key = words.split()[-1].partition("=")[0]
         told = re.fullmatch(
             rf"{re.escape(key)}: (\S+) is not allowed; allowed: a finite number ([<>].*)", str(caught.value)
@@ -64,7 +64,7 @@ def test_the_ends_of_a_range_are_in_it():
             "student=nin dataset=cifar10 student.width=100",
         ),
     ):
-        check_method(single(words.split()))
+        check_method(compose_config(words.split()))
 
 
 @pytest.mark.parametrize("T", [0.001, 1e6])
@@ -79,7 +79,7 @@ def test_at_its_ends_a_temperature_still_computes(T: float):
 def test_no_choice_of_conf_is_refused():
     groups = load_groups()
     for method in groups["method"].choices:
-        check_method(single([f"method={method}"]))
+        check_method(compose_config([f"method={method}"]))
 
 
 def test_the_largest_seed_draws():

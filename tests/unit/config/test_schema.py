@@ -11,13 +11,13 @@ from pydantic import BaseModel
 
 import kdx
 from kdx.config.base import Settings
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.datasets import DATASETS
 from kdx.config.groups import conf_folder, load_groups
 from kdx.config.networks import MODELS
 from kdx.config.schema import Config
 from kdx.methods import PROCEDURES, build
-from kdx.methods.method import PARTS
+from kdx.methods.method import MODIFIERS
 from kdx.reproduce.tables import table_names
 
 PACKAGE = Path(kdx.__file__).parent
@@ -39,7 +39,7 @@ def all_settings(kind: type[BaseModel] = Settings) -> Iterator[type[BaseModel]]:
 
 
 def test_every_field_of_the_schema_is_read():
-    for registry in (DATASETS, MODELS, PARTS, PROCEDURES):
+    for registry in (DATASETS, MODELS, MODIFIERS, PROCEDURES):
         for name in registry.names():
             registry.find(name, registry.group)
     fields = {
@@ -59,9 +59,9 @@ def test_every_key_of_every_choice_is_in_the_schema(group: str, choice: str):
     """The schema forbids unknown keys, so what composes and validates has none; a method's belong to its parts."""
     # The student of chains exists with chains only; a further teacher must be another than the first.
     needed = ["method=ikd"] if choice == "refined" else ["teacher.seed=1"] if group in ("teacher2", "teacher3") else []
-    config = single([f"{group}={choice}", *needed])
+    config = compose_config([f"{group}={choice}", *needed])
     method, procedure = build(config.method)
-    owned = {field for owner in (*method.parts, procedure) for field in type(owner).model_fields}
+    owned = {field for owner in (*method.modifiers, procedure) for field in type(owner).model_fields}
     assert config.method.keys() - {"name", "parts", "procedure"} <= owned
     assert Config.model_config.get("extra") == "forbid"
 

@@ -8,13 +8,13 @@ from helpers.miniature import perceptron
 
 from kdx.checks import check_method
 from kdx.cli.main import main
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.experiment import run
 from kdx.methods import build
 
 
 def told(*words: str) -> list[str]:
-    return check_method(single(words), words)
+    return check_method(compose_config(words), words)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_a_warm_up_that_the_training_does_not_last_for_is_told_whatever_was_type
     line = WORDS[expected].format(start=start, end=end, epochs=epochs, share=share)
     assert told(*words) == ([line] if line else [])
     # What is told is what the steps get: 7 in each epoch, the last just before its end.
-    lambda_V = build(single(words).method)[0].objective(perceptron(), None, 1).numbers["lambda_V"]
+    lambda_V = build(compose_config(words).method)[0].objective(perceptron(), None, 1).hyperparameters["lambda_V"]
     weights = [lambda_V(step / 7) for step in range(7 * epochs)]
-    full = single(words).method["lambda_V"]
+    full = compose_config(words).method["lambda_V"]
     if expected == "never":
         assert set(weights) == {0.0}
     else:
@@ -153,7 +153,7 @@ def test_a_run_whose_kl_had_no_weight_says_so_in_its_figures_too(tmp_path: Path)
     words = [*tiny, *quick, "trainer.epochs=2", "teacher.trainer.epochs=1", f"outputs={tmp_path}"]
 
     def metrics(*more: str) -> dict:
-        return json.loads((run(single([*words, *more])) / "metrics.json").read_bytes())
+        return json.loads((run(compose_config([*words, *more])) / "metrics.json").read_bytes())
 
     never = metrics()
     assert never["lambda_V_reached"] == 0

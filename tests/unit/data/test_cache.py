@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdx.data.cache import decoded
+from kdx.data.cache import cached
 from kdx.data.mnist import parse_idx
 from kdx.errors import UserError
 from kdx.storage.paths import user_cache
@@ -34,7 +34,7 @@ def cache():
 
 
 def load(decode=lambda: TENSORS, key="key"):
-    return decoded("set", key, decode)
+    return cached("set", key, decode)
 
 
 def assert_whole(tensors) -> None:

@@ -13,7 +13,7 @@ import pytest
 from helpers.official import md5, no_mirrors, write
 
 from kdx.data import download
-from kdx.data.download import SourceFile, SourceSet, obtain
+from kdx.data.download import SourceFile, SourceSet, fetch_files
 from kdx.errors import UserError
 from kdx.storage.paths import download_cache
 
@@ -31,7 +31,7 @@ FILES = tuple(
 
 def get(root: Path | None, download: bool = True, mirrors: Callable[[], Sequence[str]] = no_mirrors) -> None:
     """Obtain the set and check every byte of it."""
-    found = obtain(SourceSet("set", FILES, ("raw", "."), mirrors), root and str(root), download)
+    found = fetch_files(SourceSet("set", FILES, ("raw", "."), mirrors), root and str(root), download)
     assert {name: dict(file.unpacked()) for name, file in found.items()} == {
         f"{name}.gz": {name: content} for name, content in UNPACKED.items()
     }
@@ -202,7 +202,7 @@ SEVERAL = (
 
 
 def unpacked(root: Path, mirrors: Callable[[], Sequence[str]] = no_mirrors) -> dict[str, bytes]:
-    found = obtain(SourceSet("set", SEVERAL, (".",), mirrors), str(root), mirrors is not no_mirrors)
+    found = fetch_files(SourceSet("set", SEVERAL, (".",), mirrors), str(root), mirrors is not no_mirrors)
     with found["plain.mat"].open() as file:
         assert file.read() == PLAIN
     return {name: content for file in found.values() for name, content in file.unpacked()}

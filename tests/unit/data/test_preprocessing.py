@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.data import load_data
 from kdx.data.preprocessing import PER_BATCH, mean_image
 
@@ -93,7 +93,7 @@ def test_symmetric_lies_in_minus_one_to_one():
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     expected = images.numpy().astype(np.float64) / 127.5 - 1
     np.testing.assert_allclose(prepared("symmetric", images).numpy(), expected, atol=1e-7)
-    scaled, symmetric = (load_data(single(["dataset=digits", *words]).dataset) for words in ([], [SYMMETRIC]))
+    scaled, symmetric = (load_data(compose_config(["dataset=digits", *words]).dataset) for words in ([], [SYMMETRIC]))
     assert scaled.fingerprint != symmetric.fingerprint
     for before, after in zip(scaled.test.batches(), symmetric.test.batches(), strict=True):
         assert torch.equal(2 * before[0] - 1, after[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.miniature import CLASSES, SIDE, convolutional, dataset, engine, generator, method, no_figures, perceptron
+from helpers.miniature import CLASSES, SIDE, backend, convolutional, dataset, generator, method, no_figures, perceptron
 from torch import Tensor, nn
 
 from kdx.config.schema import TrainerSettings
@@ -16,11 +16,11 @@ from kdx.data.preprocessing import PER_BATCH
 from kdx.errors import Interrupted
 from kdx.logits import teacher_logits
 from kdx.measure.accuracy import error_percent, logits_of
-from kdx.methods.fit import Lesson, fit
-from kdx.rng import stream
+from kdx.methods.fit import TrainingInputs, fit
+from kdx.rng import make_generator
 from kdx.training.checkpoint import Progress
 from kdx.training.learner import Training
-from kdx.training.objective import Objective, Step, Term
+from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.trainer import train
 
 SAMPLES = 10
@@ -38,7 +38,9 @@ def split(mirror: str, preprocessing: str = "scale", shift: int = 0) -> Split:
 
 
 def order(mirror: str, seed: int = 0, epoch: int = 0, shift: int = 0) -> Tensor:
-    return split(mirror, shift=shift).order(*(stream(seed, name, epoch) for name in ("order", "mirror", "shift")))
+    return split(mirror, shift=shift).order(
+        *(make_generator(seed, name, epoch) for name in ("order", "mirror", "shift"))
+    )
 
 
 def padded_and_cropped(images: np.ndarray, mirrored: bool, shift: int) -> list[np.ndarray]:
@@ -93,11 +95,11 @@ def test_the_first_view_is_the_sample_as_it_is():
 
 def test_without_shifts_orders_are_what_they_always_were():
     """Runs without mirroring or shifts must not change because others have them."""
-    shuffle, flip = stream(3, "order", 5), stream(3, "mirror", 5)
+    shuffle, flip = make_generator(3, "order", 5), make_generator(3, "mirror", 5)
     samples = torch.randperm(SAMPLES, generator=shuffle)
     assert torch.equal(order("none", 3, 5), samples)
     assert torch.equal(order("random", 3, 5), 2 * samples + torch.randint(2, (SAMPLES,), generator=flip))
-    assert torch.equal(order("copies", 3, 5), torch.randperm(2 * SAMPLES, generator=stream(3, "order", 5)))
+    assert torch.equal(order("copies", 3, 5), torch.randperm(2 * SAMPLES, generator=make_generator(3, "order", 5)))
 
 
 @pytest.mark.parametrize("mirror", MIRRORS)
@@ -238,18 +240,18 @@ def training(folder: Path, mirror: str, logits: Tensor | None, shift: int = 0) -
     return Training("miniature", mirror, split(mirror, shift=shift), logits, settings, 0, folder / "checkpoint")
 
 
-def witnessed(given: Training, stop_after: int | None = None) -> tuple[list[Step], Progress | None]:
+def witnessed(given: Training, stop_after: int | None = None) -> tuple[list[LossInputs], Progress | None]:
     """The steps of a training of `Left`, which answers what its teacher of the same weights answered."""
-    steps: list[Step] = []
+    steps: list[LossInputs] = []
 
-    def seen(step: Step) -> Tensor:
+    def seen(step: LossInputs) -> Tensor:
         steps.append(step)
         if len(steps) == stop_after:
             signal.raise_signal(signal.SIGINT)
         return step.logits.square().mean()
 
     try:
-        return steps, train(Left(), Objective({"seen": Term(seen)}), given, engine(), no_figures)
+        return steps, train(Left(), Objective({"seen": Term(seen)}), given, backend(), no_figures)
     except Interrupted:
         return steps, None
 
@@ -266,7 +268,12 @@ def test_the_hint_is_that_of_the_view_that_was_shown(tmp_path: Path, mirror: str
         assert step.teacher_logits is not None
         assert step.teacher_logits.dtype == torch.float32
         torch.testing.assert_close(step.logits, step.teacher_logits)
-        shown += zip(step.labels.tolist(), step.taught[:, 0].tolist(), step.taught[:, 1].tolist(), strict=True)
+        shown += zip(
+            step.labels.tolist(),
+            step.required_teacher_logits[:, 0].tolist(),
+            step.required_teacher_logits[:, 1].tolist(),
+            strict=True,
+        )
     if shift:
         # Corners of a sample that moves are not always those of its image.
         assert len(set(shown)) > 2 * SAMPLES
@@ -312,9 +319,9 @@ def test_an_objective_of_mirrored_copies_counts_them_as_examples(tmp_path: Path)
             raise InterruptedError
 
     for mirror in MIRRORS:
-        lesson = Lesson(dataset(split(mirror)))
+        inputs = TrainingInputs(dataset(split(mirror)))
         with pytest.raises(InterruptedError):
-            fit(perceptron(), Counting(), lesson, None, engine())  # type: ignore[arg-type]
+            fit(perceptron(), Counting(), inputs, None, backend())  # type: ignore[arg-type]
     assert counted == [10, 20, 10]
 
 
@@ -333,7 +340,7 @@ def test_half_precision_does_not_change_the_loss(tmp_path: Path, name: str, sett
         trainer = given.trainer.model_copy(update={"lr": 1e-2})
         given = replace(given, examples=examples, trainer=trainer)
         objective = how.objective(student, teacher, examples.per_epoch)
-        histories.append(train(student, objective, given, engine(), no_figures).history)
+        histories.append(train(student, objective, given, backend(), no_figures).history)
     losses, expected = ([row["loss"] for row in history] for history in histories)
     assert expected[-1] < expected[0]
     # Half a unit in float16's last place is 2^-11; a loss has squares.

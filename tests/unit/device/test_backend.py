@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.miniature import convolutional, engine, method, perceptron
+from helpers.miniature import backend, convolutional, method, perceptron
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.device.backend import full_float32, prepare_device
-from kdx.errors import UserError, describe, is_plain
+from kdx.errors import UserError, describe, is_expected
 from kdx.storage.tensors import save_weights
 
 MANY, FEW = 1_000_000, 10
@@ -30,16 +30,16 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("compiler")
 def test_a_short_training_is_not_compiled_and_the_log_says_so(caplog):
     with caplog.at_level(logging.INFO, "kdx.device.backend"):
-        assert not replace(engine(), compile="auto").compiles(perceptron(), FEW)
+        assert not replace(backend(), compile="auto").compiles(perceptron(), FEW)
     assert len([line for line in caplog.messages if line.startswith("not compiled: 10 steps")]) == 1
-    assert replace(engine(), compile="auto").compiles(perceptron(), MANY)
+    assert replace(backend(), compile="auto").compiles(perceptron(), MANY)
 
 
 @pytest.mark.usefixtures("compiler")
 def test_variational_weights_make_compiling_worth_more():
     plain, noisy = perceptron(hidden=4000), method("svd").prepare(perceptron(hidden=4000))
     decisions = [
-        [replace(engine(), compile="auto").compiles(student, steps) for steps in range(0, 100_000, 5000)]
+        [replace(backend(), compile="auto").compiles(student, steps) for steps in range(0, 100_000, 5000)]
         for student in (plain, noisy)
     ]
     assert sum(decisions[0]) < sum(decisions[1])
@@ -49,9 +49,9 @@ def test_variational_weights_make_compiling_worth_more():
 @pytest.mark.usefixtures("compiler")
 def test_convolutions_are_not_compiled_unless_it_is_asked_for(caplog):
     with caplog.at_level(logging.INFO, "kdx.device.backend"):
-        assert not replace(engine(), compile="auto").compiles(convolutional(), MANY)
+        assert not replace(backend(), compile="auto").compiles(convolutional(), MANY)
     assert "not compiled: with convolutions" in caplog.text
-    assert replace(engine(), compile=True).compiles(convolutional(), FEW)
+    assert replace(backend(), compile=True).compiles(convolutional(), FEW)
 
 
 @pytest.mark.parametrize("told", [("highest", False), ("high", True), ("medium", True)])
@@ -77,27 +77,27 @@ def test_full_float32_holds_whatever_the_process_was_told_and_gives_it_back(told
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_auto_runs_eagerly_and_the_log_says_so(caplog):
     with caplog.at_level(logging.INFO, "kdx.device.backend"):
-        assert not replace(engine(), compile="auto").compiles(perceptron(), MANY)
+        assert not replace(backend(), compile="auto").compiles(perceptron(), MANY)
     assert "not compiled: there is no C++ compiler" in caplog.text
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_true_is_the_users_mistake():
     with pytest.raises(UserError, match=r"device\.compile: 'true' needs a C\+\+ compiler"):
-        replace(engine(), compile=True).compiles(perceptron(), MANY)
+        replace(backend(), compile=True).compiles(perceptron(), MANY)
 
 
 @pytest.mark.usefixtures("compiler")
 def test_true_and_false_are_obeyed():
-    assert replace(engine(), compile=True).compiles(perceptron(), FEW)
-    assert not replace(engine(), compile=False).compiles(perceptron(), MANY)
+    assert replace(backend(), compile=True).compiles(perceptron(), FEW)
+    assert not replace(backend(), compile=False).compiles(perceptron(), MANY)
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_a_device_that_is_not_there_is_the_users_mistake(kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    settings = single(["device=cpu"]).device.model_copy(update={"kind": kind})
+    settings = compose_config(["device=cpu"]).device.model_copy(update={"kind": kind})
     with pytest.raises(UserError, match=rf"'{kind}' is not available on this machine; allowed: cpu, auto"):
         prepare_device(settings)
 
@@ -105,29 +105,29 @@ def test_a_device_that_is_not_there_is_the_users_mistake(kind: str, monkeypatch:
 def test_auto_takes_no_device_that_nobody_has_tried(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert prepare_device(single([]).device).device.type == "cpu"
-    assert prepare_device(single(["device=mps"]).device).device.type == "mps"
+    assert prepare_device(compose_config([]).device).device.type == "cpu"
+    assert prepare_device(compose_config(["device=mps"]).device).device.type == "mps"
 
 
 def test_a_graph_is_the_users_mistake_where_there_is_no_nvidia_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    settings = single([]).device.model_copy(update={"graph": True})
+    settings = compose_config([]).device.model_copy(update={"graph": True})
     with pytest.raises(UserError, match=r"^device\.graph: true needs an NVIDIA GPU, here is cpu only; allowed: "):
         prepare_device(settings)
 
 
 @pytest.mark.parametrize(("graph", "captures"), [("auto", True), (True, True), (False, False)])
 def test_on_cuda_steps_are_captured_unless_it_is_refused(graph, captures: bool):
-    cuda = replace(engine(), device=torch.device("cuda"), graph=graph, compile="auto")
+    cuda = replace(backend(), device=torch.device("cuda"), graph=graph, compile="auto")
     assert cuda.captures is captures
     # What is captured is compiled only where it is asked for.
     assert cuda.compiles(perceptron(), MANY) is not captures
     assert replace(cuda, compile=True).compiles(perceptron(), FEW)
-    assert not replace(engine(), graph=graph).captures
+    assert not replace(backend(), graph=graph).captures
 
 
 def test_convolutions_lie_channels_last_in_memory_and_compute_the_same():
-    placed, left = engine().placed(convolutional()), convolutional()
+    placed, left = backend().to_device(convolutional()), convolutional()
     assert placed.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     assert not placed.conv2.weight.is_contiguous()
     images = torch.rand(5, 2, 6, 6)
@@ -138,12 +138,12 @@ def test_convolutions_lie_channels_last_in_memory_and_compute_the_same():
 def test_a_perceptron_stays_as_it_is():
     network = perceptron()
     before = [parameter.stride() for parameter in network.parameters()]
-    assert engine().placed(network) is network
+    assert backend().to_device(network) is network
     assert [parameter.stride() for parameter in network.parameters()] == before
 
 
 def test_the_layout_in_memory_is_not_that_of_files(tmp_path: Path):
-    network = engine().placed(convolutional())
+    network = backend().to_device(convolutional())
     save_weights(tmp_path / "weights.safetensors", network)
     save_weights(tmp_path / "plain.safetensors", convolutional())
     assert (tmp_path / "weights.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
@@ -153,13 +153,13 @@ def test_a_full_gpu_is_told_in_one_line_with_what_to_make_smaller():
     failure = torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of ..."
     )
-    assert is_plain(failure)
+    assert is_expected(failure)
     assert describe(failure) == (
         "the GPU's memory is full (tried to allocate 2.50 GiB); try a smaller trainer.batch_size"
         " (teacher.trainer.batch_size while a teacher is trained), hydra.launcher.max_models with hydra/launcher=fused,"
         " or device=cpu"
     )
-    assert not is_plain(RuntimeError("CUDA out of memory"))
+    assert not is_expected(RuntimeError("CUDA out of memory"))
 
 
 def test_denormals_are_flushed_to_zero():
@@ -170,11 +170,11 @@ def test_denormals_are_flushed_to_zero():
 
 
 def engine_settings():
-    return single(["device=cpu", "device.threads=1", "device.gemm=default"]).device
+    return compose_config(["device=cpu", "device.threads=1", "device.gemm=default"]).device
 
 
 def test_precision_and_device_are_recorded():
-    assert engine().autocast is None
-    assert replace(engine(), precision="bf16").autocast == "cpu"
-    record = engine().record()
+    assert backend().autocast is None
+    assert replace(backend(), precision="bf16").autocast == "cpu"
+    record = backend().record()
     assert (record["device"], record["threads"], record["precision"], record["gemm"]) == ("cpu", 1, "fp32", "default")

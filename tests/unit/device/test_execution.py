@@ -9,8 +9,8 @@ import torch
 from helpers.miniature import (
     CLASSES,
     SIDE,
+    backend,
     dataset,
-    engine,
     generator,
     method,
     named,
@@ -27,13 +27,13 @@ from torch import nn
 from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.data.preprocessing import PER_BATCH
-from kdx.device.backend import Engine, has_compiler
-from kdx.methods.fit import Lesson, Plan
+from kdx.device.backend import Backend, has_compiler
+from kdx.methods.fit import FitSpec, TrainingInputs
 from kdx.runs.folder import RunFolder
-from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.sweep.fused_runs import Fit, Fitted, fit_fused
 from kdx.training import stacked
 from kdx.training.learner import Training
-from kdx.training.stacked import Way
+from kdx.training.stacked import FusionMode
 from kdx.training.trainer import train
 
 
@@ -69,7 +69,7 @@ def trained(
         seed=0,
         checkpoint=folder / "checkpoint",
     )
-    progress = train(student, objective, training, replace(engine(), compile=compiled), no_figures)
+    progress = train(student, objective, training, replace(backend(), compile=compiled), no_figures)
     return student, progress.history
 
 
@@ -121,26 +121,26 @@ def assert_compiled_is_eager(
     ("way", "build"), [("stacked", normalised), ("loop", normalised), ("auto", lambda: small("lenet"))]
 )
 def test_several_models_in_a_compiled_step(
-    tmp_path: Path, way: Way, build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, way: FusionMode, build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ):
     """Numbers, noise, dropout rates and orders of their own; batch norm, whose statistics a step changes."""
     monkeypatch.setattr(stacked, "LEAST_STEPS", 0)
     shape = IMAGE if way == "auto" else (1, SIDE, SIDE)
 
-    def together(folder: Path, engine: Engine, way: Way) -> list[list[dict]]:
+    def together(folder: Path, backend: Backend, way: FusionMode) -> list[list[dict]]:
         fits = []
         for seed, lr in ((0, 1e-3), (1, 1e-3), (1, 2e-3)):
             how = method("kd-dropout", dropout=0.1 + seed / 2)
             trainer = TrainerSettings(epochs=2, batch_size=4, lr=lr, hold=0.5, patience=None, checkpoint_seconds=1e9)
-            plan = Plan("miniature", trainer, seed, RunFolder(folder / f"{seed}-{lr}"))
-            fits.append(Fit(randomise(build(), seed), how, plan))
+            spec = FitSpec("miniature", trainer, seed, RunFolder(folder / f"{seed}-{lr}"))
+            fits.append(Fit(randomise(build(), seed), how, spec))
         examples = Split(normal(12, *shape, seed=1), split(12).labels)
-        lesson = Lesson(dataset(examples), teacher_logits=normal(12, CLASSES, seed=4))
-        found = [each for each in fit_together(fits, lesson, engine, way) if isinstance(each, Fitted)]
+        inputs = TrainingInputs(dataset(examples), teacher_logits=normal(12, CLASSES, seed=4))
+        found = [each for each in fit_fused(fits, inputs, backend, way) if isinstance(each, Fitted)]
         return [[{key: row[key] for key in ("loss", "hint")} for row in each.progress.history] for each in found]
 
-    eager = together(tmp_path / "eager", engine(), "loop")
-    compiled = together(tmp_path / "compiled", replace(engine(), compile=True), way)
+    eager = together(tmp_path / "eager", backend(), "loop")
+    compiled = together(tmp_path / "compiled", replace(backend(), compile=True), way)
     assert len(eager) == len(compiled) == 3
     for one, two in zip(eager, compiled, strict=True):
         assert two == [pytest.approx(row, rel=1e-3) for row in one]

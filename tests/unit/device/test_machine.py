@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from kdx.cli.main import main
-from kdx.config.compose import expand, single
+from kdx.config.compose import compose_config, compose_sweep
 from kdx.device import machine
 from kdx.device.backend import prepare_device
 from kdx.errors import UserError
@@ -34,7 +34,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_moment_is_the_choice_where_nobody_has_made_one() -> None:
-    machine.share_cores()
+    machine.set_omp_wait_policy()
     assert (os.environ.get(machine.POLICY), os.environ.get(machine.SPIN)) == (None, "1000")
     assert machine.waiting() == "GOMP_SPINCOUNT=1000"
 
@@ -49,7 +49,7 @@ def test_a_moment_is_the_choice_where_nobody_has_made_one() -> None:
 )
 def test_the_users_choice_is_kept(monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
     monkeypatch.setenv(name, value)
-    machine.share_cores()
+    machine.set_omp_wait_policy()
     assert os.environ[name] == value
     assert machine.waiting() == told
 
@@ -98,7 +98,7 @@ def test_more_threads_than_cores_are_refused_before_anything_runs(
 
 @pytest.mark.usefixtures("_two_cores")
 def test_where_a_run_starts_it_is_asked_again_and_a_configuration_of_a_larger_machine_is_read() -> None:
-    settings = single(["device=cpu", "device.threads=3"]).device
+    settings = compose_config(["device=cpu", "device.threads=3"]).device
     assert settings.threads == 3
     with pytest.raises(UserError, match=f"^{REFUSED}$"):
         prepare_device(settings)
@@ -117,7 +117,7 @@ def test_of_one_core_one_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("_two_cores")
 def test_a_launcher_whose_jobs_run_elsewhere_may_have_more(launcher: str) -> None:
     words = ["dataset=digits", "device.threads=3", f"hydra/launcher={launcher}"]
-    check_here(words, [job.config for job in expand(words)])
+    check_here(words, [job.config for job in compose_sweep(words)])
 
 
 def test_torch_is_not_imported_to_say_so() -> None:
@@ -149,7 +149,7 @@ def test_how_many_cores_others_take(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
 
     busy("100 0 50 7000 900 0 0 0", "200 0 0 7000 900 0 0 0")
-    elsewhere = machine.taken_elsewhere()
+    elsewhere = machine.cores_taken_by_others()
     clock.now += 0.4
     assert elsewhere() is None
     clock.now, clock.own = 14.0, 8.0

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdx.data.dataset import Data, Split
 from kdx.measure import footprint, measure, sparsity
-from kdx.measure.accuracy import error_percent, logits_of, wrong_count
+from kdx.measure.accuracy import count_errors, error_percent, logits_of
 from kdx.storage.files import write_json
 
 
@@ -59,7 +59,7 @@ def test_logits_come_from_eval_mode_which_is_undone_module_by_module():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("evaluate", [error_percent, wrong_count, logits_of])
+@pytest.mark.parametrize("evaluate", [error_percent, count_errors, logits_of])
 def test_evaluation_is_in_whole_float32_whatever_the_run_trains_in(evaluate):
     class Spy(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:

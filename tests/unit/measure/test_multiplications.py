@@ -8,7 +8,7 @@ from helpers.networks import IMAGE, SETTINGS, small
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.measure.multiplications import multiplications, nonzero_multiplications
 from kdx.models import build_model
 
@@ -18,7 +18,7 @@ COLOUR = (3, 32, 32)
 @cache
 def built(name: str) -> nn.Sequential:
     with torch.device("meta"):
-        return build_model(single([f"student={name}"]).student, COLOUR, 10, seed=0)
+        return build_model(compose_config([f"student={name}"]).student, COLOUR, 10, seed=0)
 
 
 def test_by_hand():

@@ -192,7 +192,7 @@ def test_the_method_of_the_paper_has_the_whole_kl_from_the_first_step():
 
     def weights(name: str) -> list[float]:
         how = method(name)
-        lambda_V = how.objective(how.prepare(perceptron()), None, 10).numbers["lambda_V"]
+        lambda_V = how.objective(how.prepare(perceptron()), None, 10).hyperparameters["lambda_V"]
         return [lambda_V(epoch) for epoch in (0.0, 5.0, 10.0, 100.0)]
 
     assert weights("paper/bc") == [1, 1, 1, 1]

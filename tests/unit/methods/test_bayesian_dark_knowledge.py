@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.miniature import BOTH_WAYS, dataset, engine, generator, method, normal, perceptron, split
+from helpers.miniature import BOTH_WAYS, backend, dataset, generator, method, normal, perceptron, split
 from helpers.trainings import row
 from torch import Tensor, nn
 
 from kdx.config.schema import TrainerSettings
-from kdx.device.backend import Engine, has_compiler
-from kdx.methods.bayesian_dark_knowledge import DarkKnowledgeFit, NoisyInputs, StudentAndSampler
+from kdx.device.backend import Backend, has_compiler
+from kdx.methods.bayesian_dark_knowledge import BayesianDarkKnowledge, NoisyInputs, StudentAndSampler
 from kdx.methods.distillation import soft_cross_entropy
-from kdx.methods.fit import Lesson, Plan
-from kdx.methods.procedure import Outcome
+from kdx.methods.fit import FitSpec, TrainingInputs
+from kdx.methods.procedure import FitResult
 from kdx.runs.folder import RunFolder
 from kdx.training.noise import NoiseSource
 from kdx.training.objective import Objective
@@ -42,7 +42,7 @@ def stepped(both: StudentAndSampler, eager: bool, labels: Tensor) -> tuple[State
 
 
 def drawn(both: StudentAndSampler, batch: Batch, objective: Objective) -> dict[str, Tensor]:
-    return NoiseSource(both, batch.images, generator(1), objective.draws).draw()
+    return NoiseSource(both, batch.images, generator(1), objective.noise_specs).draw()
 
 
 @BOTH_WAYS
@@ -103,13 +103,13 @@ def test_the_noise_on_images_is_normal_and_absent_at_test_time():
     assert moved.std().item() == pytest.approx(0.3, rel=4 / 72000**0.5)
 
 
-def fitted(folder: Path, how_executed: Engine | None = None) -> Outcome:
+def fitted(folder: Path, how_executed: Backend | None = None) -> FitResult:
     folder.mkdir()
     trainer = TrainerSettings(epochs=3, batch_size=4, lr=1e-2, hold=0.5, patience=None, checkpoint_seconds=1e9)
-    plan = Plan("miniature", trainer, 0, RunFolder(folder))
-    lesson = Lesson(dataset(split(13)), perceptron(hidden=7, seed=2))
-    procedure = DarkKnowledgeFit(input_noise=INPUT_NOISE)
-    return procedure.run(perceptron(seed=1), method("bdk", eta=ETA), lesson, plan, how_executed or engine())
+    spec = FitSpec("miniature", trainer, 0, RunFolder(folder))
+    inputs = TrainingInputs(dataset(split(13)), perceptron(hidden=7, seed=2))
+    procedure = BayesianDarkKnowledge(input_noise=INPUT_NOISE)
+    return procedure.run(perceptron(seed=1), method("bdk", eta=ETA), inputs, spec, how_executed or backend())
 
 
 def test_what_comes_out_are_the_student_and_the_last_sample(tmp_path: Path):
@@ -133,6 +133,6 @@ def test_the_part_alone_is_refused():
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler (g++ or clang++)")
 def test_compiled_is_eager(tmp_path: Path):
     eager = fitted(tmp_path / "eager")
-    compiled = fitted(tmp_path / "compiled", replace(engine(), compile=True))
+    compiled = fitted(tmp_path / "compiled", replace(backend(), compile=True))
     for name, value in eager.network.state_dict().items():
         torch.testing.assert_close(value, compiled.network.state_dict()[name], rtol=0, atol=1e-4)

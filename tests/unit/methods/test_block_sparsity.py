@@ -8,7 +8,7 @@ import torch
 from helpers.miniature import CLASSES, convolutional, method, normal, perceptron, randomise, split, step_of
 from torch import Tensor, nn
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.methods.block_sparsity import EPSILON
 from kdx.methods.method import Method
 from kdx.models import build_model
@@ -199,7 +199,7 @@ def test_the_groups_that_the_student_wins_by_counting(pair: str, norm: str, axis
 def test_a_trained_teacher_wins_the_maximum(axis: int, scale: float, least: int, most: int):
     """S1 wins 288 of 500 groups (592 of 784) at initial weights; 10 (45), then none, for a teacher with larger ones."""
     student, teacher = (
-        build_model(single([f"student={name}"]).student, (1, 28, 28), 10, seed)
+        build_model(compose_config([f"student={name}"]).student, (1, 28, 28), 10, seed)
         for name, seed in (("mlp-500-50", 0), ("mlp-1200-1200", 100))
     )
     with torch.no_grad():
@@ -215,7 +215,7 @@ def test_without_teacher_there_is_nothing_to_win():
 
 
 def test_the_setting_decides_whether_the_teacher_is_needed():
-    parts = {teacher: st_vbd("l1_linf", 0, teacher).parts[-1] for teacher in (True, False)}
+    parts = {teacher: st_vbd("l1_linf", 0, teacher).modifiers[-1] for teacher in (True, False)}
     assert parts[True].needs_teacher
     assert not parts[False].needs_teacher
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdx.errors import UserError
 from kdx.methods.distillation import decoupled_loss, distillation_loss, soft_cross_entropy, standardized
-from kdx.training.objective import Objective, Step
+from kdx.training.objective import LossInputs, Objective
 
 TS = 0.5 * log(4 / 3)
 """KL((1/2, 1/2) || (1/4, 3/4))."""
@@ -301,14 +301,16 @@ def objective(**settings: object) -> Objective:
     return method("kd-mixture", **settings).objective(perceptron(), perceptron(seed=1), 6)
 
 
-def two_classes(terms: Objective, T: float) -> Step:
+def two_classes(terms: Objective, T: float) -> LossInputs:
     """The student says 1/4 and 3/4 at temperature T, the teacher 1/2; then both say the same; labels 1 and 0."""
-    return Step(
+    return LossInputs(
         logits=torch.tensor([[0.0, T * log(3)], [1.0, 1.0]], dtype=torch.float64),
         labels=torch.tensor([1, 0]),
         teacher_logits=torch.tensor([[5.0, 5.0], [2.0, 2.0]], dtype=torch.float64),
         parameters={},
-        numbers={name: torch.tensor(value(0.0), dtype=torch.float64) for name, value in terms.numbers.items()},
+        hyperparameters={
+            name: torch.tensor(value(0.0), dtype=torch.float64) for name, value in terms.hyperparameters.items()
+        },
     )
 
 
@@ -324,7 +326,7 @@ def test_by_hand(reduction: str, divisor: int):
     assert loss.item() == pytest.approx(0.3 * cross_entropy + 0.7 * hint, rel=1e-13)
 
 
-def miniature(terms: Objective) -> tuple[Step, Tensor]:
+def miniature(terms: Objective) -> tuple[LossInputs, Tensor]:
     examples = split(6)
     student = perceptron(seed=2)
     step = step_of(student, terms, examples, student(examples.images))
@@ -346,7 +348,7 @@ def test_without_labels_it_is_the_hint_alone():
 
 
 def test_the_papers_settings_are_the_defaults():
-    numbers = objective().numbers
+    numbers = objective().hyperparameters
     assert {name: number(0.0) for name, number in numbers.items()} == pytest.approx(
         {"T": 20, "alpha": 0.7, "one_minus_alpha": 0.3}
     )

@@ -10,12 +10,12 @@ from helpers.trainings import row
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kdx.methods.distillation import Labels
+from kdx.methods.distillation import CrossEntropy
 from kdx.methods.method import Method
 from kdx.methods.variational import VariationalLayer
 from kdx.models.blocks import Dense, GlobalAverage, Residual
 from kdx.models.layers import NoisyDropout
-from kdx.models.surgery import substitute
+from kdx.models.surgery import replace_layers
 from kdx.storage.tensors import load_weights, save_weights
 from kdx.training.noise import NoiseSource
 from kdx.training.state import State
@@ -92,7 +92,7 @@ def test_both_ways_to_take_a_step_do_the_same(family: str):
 @BOTH_WAYS
 @pytest.mark.parametrize("family", WITH_BATCH_NORM)
 def test_batch_norm_follows_the_batches_as_in_a_usual_loop(family: str, eager: bool):
-    how = Method("vanilla", (Labels(),))
+    how = Method("vanilla", (CrossEntropy(),))
     usual, student = small(family), small(family)
     state = State.of(student, 1)
     objective = how.objective(student, None, 6)
@@ -117,7 +117,7 @@ class Doubled(nn.Module):
 
 @BOTH_WAYS
 def test_an_architectures_own_dropout_draws_outside_of_the_step(eager: bool):
-    how = Method("vanilla", (Labels(),))
+    how = Method("vanilla", (CrossEntropy(),))
     student = how.prepare(small("vgg"))
     objective = how.objective(student, None, 6)
     step = make_step(student, objective, eager=eager, autocast=None)
@@ -131,7 +131,7 @@ def test_an_architectures_own_dropout_draws_outside_of_the_step(eager: bool):
 
     all_kept = {name: torch.full_like(mask, -(2**15)) for name, mask in noise.buffers.items()}
     doubling = small("vgg")
-    substitute(doubling, lambda layer: Doubled() if isinstance(layer, nn.Dropout) else None)
+    replace_layers(doubling, lambda layer: Doubled() if isinstance(layer, nn.Dropout) else None)
     expected = nn.functional.cross_entropy(doubling(batch().images), batch().labels).item()
     assert loss(all_kept) == pytest.approx(expected, rel=1e-5)
     drawn = {name: mask.clone() for name, mask in noise.draw().items()}
@@ -141,7 +141,7 @@ def test_an_architectures_own_dropout_draws_outside_of_the_step(eager: bool):
 
 
 def test_an_architectures_own_dropout_keeps_half():
-    student = Method("vanilla", (Labels(),)).prepare(small("vgg"))
+    student = Method("vanilla", (CrossEntropy(),)).prepare(small("vgg"))
     noise = NoiseSource(student, normal(2000, *IMAGE, seed=0), generator(3))
     layer, ones = student.get_submodule("fc1_dropout"), torch.ones(2000, 7)
     kept = functional_call(layer, {"noise": noise.draw()["fc1_dropout.noise"]}, (ones,))

@@ -7,24 +7,34 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers.miniature import CLASSES, dataset, engine, method, method_and_procedure, normal, perceptron, split, step_of
+from helpers.miniature import (
+    CLASSES,
+    backend,
+    dataset,
+    method,
+    method_and_procedure,
+    normal,
+    perceptron,
+    split,
+    step_of,
+)
 from torch import Tensor, nn
 
 from kdx.config.schema import TrainerSettings
 from kdx.errors import Interrupted, UserError
-from kdx.methods.distillation import Labels
-from kdx.methods.fit import Lesson, Plan
-from kdx.methods.kddp import Shrink
+from kdx.methods.distillation import CrossEntropy
+from kdx.methods.fit import FitSpec, TrainingInputs
+from kdx.methods.kddp import NeuronPruning
 from kdx.methods.modifier import Context
-from kdx.methods.procedure import Outcome
+from kdx.methods.procedure import FitResult
 from kdx.runs.folder import RunFolder
-from kdx.training.objective import Objective, Step, Term
+from kdx.training.objective import LossInputs, Objective, Term
 
 EXAMPLES = split(24)
 EPOCHS = 3
 
 
-def penalty(student: nn.Module, **settings) -> tuple[Objective, Step]:
+def penalty(student: nn.Module, **settings) -> tuple[Objective, LossInputs]:
     """The objective, and what its terms see of five examples that excite the hidden layer as `hidden` says."""
     objective = method("kddp", **settings).objective(student, perceptron(seed=1), 24)
     hidden = torch.tensor([[1.0, 0.0, 2.0, 0.0, 0.5], [0.0, 0.0, 1.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0, 0.25]])
@@ -36,7 +46,7 @@ def penalty(student: nn.Module, **settings) -> tuple[Objective, Step]:
 @pytest.mark.parametrize(("reduction", "expected"), [("sum", 7.75), ("mean", 7.75 / 3)])
 def test_the_penalty_by_hand(reduction: str, expected: float):
     objective, step = penalty(perceptron(), l1_reduction=reduction, L1=0.5, alpha=0.0)
-    assert objective.watched == ("fc1_relu",)
+    assert objective.feature_layers == ("fc1_relu",)
     total, _ = objective.loss(step)
     assert objective.terms["activation_l1"].value(step).item() == pytest.approx(expected)
     assert (total - objective.terms["cross_entropy"].value(step)).item() == pytest.approx(0.5 * expected, rel=1e-5)
@@ -49,13 +59,13 @@ def test_active_neurons_are_counted_and_cost_nothing():
     torch.testing.assert_close(objective.loss(step)[0], objective.terms["cross_entropy"].value(step))
 
 
-def plan(folder: Path, **trainer) -> Plan:
+def spec(folder: Path, **trainer) -> FitSpec:
     values = {"epochs": EPOCHS, "batch_size": 8, "lr": 1e-2, "hold": 1.0, "patience": None, "checkpoint_seconds": 1e9}
-    return Plan("miniature", TrainerSettings(**values | trainer), 0, RunFolder(folder))
+    return FitSpec("miniature", TrainerSettings(**values | trainer), 0, RunFolder(folder))
 
 
-def lesson() -> Lesson:
-    return Lesson(dataset(EXAMPLES), perceptron(seed=1), normal(len(EXAMPLES), CLASSES, seed=4))
+def inputs() -> TrainingInputs:
+    return TrainingInputs(dataset(EXAMPLES), perceptron(seed=1), normal(len(EXAMPLES), CLASSES, seed=4))
 
 
 def dying(hidden: int = 6) -> nn.Sequential:
@@ -66,15 +76,15 @@ def dying(hidden: int = 6) -> nn.Sequential:
     return network
 
 
-def shrunk(folder: Path, network: nn.Sequential | None = None, trainer: dict | None = None, **settings) -> Outcome:
+def shrunk(folder: Path, network: nn.Sequential | None = None, trainer: dict | None = None, **settings) -> FitResult:
     how, procedure = method_and_procedure("kddp", **settings)
     folder.mkdir(exist_ok=True)
     return procedure.run(
-        dying() if network is None else network, how, lesson(), plan(folder, **trainer or {}), engine()
+        dying() if network is None else network, how, inputs(), spec(folder, **trainer or {}), backend()
     )
 
 
-def columns(outcome: Outcome, name: str) -> list:
+def columns(outcome: FitResult, name: str) -> list:
     return [row.get(name) for row in outcome.progress.history]
 
 
@@ -166,19 +176,19 @@ def test_what_is_not_possible_is_told_before_any_training(network: nn.Module, se
 
 def test_a_method_without_the_penalty_cannot_shrink():
     how, procedure = method_and_procedure("kddp")
-    assert isinstance(procedure, Shrink)
+    assert isinstance(procedure, NeuronPruning)
     with pytest.raises(UserError, match=r"^method\.parts: 'Labels' has nothing that silences neurons"):
-        procedure.check_network(perceptron(), replace(how, parts=(Labels(),)))
+        procedure.check_network(perceptron(), replace(how, parts=(CrossEntropy(),)))
 
 
-class StopsAt(Labels):
+class StopsAt(CrossEntropy):
     """A term of zero that stops the process, as a user would, at one step of all fits."""
 
     steps: ClassVar[int] = 0
     last: ClassVar[int] = 0
 
     def terms(self, context: Context) -> dict[str, Term]:
-        def value(step: Step) -> Tensor:
+        def value(step: LossInputs) -> Tensor:
             StopsAt.steps += 1
             if StopsAt.steps == StopsAt.last:
                 raise Interrupted("here")
@@ -191,18 +201,18 @@ class StopsAt(Labels):
 def test_stopped_in_any_fit_and_continued_is_uninterrupted(tmp_path: Path, last: int):
     """Three steps in each of three epochs in each of two fits; after the ninth step neurons are removed."""
     how, procedure = method_and_procedure("kddp")
-    how = replace(how, parts=(*how.parts, StopsAt()))
+    how = replace(how, parts=(*how.modifiers, StopsAt()))
     outcomes = []
     for name in ("whole", "stopped"):
         folder = tmp_path / name
         folder.mkdir()
         StopsAt.steps, StopsAt.last = 0, last if name == "stopped" else 0
-        given = plan(folder, checkpoint_seconds=0.0)
+        given = spec(folder, checkpoint_seconds=0.0)
         if name == "stopped":
             with pytest.raises(Interrupted):
-                procedure.run(dying(), how, lesson(), given, engine())
+                procedure.run(dying(), how, inputs(), given, backend())
             StopsAt.last = 0
-        outcomes.append(procedure.run(dying(), how, lesson(), given, engine()))
+        outcomes.append(procedure.run(dying(), how, inputs(), given, backend()))
     # As many steps as the whole run and the one that was cut short.
     assert StopsAt.steps == 2 * EPOCHS * 3 + 1
     whole, stopped = outcomes

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from helpers.miniature import (
     BOTH_WAYS,
     CLASSES,
+    backend,
     dataset,
-    engine,
     generator,
     method,
     no_figures,
@@ -23,19 +23,19 @@ from torch import nn
 from torch.distributions import Normal
 
 from kdx.checks import check_method
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.schema import TrainerSettings
 from kdx.device.backend import has_compiler
 from kdx.errors import UserError
 from kdx.measure import measure
 from kdx.measure.footprint import dense_bytes, parameter_count
-from kdx.methods.fit import Lesson, Plan
-from kdx.methods.langevin import LangevinDynamics, Sampling, normal_prior
+from kdx.methods.fit import FitSpec, TrainingInputs
+from kdx.methods.langevin import LangevinDynamics, PosteriorSampling, normal_prior
 from kdx.methods.modifier import Context
-from kdx.methods.procedure import Outcome
+from kdx.methods.procedure import FitResult
 from kdx.models.ensemble import Ensemble
 from kdx.runs.folder import RunFolder
-from kdx.storage.tensors import emptied, load_weights, save_weights
+from kdx.storage.tensors import load_weights, save_weights, template_of
 from kdx.training.learner import Training
 from kdx.training.noise import NoiseSource
 from kdx.training.objective import Langevin, Objective, Term
@@ -55,7 +55,7 @@ def test_one_step_by_hand(eager: bool):
     cross_entropy = F.cross_entropy(student(images), given.labels)
     names, values = zip(*student.named_parameters(), strict=True)
     gradients = dict(zip(names, torch.autograd.grad(cross_entropy, values), strict=True))
-    noise = NoiseSource(student, images, generator(1), objective.draws).draw()
+    noise = NoiseSource(student, images, generator(1), objective.noise_specs).draw()
     expected = {
         name: value.detach()
         - eta / 2 * (examples * gradients[name] + precision * value.detach())
@@ -77,8 +77,8 @@ def test_the_others_are_learnt_as_if_nobody_were_sampled(eager: bool):
     def trained(sampled: dict[str, Langevin]) -> State:
         student, given = perceptron(), split(8)
         terms = {"cross_entropy": Term(lambda step: F.cross_entropy(step.logits, step.labels))}
-        draws = LangevinDynamics(eta=1.0, prior=1.0, decay=0.0, decay_epochs=1.0).draws(Context(student, None, 8))
-        objective = Objective(terms, numbers={"eta": lambda _: 1e-2}, draws=draws, langevin=sampled)
+        draws = LangevinDynamics(eta=1.0, prior=1.0, decay=0.0, decay_epochs=1.0).noise_specs(Context(student, None, 8))
+        objective = Objective(terms, hyperparameters={"eta": lambda _: 1e-2}, noise_specs=draws, langevin=sampled)
         noise = NoiseSource(student, given.images, generator(1), draws).draw()
         state = State.of(student, 1, sampled)
         step = make_step(student, objective, eager=eager, autocast=None)
@@ -111,11 +111,11 @@ def test_the_samples_are_those_of_a_known_posterior(eager: bool):
     residual = Term(lambda step: (step.logits - step.labels[:, None]).square().sum(dim=1).mean() / 2)
     objective = Objective(
         {"residual": residual, **part.terms(context)},
-        numbers=part.numbers(),
-        draws=part.draws(context),
+        hyperparameters=part.hyperparameters(),
+        noise_specs=part.noise_specs(context),
         langevin=part.langevin(context),
     )
-    noise = NoiseSource(student, inputs, generator(2), objective.draws)
+    noise = NoiseSource(student, inputs, generator(2), objective.noise_specs)
     state = State.of(student, 2, objective.langevin)
     step = make_step(student, objective, eager=eager, autocast=None)
     for _ in range(150):  # 0.9^150: nothing is left of the beginning.
@@ -141,10 +141,10 @@ def test_the_schedule_is_that_of_welling_and_teh():
     """A (b + t)^-0.55 with a = eta b^0.55."""
     eta, b = 4e-6, 7.0
     part = LangevinDynamics(eta=eta, prior=1.0, decay=0.55, decay_epochs=b)
-    schedule = part.numbers()["eta"]
+    schedule = part.hyperparameters()["eta"]
     for epoch in (0.0, 0.5, 3.0, 100.0):
         assert schedule(epoch) == pytest.approx(eta * b**0.55 * (b + epoch) ** -0.55, rel=1e-12)
-    constant = LangevinDynamics(eta=eta, prior=1.0, decay=0.0, decay_epochs=1.0).numbers()["eta"]
+    constant = LangevinDynamics(eta=eta, prior=1.0, decay=0.0, decay_epochs=1.0).hyperparameters()["eta"]
     assert constant(50.0) == eta
 
 
@@ -158,7 +158,7 @@ def test_compiled_sampling_is_eager_sampling(tmp_path: Path):
         trainer = TrainerSettings(epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9)
         logits = normal(12, CLASSES, seed=4)
         training = Training("miniature", "miniature", examples, logits, trainer, 0, tmp_path / f"{compiled}")
-        progress = train(student, objective, training, replace(engine(), compile=compiled), no_figures)
+        progress = train(student, objective, training, replace(backend(), compile=compiled), no_figures)
         results.append((student.state_dict(), progress.history))
     for name, value in results[0][0].items():
         torch.testing.assert_close(value, results[1][0][name], rtol=0, atol=1e-5)
@@ -169,15 +169,15 @@ def test_compiled_sampling_is_eager_sampling(tmp_path: Path):
 EPOCHS, BURN_IN, SAMPLES = 6, 2, 2
 
 
-def plan(folder: Path) -> Plan:
+def spec(folder: Path) -> FitSpec:
     trainer = TrainerSettings(epochs=EPOCHS, batch_size=4, lr=1.0, hold=0.5, patience=None, checkpoint_seconds=0.0)
-    return Plan("miniature", trainer, 0, RunFolder(folder))
+    return FitSpec("miniature", trainer, 0, RunFolder(folder))
 
 
-def sampled(folder: Path, given: Lesson | None = None) -> Outcome:
-    lesson = given or Lesson(dataset(split(13)))
+def sampled(folder: Path, given: TrainingInputs | None = None) -> FitResult:
+    inputs = given or TrainingInputs(dataset(split(13)))
     how = method("sgld", eta=1e-3)
-    return Sampling(burn_in=BURN_IN, samples=SAMPLES).run(perceptron(), how, lesson, plan(folder), engine())
+    return PosteriorSampling(burn_in=BURN_IN, samples=SAMPLES).run(perceptron(), how, inputs, spec(folder), backend())
 
 
 def test_the_answer_is_the_averaged_prediction():
@@ -213,7 +213,7 @@ def test_an_ensemble_is_measured_saved_and_loaded_as_all_its_members(tmp_path: P
     assert measured.figures["latency_ms"] is not None
     path, images = tmp_path / "student.safetensors", normal(5, 1, 6, 6, seed=9)
     save_weights(path, ensemble)
-    assert torch.equal(load_weights(path, emptied(ensemble))(images), ensemble(images))
+    assert torch.equal(load_weights(path, template_of(ensemble))(images), ensemble(images))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_an_ensemble_is_measured_saved_and_loaded_as_all_its_members(tmp_path: P
     [(100, None, 10, [55, 60, 65, 70, 75, 80, 85, 90, 95, 100]), (6, 2, 2, [4, 6]), (3, 1, 2, [2, 3]), (5, 0, 1, [5])],
 )
 def test_samples_are_evenly_spaced_after_the_burn_in(epochs: int, burn_in: int | None, samples: int, kept: list[int]):
-    assert Sampling(burn_in=burn_in, samples=samples).epochs_kept(epochs) == kept
+    assert PosteriorSampling(burn_in=burn_in, samples=samples).epochs_kept(epochs) == kept
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,12 @@ def test_samples_are_evenly_spaced_after_the_burn_in(epochs: int, burn_in: int |
 )
 def test_a_run_too_short_for_its_samples_is_refused(burn_in: int, samples: int, message: str):
     with pytest.raises(UserError, match=message):
-        Sampling(burn_in=burn_in, samples=samples).epochs_kept(4)
+        PosteriorSampling(burn_in=burn_in, samples=samples).epochs_kept(4)
 
 
 def test_there_is_no_best_epoch_to_wait_for():
     with pytest.raises(UserError, match=r"^trainer\.patience: 3 is not allowed with method=sgld, which keeps samples"):
-        check_method(single(["method=sgld", "trainer.patience=3"]))
+        check_method(compose_config(["method=sgld", "trainer.patience=3"]))
 
 
 @pytest.mark.parametrize("name", ["sgld", "bdk"])
@@ -243,7 +243,7 @@ def test_samples_are_not_averaged(name: str):
     with pytest.raises(
         UserError, match=rf"^trainer\.average: 0\.9 is not allowed with method={name}, .*; allowed: null$"
     ):
-        check_method(single([f"method={name}", "trainer.average=0.9"]))
+        check_method(compose_config([f"method={name}", "trainer.average=0.9"]))
 
 
 class Stopped(Exception): ...
@@ -288,9 +288,9 @@ def test_the_members_are_the_samples_of_their_epochs(tmp_path: Path):
     assert not _equal(members[0], members[1])
     # A run that ends where the first sample was drawn ends with that sample.
     (tmp_path / "shorter").mkdir()
-    shorter = plan(tmp_path / "shorter").at("", epochs=4)
-    first = Sampling(burn_in=BURN_IN, samples=1).run(
-        perceptron(), method("sgld", eta=1e-3), Lesson(dataset(split(13))), shorter, engine()
+    shorter = spec(tmp_path / "shorter").at("", epochs=4)
+    first = PosteriorSampling(burn_in=BURN_IN, samples=1).run(
+        perceptron(), method("sgld", eta=1e-3), TrainingInputs(dataset(split(13))), shorter, backend()
     )
     assert _equal(next(first.network.children()), members[0])
 

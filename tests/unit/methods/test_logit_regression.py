@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers.miniature import (
     CLASSES,
+    backend,
     convolutional,
     dataset,
-    engine,
     generator,
     method,
     normal,
@@ -22,34 +22,36 @@ from helpers.miniature import (
 )
 from torch import Tensor
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Interrupted, UserError
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.logit_regression import Regression, regression_loss
 from kdx.methods.method import Method
 from kdx.methods.modifier import Context
 from kdx.models import build_model
 from kdx.models.layers import NoisyDropout
-from kdx.rng import stream
+from kdx.rng import make_generator
 from kdx.runs.folder import RunFolder
 from kdx.training.noise import NoiseSource
-from kdx.training.objective import Step, Term
+from kdx.training.objective import LossInputs, Term
 
 ROWS = 16
 
 
-def steps(name: str, count: int, **settings) -> Iterator[tuple[Step, Tensor]]:
+def steps(name: str, count: int, **settings) -> Iterator[tuple[LossInputs, Tensor]]:
     """Steps with the noise that the trainer would draw, and the unweighted term of each; logits are always the same."""
     how, examples = method(name, **settings), split(ROWS)
     student = how.prepare(perceptron())
     objective = how.objective(student, None, ROWS)
-    source = NoiseSource(student, examples.images, generator(5), objective.draws)
+    source = NoiseSource(student, examples.images, generator(5), objective.noise_specs)
     given = step_of(student, objective, examples, normal(ROWS, CLASSES, seed=3))
     for _ in range(count):
         noise = {key: value.clone() for key, value in source.draw().items()}
-        step = Step(given.logits, given.labels, given.teacher_logits, given.parameters, given.numbers, {}, noise)
+        step = LossInputs(
+            given.logits, given.labels, given.teacher_logits, given.parameters, given.hyperparameters, {}, noise
+        )
         yield step, objective.terms["regression"].value(step)
 
 
@@ -58,8 +60,10 @@ def noisy_logits(count: int, **settings) -> Tensor:
     ratios = []
     for given, _ in steps("noisy", count, **settings):
         logits = given.logits.clone().requires_grad_()
-        step = Step(logits, given.labels, given.teacher_logits, given.parameters, given.numbers, {}, given.noise)
-        term = method("noisy", **settings).parts[0].terms(Context(perceptron(), None, ROWS))["regression"]
+        step = LossInputs(
+            logits, given.labels, given.teacher_logits, given.parameters, given.hyperparameters, {}, given.noise
+        )
+        term = method("noisy", **settings).modifiers[0].terms(Context(perceptron(), None, ROWS))["regression"]
         (gradient,) = torch.autograd.grad(term.value(step) * ROWS, logits)
         ratios.append((given.logits - gradient) / given.teacher_logits)
     return torch.stack(ratios)
@@ -133,36 +137,38 @@ def test_sigma_is_uniform_in_its_range():
 def test_fixed_noise_has_the_moments_of_the_resampled():
     stored = normal(5000, CLASSES, seed=1)
     fixed = method("noisy", resample=False, sigma=0.7, alpha=0.4)
-    ratios = fixed.targets(stored, seed=3) / stored
+    ratios = fixed.transform_teacher_logits(stored, seed=3) / stored
     hit = (ratios != 1).any(dim=1)
     assert abs(hit.float().mean() - 0.4) < 4 * (0.4 * 0.6 / 5000) ** 0.5
     assert (ratios[hit] - 1).std().item() == pytest.approx(0.7, rel=0.05)
-    assert torch.equal(fixed.targets(stored, seed=3), fixed.targets(stored, seed=3))
-    assert not torch.equal(fixed.targets(stored, seed=3), fixed.targets(stored, seed=4))
-    assert method("noisy").targets(stored, seed=3) is stored
-    assert method("kd").targets(stored, seed=3) is stored
+    assert torch.equal(fixed.transform_teacher_logits(stored, seed=3), fixed.transform_teacher_logits(stored, seed=3))
+    assert not torch.equal(
+        fixed.transform_teacher_logits(stored, seed=3), fixed.transform_teacher_logits(stored, seed=4)
+    )
+    assert method("noisy").transform_teacher_logits(stored, seed=3) is stored
+    assert method("kd").transform_teacher_logits(stored, seed=3) is stored
 
 
 def test_fixed_noise_is_that_of_the_image_however_it_is_shifted():
     """Of an image and of its mirror image it is another; without shifts it is what it always was."""
     stored, fixed = normal(18 * 50, CLASSES, seed=1), method("noisy", resample=False, sigma=0.7, alpha=0.5)
-    ratios = (fixed.targets(stored, 3, 25) / stored).view(36, 25, CLASSES)
+    ratios = (fixed.transform_teacher_logits(stored, 3, 25) / stored).view(36, 25, CLASSES)
     torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios))
-    images = fixed.targets(stored[:36], seed=3) / stored[:36]
+    images = fixed.transform_teacher_logits(stored[:36], seed=3) / stored[:36]
     torch.testing.assert_close(ratios[:, 0], images)
     hit = (images - 1).abs().amax(dim=1) > 1e-3
     assert len(images[hit].unique(dim=0)) == hit.sum() > 10
-    rounded = fixed.targets(stored.half(), 3, 25)
+    rounded = fixed.transform_teacher_logits(stored.half(), 3, 25)
     assert rounded.dtype == torch.float32
-    assert torch.equal(rounded, fixed.targets(stored.half().float(), 3, 25))
+    assert torch.equal(rounded, fixed.transform_teacher_logits(stored.half().float(), 3, 25))
 
 
 def test_fixed_noise_without_shifts_is_what_it_always_was():
     stored = normal(20, CLASSES, seed=1)
-    drawn = stream(3, "targets")
+    drawn = make_generator(3, "targets")
     xi = torch.randn(stored.shape, generator=drawn)
     selected = torch.rand((20, 1), generator=drawn) < 0.4
-    found = method("noisy", resample=False, sigma=0.7, alpha=0.4).targets(stored, seed=3)
+    found = method("noisy", resample=False, sigma=0.7, alpha=0.4).transform_teacher_logits(stored, seed=3)
     assert torch.equal(found, stored * (1 + 0.7 * xi * selected))
 
 
@@ -172,7 +178,7 @@ class Recorded(Regression):
     def watch(self, seen: dict[int, list[Tensor]], stop_at: int | None) -> Method:
         term, count = super().terms(Context(perceptron(), None, ROWS))["regression"], 0
 
-        def value(step: Step) -> Tensor:
+        def value(step: LossInputs) -> Tensor:
             nonlocal count
             count += 1
             if count == stop_at:
@@ -190,16 +196,16 @@ class Recorded(Regression):
 def recorded(folder: Path, stop_at: int | None, **settings) -> tuple[Mapping[int, list[Tensor]], dict[str, Tensor]]:
     """The targets of every sample, and the student, after three epochs that may be interrupted once."""
     seen: dict[int, list[Tensor]] = defaultdict(list)
-    fields = dict(method("noisy", **settings).parts[0])
+    fields = dict(method("noisy", **settings).modifiers[0])
     examples = Split(split(ROWS).images, torch.arange(ROWS))
-    lesson = Lesson(dataset(examples), None, normal(ROWS, CLASSES, seed=4))
+    inputs = TrainingInputs(dataset(examples), None, normal(ROWS, CLASSES, seed=4))
     trainer = TrainerSettings(epochs=3, batch_size=8, lr=1e-3, hold=1.0, patience=None, checkpoint_seconds=1e9)
     folder.mkdir()
-    plan = Plan("miniature", trainer, 7, RunFolder(folder))
+    spec = FitSpec("miniature", trainer, 7, RunFolder(folder))
     if stop_at is not None:
         with pytest.raises(Interrupted):
-            fit(perceptron(), Recorded(**fields).watch(seen, stop_at), lesson, plan, engine())
-    student, _ = fit(perceptron(), Recorded(**fields).watch(seen, None), lesson, plan, engine())
+            fit(perceptron(), Recorded(**fields).watch(seen, stop_at), inputs, spec, backend())
+    student, _ = fit(perceptron(), Recorded(**fields).watch(seen, None), inputs, spec, backend())
     return seen, student.state_dict()
 
 
@@ -258,7 +264,7 @@ def test_settings_that_do_not_fit_together_are_told_with_both_keys():
 )
 def test_how_noise_is_made_where_there_is_none_has_no_effect(settings: dict, idle: set[str]):
     # It has no labels, so that smoothing them has no effect either.
-    assert method("noisy-student", **settings).idle().keys() == {"trainer.label_smoothing"} | {
+    assert method("noisy-student", **settings).unused_settings().keys() == {"trainer.label_smoothing"} | {
         f"method.{key}" for key in idle
     }
 
@@ -273,7 +279,7 @@ def test_weight_decay_by_hand():
     by_hand = 0.5 * sum(value**2 for weight in weights for value in weight.flatten().tolist())
     assert objective.terms["l2"].value(step).item() == pytest.approx(by_hand, rel=1e-5)
     assert objective.terms["l2"].weight == "l2"
-    assert step.numbers["l2"].item() == 0.25
+    assert step.hyperparameters["l2"].item() == 0.25
     assert "l2" not in method("noisy").objective(student, None, ROWS).terms
 
 
@@ -292,7 +298,7 @@ def test_variances_and_biases_do_not_decay():
 
 
 def dropouts(name: str, rate: float) -> list[str]:
-    settings = single([f"student={name}"]).student
+    settings = compose_config([f"student={name}"]).student
     student = method("noisy", fc_dropout=rate).prepare(build_model(settings, (3, 32, 32), 10, seed=0))
     return [name for name, layer in student.named_modules() if isinstance(layer, NoisyDropout) and layer.rate == rate]
 

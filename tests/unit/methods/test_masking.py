@@ -11,8 +11,8 @@ from helpers.masks import kept, no_bit_set
 from helpers.miniature import (
     CLASSES,
     SIDE,
+    backend,
     convolutional,
-    engine,
     generator,
     named,
     no_figures,
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from kdx.config.schema import TrainerSettings
 from kdx.device.backend import has_compiler
-from kdx.methods.distillation import Labels
+from kdx.methods.distillation import CrossEntropy
 from kdx.methods.dropout import Dropout
 from kdx.methods.masking import (
-    Masked,
     MaskedConv2d,
     MaskedLinear,
+    Masking,
     cubic_sparsity,
     masks_by_fraction,
     masks_by_layer,
@@ -45,7 +45,7 @@ from kdx.models.weights import weight_matrices
 from kdx.training.learner import Training
 from kdx.training.trainer import train
 
-MASKED = Method("masked", (Masked(rescale_dropout=True),))
+MASKED = Method("masked", (Masking(rescale_dropout=True),))
 
 
 def sparse(network: nn.Sequential, fraction: float = 0.6, seed: int = 3) -> nn.Sequential:
@@ -125,7 +125,7 @@ def test_a_student_without_weights_is_refused():
 
 def trained(folder: Path, build: Callable[[], nn.Sequential], compiled: bool) -> nn.Module:
     """A sparse network after some steps of the real trainer, with weight decay and dropout."""
-    parts = (Labels(), L2(l2=1e-2), Dropout(dropout=0.3, input_dropout=0), Masked(rescale_dropout=True))
+    parts = (CrossEntropy(), L2(l2=1e-2), Dropout(dropout=0.3, input_dropout=0), Masking(rescale_dropout=True))
     how, examples = Method("ip", parts), split(12, channels=1 if build is perceptron else 2)
     student = how.prepare(sparse(build()))
     training = Training(
@@ -138,7 +138,7 @@ def trained(folder: Path, build: Callable[[], nn.Sequential], compiled: bool) ->
         checkpoint=folder / "checkpoint",
     )
     objective = how.objective(student, None, len(examples))
-    train(student, objective, training, replace(engine(), compile=compiled), no_figures)
+    train(student, objective, training, replace(backend(), compile=compiled), no_figures)
     return how.finalize(student)
 
 
@@ -187,7 +187,7 @@ def with_dropout(kept1: int, kept2: int) -> nn.Sequential:
 
 def test_the_dropout_behind_a_layer_falls_with_the_root_of_its_survivors():
     def prepared(kept1: int, kept2: int, rescale: bool = True) -> list[float]:
-        how = Method("x", (Dropout(dropout=0.4, input_dropout=0.2), Masked(rescale_dropout=rescale)))
+        how = Method("x", (Dropout(dropout=0.4, input_dropout=0.2), Masking(rescale_dropout=rescale)))
         return rates(how.prepare(with_dropout(kept1, kept2)))
 
     # 36 of 144 weights: half of the rate; 4 of 36: a third. The inputs lie behind no layer.

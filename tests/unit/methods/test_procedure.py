@@ -5,32 +5,32 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.miniature import BOTH_WAYS, CLASSES, dataset, engine, generator, perceptron, split
+from helpers.miniature import BOTH_WAYS, CLASSES, backend, dataset, generator, perceptron, split
 from torch import Tensor, nn
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.errors import UserError
 from kdx.methods import PROCEDURES, build
-from kdx.methods.distillation import Labels
-from kdx.methods.fit import Lesson, Plan, fit
-from kdx.methods.iterative_distillation import Chain
+from kdx.methods.distillation import CrossEntropy
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
+from kdx.methods.iterative_distillation import IterativeDistillation
 from kdx.methods.method import Method
-from kdx.methods.procedure import Once, Outcome, Procedure, joined
+from kdx.methods.procedure import FitResult, Procedure, SingleFit, join_histories
 from kdx.runs.folder import RunFolder
-from kdx.storage.tensors import emptied
+from kdx.storage.tensors import template_of
 from kdx.training.checkpoint import Progress
 from kdx.training.noise import NoiseSource
-from kdx.training.objective import Draw, Objective, Term
+from kdx.training.objective import NoiseSpec, Objective, Term
 from kdx.training.optimizer import BETA1, BETA2
 from kdx.training.state import State
 from kdx.training.step import Batch, make_step
 
-VANILLA = Method("vanilla", (Labels(),))
+VANILLA = Method("vanilla", (CrossEntropy(),))
 
 
-def plan(folder: Path, epochs: int = 2) -> Plan:
-    settings = single(["trainer.batch_size=4", f"trainer.epochs={epochs}"]).trainer
-    return Plan("miniature", settings, 0, RunFolder(folder))
+def spec(folder: Path, epochs: int = 2) -> FitSpec:
+    settings = compose_config(["trainer.batch_size=4", f"trainer.epochs={epochs}"]).trainer
+    return FitSpec("miniature", settings, 0, RunFolder(folder))
 
 
 def test_a_fit_trains_as_it_is_told_and_is_evaluated_in_whole_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -41,19 +41,19 @@ def test_a_fit_trains_as_it_is_told_and_is_evaluated_in_whole_float32(tmp_path: 
         return original(self, input)
 
     monkeypatch.setattr(nn.Linear, "forward", forward)
-    chosen = engine()
+    chosen = backend()
     torch.set_float32_matmul_precision("medium")
-    fit(perceptron(), VANILLA, Lesson(replace(dataset(split(12)), validation=split(5))), plan(tmp_path), chosen)
+    fit(perceptron(), VANILLA, TrainingInputs(replace(dataset(split(12)), validation=split(5))), spec(tmp_path), chosen)
     assert seen == {(True, "medium"), (False, "highest")}
 
 
 class Twice(Procedure):
     """Two fits, the second from the weights of the first."""
 
-    def run(self, network, method, lesson, plan, engine) -> Outcome:
-        first, before = fit(network, method, lesson, plan.at("first"), engine)
-        second, after = fit(first, method, lesson, plan.at("second", lr=1e-4, epochs=3), engine)
-        return Outcome(second, joined([before, after]))
+    def run(self, network, method, inputs, spec, backend) -> FitResult:
+        first, before = fit(network, method, inputs, spec.at("first"), backend)
+        second, after = fit(first, method, inputs, spec.at("second", lr=1e-4, epochs=3), backend)
+        return FitResult(second, join_histories([before, after]))
 
 
 class Stopped(Exception):
@@ -61,16 +61,16 @@ class Stopped(Exception):
 
 
 def test_a_finished_stage_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    lesson = Lesson(dataset(split(12)))
-    whole = Twice().run(perceptron(), VANILLA, lesson, plan(tmp_path / "whole"), engine())
+    inputs = TrainingInputs(dataset(split(12)))
+    whole = Twice().run(perceptron(), VANILLA, inputs, spec(tmp_path / "whole"), backend())
 
     def stop_in_the_second(student: nn.Module, epoch: int) -> None:
         raise Stopped
 
-    given = plan(tmp_path / "stopped")
-    first, _ = fit(perceptron(), VANILLA, lesson, given.at("first"), engine())
+    given = spec(tmp_path / "stopped")
+    first, _ = fit(perceptron(), VANILLA, inputs, given.at("first"), backend())
     with pytest.raises(Stopped):
-        fit(first, VANILLA, lesson, given.at("second", lr=1e-4, epochs=3), engine(), stop_in_the_second)
+        fit(first, VANILLA, inputs, given.at("second", lr=1e-4, epochs=3), backend(), stop_in_the_second)
 
     taken: list[int] = []
     original = VANILLA.objective
@@ -81,7 +81,7 @@ def test_a_finished_stage_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mo
         return Objective({"cross_entropy": Term(lambda step: (taken.append(1), term.value(step))[1])})
 
     monkeypatch.setattr(Method, "objective", counting)
-    continued = Twice().run(perceptron(), VANILLA, lesson, given, engine())
+    continued = Twice().run(perceptron(), VANILLA, inputs, given, backend())
     assert len(taken) == 3 * 3
     for name, value in continued.network.state_dict().items():
         assert torch.equal(value, whole.network.state_dict()[name])
@@ -106,13 +106,13 @@ def test_stages_see_the_examples_in_orders_of_their_own(tmp_path: Path):
 
         examples = split(12)
         examples.labels.copy_(torch.arange(12) % CLASSES)
-        given = plan(tmp_path / (stage or "none"), epochs=4)
+        given = spec(tmp_path / (stage or "none"), epochs=4)
         fit(
             perceptron(),
             Witness("witness", ()),
-            Lesson(dataset(examples)),
+            TrainingInputs(dataset(examples)),
             given.at(stage) if stage else given,
-            engine(),
+            backend(),
         )
     assert len({tuple(labels) for labels in seen.values()}) == 3
 
@@ -122,9 +122,9 @@ def test_after_epoch_sees_the_student_that_is_trained(tmp_path: Path):
     network, progress = fit(
         perceptron(),
         VANILLA,
-        Lesson(dataset(split(12))),
-        plan(tmp_path),
-        engine(),
+        TrainingInputs(dataset(split(12))),
+        spec(tmp_path),
+        backend(),
         lambda student, epoch: states.append((epoch, student.get_parameter("fc1.weight").detach().clone())),
     )
     assert [epoch for epoch, _ in states] == [1, 2]
@@ -138,7 +138,7 @@ def test_joined_adds_up_what_was_spent():
         Progress(3, 1.5, 0.0, [{"epoch": 1, "loss": 2.0}], best_epoch=1),
         Progress(4, 2.0, 0.0, [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]),
     ]
-    whole = joined(parts)
+    whole = join_histories(parts)
     assert (whole.steps, whole.seconds, whole.best_epoch) == (7, 3.5, None)
     assert whole.history == [
         {"stage": 1, "epoch": 1, "loss": 2.0},
@@ -164,7 +164,7 @@ def test_watched_layers_are_what_the_student_computes(eager: bool):
             "hidden": Term(lambda step: step.activations["fc1_relu"].square().sum()),
             "logits": Term(lambda step: step.logits.square().sum()),
         },
-        watched=("fc1_relu",),
+        feature_layers=("fc1_relu",),
     )
     hidden = torch.relu(student.fc1(split(8).images.flatten(1)))
     expected = [hidden.square().sum().item(), student.fc2(hidden).square().sum().item()]
@@ -173,16 +173,16 @@ def test_watched_layers_are_what_the_student_computes(eager: bool):
 
 def test_only_layers_that_are_there_can_be_watched():
     with pytest.raises(AssertionError, match="nothing"):
-        make_step(perceptron(), Objective({}, watched=("nothing",)), eager=True, autocast=None)
+        make_step(perceptron(), Objective({}, feature_layers=("nothing",)), eager=True, autocast=None)
 
 
 @BOTH_WAYS
 def test_terms_read_what_was_drawn(eager: bool):
-    draw = Draw(lambda batch: torch.empty(batch, 2), lambda noise, numbers: noise.normal_(generator=numbers))
+    draw = NoiseSpec(lambda batch: torch.empty(batch, 2), lambda noise, numbers: noise.normal_(generator=numbers))
     objective = Objective(
-        {"drawn": Term(lambda step: step.noise["mine"].sum() + 0 * step.logits.sum())}, draws={"mine": draw}
+        {"drawn": Term(lambda step: step.noise["mine"].sum() + 0 * step.logits.sum())}, noise_specs={"mine": draw}
     )
-    source = NoiseSource(perceptron(), split(8).images, generator(3), objective.draws)
+    source = NoiseSource(perceptron(), split(8).images, generator(3), objective.noise_specs)
     first = {name: value.clone() for name, value in source.draw().items()}
     assert torch.equal(first["mine"], torch.randn(8, 2, generator=generator(3)))
     assert not torch.equal(source.draw()["mine"], first["mine"])
@@ -192,13 +192,13 @@ def test_terms_read_what_was_drawn(eager: bool):
 def test_a_copy_is_emptied_and_the_original_is_not():
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert not any(value.any() for value in emptied(network).state_dict().values())
+    assert not any(value.any() for value in template_of(network).state_dict().values())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_unknown_procedures_and_settings_are_told_by_name():
     plain = {"name": "x", "parts": ["labels"]}
-    assert isinstance(build(plain)[1], Once)
+    assert isinstance(build(plain)[1], SingleFit)
     with pytest.raises(UserError, match=r"method\.procedure.*'onc'.*once"):
         build(plain | {"procedure": "onc"})
     with pytest.raises(UserError, match=r"method.*'sigmb'"):
@@ -209,4 +209,4 @@ def test_every_procedure_says_how_it_trains():
     for name in PROCEDURES.names():
         kind = PROCEDURES.find(name, "method.procedure")
         # A chain is no procedure: it consists of runs.
-        assert kind is Chain or kind.run is not Procedure.run
+        assert kind is IterativeDistillation or kind.run is not Procedure.run

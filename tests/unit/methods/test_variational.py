@@ -210,13 +210,13 @@ def test_warm_up():
     warmed_up = method("svd", lambda_V=4.0, warmup_start=5.0, warmup_end=20.0).objective(
         method("svd").prepare(perceptron()), None, 10
     )
-    lambda_V = warmed_up.numbers["lambda_V"]
+    lambda_V = warmed_up.hyperparameters["lambda_V"]
     assert [lambda_V(epoch) for epoch in (0, 5, 12.5, 20, 100)] == [0, 0, 2, 4, 4]
 
 
 def test_warm_up_of_no_length_is_a_switch():
-    part = method("svd", lambda_V=4.0, warmup_start=5.0, warmup_end=5.0).parts[1]
-    lambda_V = part.numbers()["lambda_V"]
+    part = method("svd", lambda_V=4.0, warmup_start=5.0, warmup_end=5.0).modifiers[1]
+    lambda_V = part.hyperparameters()["lambda_V"]
     assert [lambda_V(epoch) for epoch in (0, 4.99, 5, 100)] == [0, 0, 4, 4]
 
 
@@ -224,5 +224,5 @@ def test_variances_alone_learn_at_a_rate_of_their_own():
     how = method("vbd", log_sigma2_lr=5.0)
     student = how.prepare(perceptron())
     objective = how.objective(student, None, 10)
-    assert objective.rates == {"fc1.log_sigma2": "log_sigma2_lr", "fc2.log_sigma2": "log_sigma2_lr"}
-    assert objective.numbers["log_sigma2_lr"](0.0) == objective.numbers["log_sigma2_lr"](50.0) == 5
+    assert objective.lr_multipliers == {"fc1.log_sigma2": "log_sigma2_lr", "fc2.log_sigma2": "log_sigma2_lr"}
+    assert objective.hyperparameters["log_sigma2_lr"](0.0) == objective.hyperparameters["log_sigma2_lr"](50.0) == 5

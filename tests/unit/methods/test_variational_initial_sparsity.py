@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.miniature import CLASSES, dataset, engine, method, normal, perceptron, split
+from helpers.miniature import CLASSES, backend, dataset, method, normal, perceptron, split
 from helpers.short_runs import metrics
 from helpers.typed import typed
 from torch import nn
 
-from kdx.config.compose import expand, single
+from kdx.config.compose import compose_config, compose_sweep
 from kdx.config.schema import Config
 from kdx.errors import Interrupted
 from kdx.experiment import run
-from kdx.methods.fit import Lesson, Plan, initial_figures
-from kdx.methods.procedure import Once
+from kdx.methods.fit import FitSpec, TrainingInputs, initial_figures
+from kdx.methods.procedure import SingleFit
 from kdx.models import build_model
 from kdx.models.weights import weight_matrices
 from kdx.runs.folder import RunFolder, run_folder
-from kdx.sweep.fused_runs import Fit, Fitted, fit_together, run_together
+from kdx.sweep.fused_runs import Fit, Fitted, fit_fused, run_fused
 
 KEY = "initial_sparsity_percent"
 THRESHOLD = 3.0
 VARIATIONAL = ["svd", "vbd", "kd-svd", "kd-vbd", "st-svd", "st-vbd", "st-bsr"]
-LENET = build_model(single(["student=lenet-300-100"]).student, (1, 28, 28), 10, seed=0)
+LENET = build_model(compose_config(["student=lenet-300-100"]).student, (1, 28, 28), 10, seed=0)
 
 TINY = (
     *("dataset=digits", "dataset.train_size=200", "student.hidden=[30]", "trainer.epochs=2", "method=kd-svd"),
@@ -35,8 +35,10 @@ TINY = (
 )
 
 
-def plan(folder: Path) -> Plan:
-    return Plan("miniature", single(["trainer.batch_size=4", "trainer.epochs=2"]).trainer, 0, RunFolder(folder))
+def spec(folder: Path) -> FitSpec:
+    return FitSpec(
+        "miniature", compose_config(["trainer.batch_size=4", "trainer.epochs=2"]).trainer, 0, RunFolder(folder)
+    )
 
 
 def counted(network: nn.Module, log_sigma2: float, floor: float) -> float:
@@ -49,7 +51,7 @@ def counted(network: nn.Module, log_sigma2: float, floor: float) -> float:
 @pytest.mark.parametrize("log_sigma2", [-10.0, -8.0])
 def test_it_is_the_share_of_small_means(tmp_path: Path, name: str, log_sigma2: float):
     how = method(name, log_sigma2_init=log_sigma2, threshold=THRESHOLD)
-    found = initial_figures(LENET, how, plan(tmp_path))[KEY]
+    found = initial_figures(LENET, how, spec(tmp_path))[KEY]
     assert found == counted(LENET, log_sigma2, floor=1e-8)
     assert found == pytest.approx(counted(LENET, log_sigma2, floor=0.0), abs=0.05)
     low, high = {-10.0: (3, 6), -8.0: (10, 13)}[log_sigma2]
@@ -60,7 +62,7 @@ def test_the_log_tells_it_and_the_network_stays_as_it_is(tmp_path: Path, caplog:
     network = perceptron()
     before = deepcopy(network)
     with caplog.at_level(logging.INFO, "kdx.methods.fit"):
-        percent = initial_figures(network, method("svd", log_sigma2_init=-6.0), plan(tmp_path / "run"))[KEY]
+        percent = initial_figures(network, method("svd", log_sigma2_init=-6.0), spec(tmp_path / "run"))[KEY]
     assert caplog.messages == [f"miniature, run: {percent:.2f} % of the weights are pruned before any training"]
     assert [type(layer) for layer in network.modules()] == [type(layer) for layer in before.modules()]
     assert all(torch.equal(one, two) for one, two in zip(network.parameters(), before.parameters(), strict=True))
@@ -69,31 +71,31 @@ def test_the_log_tells_it_and_the_network_stays_as_it_is(tmp_path: Path, caplog:
 @pytest.mark.parametrize("name", ["vanilla", "kd", "dropout", "kd-mixture", "bc"])
 def test_other_methods_do_not_have_it(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO, "kdx.methods.fit"):
-        assert KEY not in initial_figures(perceptron(), method(name), plan(tmp_path))
+        assert KEY not in initial_figures(perceptron(), method(name), spec(tmp_path))
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("name", VARIATIONAL)
 def test_all_variational_methods_have_it(tmp_path: Path, name: str):
-    assert KEY in initial_figures(perceptron(), method(name), plan(tmp_path))
+    assert KEY in initial_figures(perceptron(), method(name), spec(tmp_path))
 
 
 def test_alone_and_together_it_is_the_same(tmp_path: Path):
     data = dataset(split(13))
-    lesson = Lesson(data, perceptron(hidden=9, seed=3), normal(13, CLASSES, seed=4))
+    inputs = TrainingInputs(data, perceptron(hidden=9, seed=3), normal(13, CLASSES, seed=4))
     methods = [method("kd-vbd", log_sigma2_init=value) for value in (-8.0, -5.0, -3.0)]
     alone = [
-        Once().run(perceptron(seed=seed), how, lesson, plan(tmp_path / f"alone{seed}"), engine()).figures
+        SingleFit().run(perceptron(seed=seed), how, inputs, spec(tmp_path / f"alone{seed}"), backend()).figures
         for seed, how in enumerate(methods)
     ]
-    fits = [Fit(perceptron(seed=seed), how, plan(tmp_path / f"fit{seed}")) for seed, how in enumerate(methods)]
-    together = fit_together(fits, lesson, engine(), "stacked")
+    fits = [Fit(perceptron(seed=seed), how, spec(tmp_path / f"fit{seed}")) for seed, how in enumerate(methods)]
+    together = fit_fused(fits, inputs, backend(), "stacked")
     assert [one.initial for one in together if isinstance(one, Fitted)] == alone
     assert len({figures[KEY] for figures in alone}) == len(alone)
 
 
 def config(folder: Path, *words: str) -> Config:
-    (job,) = expand(typed([*TINY, f"outputs={folder}", *words]))
+    (job,) = compose_sweep(typed([*TINY, f"outputs={folder}", *words]))
     return job.config
 
 
@@ -104,7 +106,7 @@ def test_a_run_has_it_interrupted_or_together_too(tmp_path: Path, monkeypatch: p
     alone, together, stopped = whole("alone"), whole("together"), config(tmp_path / "stopped")
     for each in alone:
         run(each)
-    run_together(together, "stacked", None)
+    run_fused(together, "stacked", None)
     expected = [metrics(run_folder(each).path)[KEY] for each in alone]
     assert expected[0] != expected[1]
     assert all(0 < percent < 50 for percent in expected)

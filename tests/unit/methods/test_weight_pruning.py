@@ -10,27 +10,27 @@ from typing import Any
 import pytest
 import torch
 from helpers.masks import kept, no_bit_set
-from helpers.miniature import CLASSES, SIDE, dataset, engine, named, perceptron, split
+from helpers.miniature import CLASSES, SIDE, backend, dataset, named, perceptron, split
 from helpers.trainings import comparable
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from kdx.checks import check_method
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Data, Split
 from kdx.errors import UserError
 from kdx.measure.accuracy import error_percent
 from kdx.methods import build
-from kdx.methods.fit import Lesson, Plan
+from kdx.methods.fit import FitSpec, TrainingInputs
 from kdx.methods.method import Method
-from kdx.methods.modifier import Context, Part
-from kdx.methods.procedure import Outcome, Procedure
+from kdx.methods.modifier import Context, Modifier
+from kdx.methods.procedure import FitResult, Procedure
 from kdx.models.layers import NoisyDropout
 from kdx.models.weights import weight_matrices
 from kdx.runs.folder import RunFolder
 from kdx.storage.tensors import load_tensors
-from kdx.training.objective import Step, Term
+from kdx.training.objective import LossInputs, Term
 
 STEPS_PER_EPOCH, TRAINER = 4, TrainerSettings(
     epochs=2, batch_size=3, lr=1e-2, hold=0.5, patience=None, checkpoint_seconds=1e9
@@ -41,11 +41,11 @@ GRADUAL = {"steps": 3, "epochs_per_step": 1, "retrain_epochs": 2, "sparsity": 0.
 
 
 def how(name: str, **settings: Any) -> tuple[Method, Procedure]:
-    return build({**single([f"method={name}"]).method, **settings})
+    return build({**compose_config([f"method={name}"]).method, **settings})
 
 
-def plan(folder: Path, **changes: Any) -> Plan:
-    return replace(Plan("miniature", TRAINER, 0, RunFolder(folder)), **changes)
+def spec(folder: Path, **changes: Any) -> FitSpec:
+    return replace(FitSpec("miniature", TRAINER, 0, RunFolder(folder)), **changes)
 
 
 def run(
@@ -53,15 +53,15 @@ def run(
     name: str,
     data: Data | None = None,
     network: nn.Sequential | None = None,
-    also: tuple[Part, ...] = (),
+    also: tuple[Modifier, ...] = (),
     changes: Mapping[str, Any] | None = None,
     **settings: Any,
-) -> Outcome:
+) -> FitResult:
     method, procedure = how(name, **settings)
-    method = replace(method, parts=(*method.parts, *also))
-    lesson = Lesson(data or dataset(split(12)))
+    method = replace(method, parts=(*method.modifiers, *also))
+    inputs = TrainingInputs(data or dataset(split(12)))
     folder.mkdir(exist_ok=True, parents=True)
-    return procedure.run(network or perceptron(), method, lesson, plan(folder, **(changes or {})), engine())
+    return procedure.run(network or perceptron(), method, inputs, spec(folder, **(changes or {})), backend())
 
 
 def stage(folder: Path, name: str) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def test_the_rate_of_gradual_pruning_falls_in_the_last_fit_only(tmp_path: Path, 
     assert rates[4] == pytest.approx(1e-2)
 
 
-def assert_masks_shrink_and_the_result_is_theirs(found: list[dict[str, Tensor]], outcome: Outcome) -> None:
+def assert_masks_shrink_and_the_result_is_theirs(found: list[dict[str, Tensor]], outcome: FitResult) -> None:
     for earlier, later in pairwise(found):
         assert all((later[name] <= earlier[name]).all() for name in later)
     for name, weight in weight_matrices(outcome.network).items():
@@ -154,7 +154,7 @@ def perceptron_like(network: nn.Module) -> nn.Sequential:
     return copy
 
 
-class Spy(Part):
+class Spy(Modifier):
     """Calls `act` in every step, and `look` with every student that a fit has prepared."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -165,7 +165,7 @@ class Spy(Part):
     def terms(self, context: Context) -> dict[str, Term]:
         self.look(context.student)
 
-        def nothing(step: Step) -> Tensor:
+        def nothing(step: LossInputs) -> Tensor:
             self.act()
             return step.logits.sum() * 0
 
@@ -244,7 +244,7 @@ def test_the_ladder_picks_by_validation_and_not_by_test(tmp_path: Path):
     test = split(12, seed=50)
     rising = {"trainer": TRAINER.model_copy(update={"epochs": 60})}
 
-    def pruned(sparsity: float) -> Outcome:
+    def pruned(sparsity: float) -> FitResult:
         how_far = LADDER | {"sparsity": sparsity, "tolerance": None}
         return run(tmp_path / f"{sparsity}", "prune", learnable(test), changes=rising, **how_far)
 
@@ -298,4 +298,4 @@ def test_where_no_rung_is_tolerated_the_dense_network_is_the_result(tmp_path: Pa
 )
 def test_refused(words: str, message: str):
     with pytest.raises(UserError, match=message):
-        check_method(single(words.split()))
+        check_method(compose_config(words.split()))

@@ -5,7 +5,7 @@ import torch
 from helpers.miniature import convolutional, normal, perceptron, randomise
 from torch import nn
 
-from kdx.models.graph import silence_unused
+from kdx.models.graph import zero_dead_neurons
 
 
 def residual() -> nn.Sequential:
@@ -33,7 +33,7 @@ def test_the_function_stays(build, channels):
                 layer.weight[:, : layer.weight.shape[1] // 2] = 0.0
     before = network(images)
     count = sum(int(p.count_nonzero()) for p in network.parameters())
-    silence_unused(network)
+    zero_dead_neurons(network)
     torch.testing.assert_close(network(images), before)
     assert sum(int(p.count_nonzero()) for p in network.parameters()) < count
 
@@ -44,7 +44,7 @@ def test_what_was_used_by_silenced_neurons_alone_is_silenced_too():
     with torch.no_grad():
         network[4].weight[:, 0] = 0.0
         network[2].weight[1, :3] = 0.0
-    silence_unused(network)
+    zero_dead_neurons(network)
     assert (network[2].weight != 0).tolist() == [[False] * 4, [False, False, False, True]]
     assert (network[0].weight != 0).any(dim=1).tolist() == [False, False, False, True]
     assert network[0].bias.count_nonzero() == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.networks import NetworkSettings
 from kdx.models import build_model
 
@@ -12,7 +12,7 @@ COLOUR = (3, 32, 32)
 
 
 def student(name: str) -> NetworkSettings:
-    return single([f"student={name}"]).student
+    return compose_config([f"student={name}"]).student
 
 
 def test_a_student_of_kddp_is_a_function_of_its_own_words():

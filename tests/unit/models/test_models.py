@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.networks import NetworkSettings, PlainSettings
 from kdx.errors import UserError
 from kdx.models import build_model
@@ -20,7 +20,7 @@ def built(words: str, image_shape: tuple[int, int, int] = GREY, seed: int = 0) -
 
 @cache
 def settings(words: str) -> NetworkSettings:
-    return getattr(single([words]), words.partition("=")[0])
+    return getattr(compose_config([words]), words.partition("=")[0])
 
 
 def count(network: nn.Module, weights_only: bool = False) -> int:

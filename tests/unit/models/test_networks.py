@@ -6,7 +6,7 @@ import torchvision
 from helpers.networks import SETTINGS, keras_count, parameters, settings, small
 from torch import nn
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.networks import NetworkSettings
 from kdx.models import build_model
 from kdx.models.blocks import Residual
@@ -120,7 +120,7 @@ def test_vgg_has_torchvisions_layers_in_its_order():
 @pytest.mark.parametrize("name", ["vgg19", "nin", "alexnet-cifar", "resnet152", "densenet121", "resnet56-v2"])
 @pytest.mark.parametrize("image_shape", [COLOUR, GREY])
 def test_the_teachers_of_the_papers_take_both_sizes_of_images(name: str, image_shape: tuple[int, int, int]):
-    network = unweighted(single([f"teacher={name}"]).teacher, image_shape)
+    network = unweighted(compose_config([f"teacher={name}"]).teacher, image_shape)
     assert network(torch.empty(2, *image_shape, device="meta")).shape == (2, 10)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.networks import SETTINGS
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.config.networks import NetworkSettings, Operator
 from kdx.errors import UserError
 from kdx.models import build_model
@@ -12,7 +12,7 @@ from kdx.models.refine import refined
 
 
 def settings(name: str, *words: str) -> NetworkSettings:
-    network = single([f"student={name}", *words]).student
+    network = compose_config([f"student={name}", *words]).student
     assert network.family != "refined"
     return network
 

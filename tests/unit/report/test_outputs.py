@@ -11,7 +11,7 @@ import pytest
 from helpers.report_tree import Seen, outputs_in, page
 
 from kdx.cli.main import main
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.report.command_line import command_of
 from kdx.runs.identity import run_id
 
@@ -112,16 +112,16 @@ def test_torch_is_not_imported(outputs: Path):
     ],
 )
 def test_the_command_of_a_run_is_found_again(words: str, tmp_path: Path):
-    config = single([*words.split(), f"outputs={tmp_path}"])
+    config = compose_config([*words.split(), f"outputs={tmp_path}"])
     command = command_of(config.model_dump(mode="json"), run_id(config))
     program, train, *typed = shlex.split(command)
     assert (program, train) == ("kdx", "train")
-    assert run_id(single(typed)) == run_id(config)
+    assert run_id(compose_config(typed)) == run_id(config)
     assert command_of(config.model_dump(mode="json"), "000000000000") == ""
 
 
 def test_settings_that_no_command_makes(tmp_path: Path):
-    content = single(["method=kd"]).model_dump(mode="json")
+    content = compose_config(["method=kd"]).model_dump(mode="json")
     wrong = {**content, "method": {"name": "of another day"}}, {**content, "student": {"family": "mlp"}}, {}
     assert [command_of(settings, "000000000000") for settings in wrong] == ["", "", ""]
 
@@ -132,7 +132,7 @@ def test_a_run_alone_has_its_command_too(outputs: Path, capsys: pytest.CaptureFi
     text, _ = page(outputs, capsys)
     article = text.split(f'<article class="run" id="run-{run.name}"')[1].split("</article>")[0]
     words = shlex.split(Seen(article.split('<pre class="wrap">')[1].split("</pre>")[0]).text)
-    assert run_id(single(words[2:])) == run.name
+    assert run_id(compose_config(words[2:])) == run.name
     run.rename(run.with_name("000000000000"))
     text, _ = page(outputs, capsys)
     article = text.split('<article class="run" id="run-000000000000"')[1].split("</article>")[0]

@@ -10,14 +10,14 @@ import pytest
 from helpers.excerpt import ORDER
 
 from kdx.analysis.statistics import Estimate, welch
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.errors import UserError
 from kdx.reproduce.cells import Cell, cells_of, check_claims, verdict_of
 from kdx.reproduce.figures import Weights
 from kdx.reproduce.histograms import Histogram, write_histograms
-from kdx.reproduce.jobs import Done, Job, jobs_of
+from kdx.reproduce.jobs import Job, JobResult, jobs_of
 from kdx.reproduce.render import latex, markdown
-from kdx.reproduce.reuse import read_recorded, told_runs
+from kdx.reproduce.reuse import read_recorded, recorded_runs
 from kdx.reproduce.tables import Claim, Column, PaperTable, Row, load_table
 from kdx.reproduce.writer import write_table
 from kdx.storage.checksums import seal, unseal
@@ -50,18 +50,18 @@ def test_verdicts(values: tuple[float, ...] | None, printed: str | None, better:
     assert verdict_of(values and Estimate(values), printed, column(better)) == expected
 
 
-def test_a_command_tells_of_the_run_and_not_of_the_order(done: list[Done]):
+def test_a_command_tells_of_the_run_and_not_of_the_order(done: list[JobResult]):
     words = ("method=kd", "device.precision=bf16", "device=cpu")
     asked = replace(done[0], job=replace(done[0].job, words=words))
     assert asked.command == "kdx train method=kd device.precision=bf16 device=cpu"
-    usual = single(()).device.model_dump(mode="json")
+    usual = compose_config(()).device.model_dump(mode="json")
     assert replace(asked, device=usual).command == "kdx train method=kd"
     executed = {**usual, "threads": 1, "compile": True}
     assert replace(asked, device=executed).command == "kdx train method=kd device.threads=1 device.compile=true"
 
 
-def test_how_runs_were_executed_is_told_with_the_table(table: PaperTable, done: list[Done]):
-    device = single(()).device.model_dump(mode="json")
+def test_how_runs_were_executed_is_told_with_the_table(table: PaperTable, done: list[JobResult]):
+    device = compose_config(()).device.model_dump(mode="json")
     facts = {"device": "cpu", "precision": "fp32", "execution": "eager"}
     finished = [each for each in done if each.status == "finished"]
     told = [
@@ -74,7 +74,7 @@ def test_how_runs_were_executed_is_told_with_the_table(table: PaperTable, done: 
     assert f"Runs as they were executed: {line}" in text
 
 
-def test_what_follows_from_the_network_needs_no_seeds(table: PaperTable, done: list[Done]):
+def test_what_follows_from_the_network_needs_no_seeds(table: PaperTable, done: list[JobResult]):
     exact = column("higher").model_copy(update={"exact": True})
     assert verdict_of(Estimate((3.9,)), "2", exact) == "better"
     assert verdict_of(Estimate((1.9,)), "2.2", exact) == "worse"
@@ -106,16 +106,16 @@ def jobs(table: PaperTable) -> list[Job]:
 
 
 @pytest.fixture
-def done(jobs: list[Job]) -> list[Done]:
+def done(jobs: list[Job]) -> list[JobResult]:
     """Three seeds of ST-SVD; of ST-VBD one failed and one was not run."""
     svd = [{"test_error_percent": error, "R_s": 30.0, "epochs": 100} for error in (1.6, 1.7, 1.8)]
     vbd = {"test_error_percent": 1.5, "R_s": 27.0, "epochs": 100}
     ends: list[tuple[Any, str, dict[str, Any]]] = [("finished", "", figures) for figures in (*svd, vbd)]
     ends += [("failed", "the loss is not finite", {}), ("missing", "not run", {})]
-    return [Done(job, *end) for job, end in zip(jobs, ends, strict=True)]
+    return [JobResult(job, *end) for job, end in zip(jobs, ends, strict=True)]
 
 
-def test_cells_gather_the_seeds(table: PaperTable, done: list[Done]):
+def test_cells_gather_the_seeds(table: PaperTable, done: list[JobResult]):
     cells = cells_of(table, done)
     assert [(cell.row, cell.column) for cell in cells] == [
         ("Le-L-ST-SVD", "test_error_percent"),
@@ -132,7 +132,7 @@ def test_cells_gather_the_seeds(table: PaperTable, done: list[Done]):
     assert len(set(first.runs)) == 3
 
 
-def test_seeds_that_are_missing_are_counted_and_the_rest_is_not_judged(table: PaperTable, done: list[Done]):
+def test_seeds_that_are_missing_are_counted_and_the_rest_is_not_judged(table: PaperTable, done: list[JobResult]):
     """Of ST-VBD one of three seeds is left, which would be better than what is printed."""
     third, fourth = cells_of(table, done)[2:]
     assert (third.ours, third.lacking, third.verdict, third.difference) == (Estimate((1.5,)), (1, 2), "", None)
@@ -142,7 +142,7 @@ def test_seeds_that_are_missing_are_counted_and_the_rest_is_not_judged(table: Pa
     assert [(cell.lacking, cell.verdict) for cell in cells_of(table, alone)[2:]] == [((), "one seed")] * 2
 
 
-def test_claims_that_need_a_missing_seed_are_undecided(table: PaperTable, done: list[Done]):
+def test_claims_that_need_a_missing_seed_are_undecided(table: PaperTable, done: list[JobResult]):
     """Two seeds of three would decide each of these claims."""
     good = {"test_error_percent": 1.2, "R_s": 40.0}
     two = [
@@ -168,7 +168,7 @@ def test_claims_that_need_a_missing_seed_are_undecided(table: PaperTable, done: 
     ]
 
 
-def test_claims_are_tested(table: PaperTable, done: list[Done]):
+def test_claims_are_tested(table: PaperTable, done: list[JobResult]):
     # A single run of ST-VBD is compared as a number; R_s of ST-SVD has no spread.
     single = check_claims(table, cells_of(table, done[:4]))
     assert [(each.answer, each.reason) for each in single] == [("undecided", "")] * 3
@@ -186,7 +186,7 @@ def test_claims_are_tested(table: PaperTable, done: list[Done]):
     assert [each.answer for each in check_claims(table, cells_of(table, swapped))] == ["fails", "fails", "holds"]
 
 
-def test_a_claim_may_leave_a_margin(table: PaperTable, done: list[Done]):
+def test_a_claim_may_leave_a_margin(table: PaperTable, done: list[JobResult]):
     """1.7 +- 0.1 against 1.2 +- 0.01: higher, but not by 1."""
     vbd = [replace(each, figures={"test_error_percent": 1.2 + 0.01 * each.job.seed, "R_s": 40.0}) for each in done[3:]]
     cells = cells_of(table, [*done[:3], *vbd])
@@ -202,7 +202,7 @@ def test_a_claim_may_leave_a_margin(table: PaperTable, done: list[Done]):
     assert "| 1.70 ± 0.25 | 0.5 + 1.5 |" in text
 
 
-def test_a_number_that_means_something_else_is_not_judged(table: PaperTable, done: list[Done]):
+def test_a_number_that_means_something_else_is_not_judged(table: PaperTable, done: list[JobResult]):
     svd = table.rows["Le-L-ST-SVD"].model_copy(update={"unlike": ["R_s"]})
     cells = cells_of(table.model_copy(update={"rows": {**table.rows, "Le-L-ST-SVD": svd}}), done)
     assert [cell.verdict for cell in cells[:2]] == ["equal", "differs"]
@@ -237,7 +237,7 @@ Notes:
 """
 
 
-def test_markdown(table: PaperTable, done: list[Done]):
+def test_markdown(table: PaperTable, done: list[JobResult]):
     cells = cells_of(table, done)
     claims = check_claims(table, cells)
     assert markdown(table, ORDER, done, cells, claims) == GOLDEN
@@ -254,7 +254,7 @@ def test_markdown(table: PaperTable, done: list[Done]):
     assert "| under 2 % | **undecided** | 1.50 | 2 | not possible |" in text
 
 
-def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
+def test_files(table: PaperTable, done: list[JobResult], tmp_path: Path):
     cells = cells_of(table, done)
     write_table(tmp_path, table, ORDER, done, cells, check_claims(table, cells))
     with (tmp_path / "runs.csv").open(newline="") as file:
@@ -282,14 +282,14 @@ def test_files(table: PaperTable, done: list[Done], tmp_path: Path):
 
 
 @pytest.fixture
-def written(table: PaperTable, done: list[Done], tmp_path: Path) -> Path:
+def written(table: PaperTable, done: list[JobResult], tmp_path: Path) -> Path:
     """The folder of a table whose runs have no folders any more."""
     folder = tmp_path / "paper" / "vs" / "table1"
     write(folder, table, done)
     return folder
 
 
-def write(folder: Path, table: PaperTable, done: list[Done]) -> list[Cell]:
+def write(folder: Path, table: PaperTable, done: list[JobResult]) -> list[Cell]:
     cells = cells_of(table, done)
     unseal(folder)
     write_table(folder, table, ORDER, done, cells, check_claims(table, cells))
@@ -297,7 +297,7 @@ def write(folder: Path, table: PaperTable, done: list[Done]) -> list[Cell]:
     return cells
 
 
-def test_what_a_table_lists_as_finished_is_taken_from_it(written: Path, table: PaperTable, done: list[Done]):
+def test_what_a_table_lists_as_finished_is_taken_from_it(written: Path, table: PaperTable, done: list[JobResult]):
     jobs = [each.job for each in done]
     found = read_recorded(written, table, jobs, {})
     assert list(found) == [0, 1, 2, 3]
@@ -309,7 +309,7 @@ def test_what_a_table_lists_as_finished_is_taken_from_it(written: Path, table: P
     assert cells_of(table, again) == cells_of(table, done)
 
 
-def test_a_record_keeps_its_machine_in_later_tables(written: Path, table: PaperTable, done: list[Done]):
+def test_a_record_keeps_its_machine_in_later_tables(written: Path, table: PaperTable, done: list[JobResult]):
     jobs = [each.job for each in done]
     first = read_recorded(written, table, jobs, {})
     elsewhere = {**(first[0].recorded or {}), "cpu": "another one"}
@@ -325,7 +325,7 @@ def test_a_record_of_other_settings_is_not_taken(written: Path, table: PaperTabl
     assert not read_recorded(written / "nothing", table, jobs_of(table, ORDER), {})
 
 
-def test_a_new_column_is_taken_from_what_is_told_of_every_run(written: Path, table: PaperTable, done: list[Done]):
+def test_a_new_column_is_taken_from_what_is_told_of_every_run(written: Path, table: PaperTable, done: list[JobResult]):
     jobs = [each.job for each in done]
     wider = table.model_copy(update={"columns": {**table.columns, "R_c": column()}})
     write(written, table, [replace(each, figures={**each.figures, "R_c": 9.0 + each.job.seed}) for each in done])
@@ -333,11 +333,13 @@ def test_a_new_column_is_taken_from_what_is_told_of_every_run(written: Path, tab
     assert [each.figures["R_c"] for each in found.values()] == [9.0 + jobs[number].seed for number in found]
 
 
-def test_what_other_tables_tell_of_a_run_is_kept(tmp_path: Path, written: Path, table: PaperTable, done: list[Done]):
+def test_what_other_tables_tell_of_a_run_is_kept(
+    tmp_path: Path, written: Path, table: PaperTable, done: list[JobResult]
+):
     jobs = [each.job for each in done]
     of_run = [replace(each, figures={**each.figures, "R_c": 9.0, "memory_compression": None}) for each in done]
     write(written.parent / "table2", table, of_run)
-    found = read_recorded(written, table, jobs, told_runs(tmp_path))
+    found = read_recorded(written, table, jobs, recorded_runs(tmp_path))
     assert [each.figures["R_c"] for each in found.values()] == [9.0] * 4
     assert not any("memory_compression" in each.figures for each in found.values())
 
@@ -363,7 +365,7 @@ def test_a_record_that_cannot_serve_is_refused(written: Path, table: PaperTable,
         read_recorded(written, table, jobs, {})
 
 
-def test_other_settings_are_marked(table: PaperTable, done: list[Done]):
+def test_other_settings_are_marked(table: PaperTable, done: list[JobResult]):
     changed = replace(ORDER, overrides=("device=cpu", "trainer.epochs=5", "teacher2=nin"))
     said = "**Every run with trainer.epochs=5 teacher2=nin: not the settings of this table.**"
     cells = cells_of(table, done)
@@ -372,7 +374,7 @@ def test_other_settings_are_marked(table: PaperTable, done: list[Done]):
     assert "not the settings" not in markdown(table, ORDER, done, cells, [])
 
 
-def test_a_figure_that_one_finished_run_lacks_is_a_missing_seed(table: PaperTable, done: list[Done]):
+def test_a_figure_that_one_finished_run_lacks_is_a_missing_seed(table: PaperTable, done: list[JobResult]):
     """Nothing is left of the third network, so that it has no R_s; the mean of the others is a selection."""
     partial = [*done[:2], replace(done[2], figures={**done[2].figures, "R_s": None}), *done[3:]]
     cells = cells_of(table, partial)

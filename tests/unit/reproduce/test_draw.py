@@ -19,7 +19,7 @@ from kdx.reproduce.cells import Cell
 from kdx.reproduce.draw import draw, picture
 from kdx.reproduce.figures import Lines
 from kdx.reproduce.histograms import histograms_of, read_histograms
-from kdx.reproduce.jobs import Done, jobs_of
+from kdx.reproduce.jobs import JobResult, jobs_of
 from kdx.reproduce.tables import PaperTable, load_table, table_names
 from kdx.storage.tensors import save_tensors
 
@@ -136,7 +136,7 @@ def test_panels_share_a_legend_outside_and_one_without_values_is_a_line():
 
 
 @pytest.fixture
-def histograms(tmp_path: Path) -> tuple[PaperTable, list[Done]]:
+def histograms(tmp_path: Path) -> tuple[PaperTable, list[JobResult]]:
     table = only(load_table("vs/fig4"), "l1/l2, *")
     jobs = jobs_of(table, replace(ORDER, seeds=2, overrides=(f"outputs={tmp_path}",)))
     weights = torch.tensor([[0.0, 0.0, 0.25], [-0.5, 0.0, 0.25]])
@@ -145,10 +145,10 @@ def histograms(tmp_path: Path) -> tuple[PaperTable, list[Done]]:
         # The second seed must not be shown.
         save_tensors(job.folder.path / "student.safetensors", {"w": weights * (1 + job.seed), "b": torch.ones(5)})
     ends = ("finished", "finished", "missing", "missing")
-    return table, [Done(job, end, "", {}) for job, end in zip(jobs, ends, strict=True)]
+    return table, [JobResult(job, end, "", {}) for job, end in zip(jobs, ends, strict=True)]
 
 
-def test_histograms_of_weights(histograms: tuple[PaperTable, list[Done]]):
+def test_histograms_of_weights(histograms: tuple[PaperTable, list[JobResult]]):
     table, done = histograms
     found = histograms_of(done, {})
     first, second = picture(table, ORDER, done, [], found).axes

@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers.excerpt import only
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.errors import Diverged
 from kdx.reproduce import run
-from kdx.reproduce.jobs import Job, Order, jobs_of
+from kdx.reproduce.jobs import Job, Request, jobs_of
 from kdx.reproduce.run import run_all
 from kdx.reproduce.tables import load_table
 
@@ -21,24 +21,24 @@ TINY = (
 
 
 @pytest.fixture
-def order(tmp_path: Path) -> Order:
-    return Order("*", 2, "smoke", (*TINY, f"outputs={tmp_path}"), train=True)
+def order(tmp_path: Path) -> Request:
+    return Request("*", 2, "smoke", (*TINY, f"outputs={tmp_path}"), train=True)
 
 
-def jobs(order: Order) -> list[Job]:
+def jobs(order: Request) -> list[Job]:
     return jobs_of(only(load_table("noisy/table1"), "sigma 0.?"), order)
 
 
-def test_rows_and_seeds_that_fit_are_trained_together(order: Order, monkeypatch: pytest.MonkeyPatch):
+def test_rows_and_seeds_that_fit_are_trained_together(order: Request, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run, "is_faster", lambda config: True)
     each = jobs(order)
     done = run_all("a table", each, order, {})
     assert {one.status for one in done} == {"finished"}
     assert {one.figures["fused_models"] for one in done} == {len({job.run for job in each})} == {len(each)}
-    assert run.train_together(each) == {}
+    assert run.train_fused(each) == {}
 
 
-def test_a_run_that_diverges_is_not_tried_again(order: Order, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_diverges_is_not_tried_again(order: Request, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run, "is_faster", lambda config: True)
     given = replace(order, overrides=(*order.overrides, "trainer.lr=1e30", "trainer.epochs=2"))
     each = jobs(given)[:2]
@@ -53,4 +53,4 @@ def test_a_run_that_diverges_is_not_tried_again(order: Order, monkeypatch: pytes
 )
 def test_it_is_known_to_be_faster_on_a_gpu(monkeypatch: pytest.MonkeyPatch, kind: str, gpu: bool, expected: bool):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert run.is_faster(single([f"device={kind}"])) == expected
+    assert run.is_faster(compose_config([f"device={kind}"])) == expected

@@ -10,7 +10,7 @@ from kdx.config.groups import conf_folder
 from kdx.errors import UserError
 from kdx.reproduce.architecture import with_derived
 from kdx.reproduce.cells import cells_of, check_claims
-from kdx.reproduce.jobs import BUDGETS, Done, Order, jobs_of
+from kdx.reproduce.jobs import BUDGETS, JobResult, Request, jobs_of
 from kdx.reproduce.published import Published, converted, select
 from kdx.reproduce.run import run_all
 from kdx.reproduce.tables import load_table, named, table_names
@@ -26,14 +26,14 @@ def test_every_table_composes_at_every_budget(name: str, budget):
     table = load_table(name)
     if len(table.rows) > 30:  # Composing takes 0.1 s a row; the rows of a grid are all alike.
         table = table.model_copy(update={"rows": dict(list(table.rows.items())[::6])})
-    jobs = jobs_of(table, Order(rows="*", seeds=2, budget=budget, overrides=("device.threads=1",), train=True))
+    jobs = jobs_of(table, Request(rows="*", seeds=2, budget=budget, overrides=("device.threads=1",), train=True))
     once, never = ("teacher", "network"), ("printed",)
     assert len(jobs) == sum(0 if row.of in never else 1 if row.of in once else 2 for row in table.rows.values())
     assert all(job.config.device.threads == 1 for job in jobs)
     assert all((job.config.dataset.name == "digits") == (budget == "smoke") for job in jobs)
     # Rows are different experiments, but for the data sets, which a smoke run does not have, and those rows of
     # noisy/table5 that read the printed ratio in the other way.
-    students = [run_id(job.config) for job in jobs if job.of == "student" and not job.row.endswith(", dropped")]
+    students = [run_id(job.config) for job in jobs if job.subject == "student" and not job.row.endswith(", dropped")]
     assert len(set(students)) == len(students) or (budget == "smoke" and name == "vs/fig5")
 
 
@@ -106,7 +106,7 @@ def test_names_that_a_table_lacks_are_refused(tmp_path, monkeypatch, part, chang
 
 @pytest.mark.parametrize(("name", "fc1", "keras"), [("SN_50", 28_850, 85_104), ("SN_100", 57_700, 114_454)])
 def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
-    order = Order(rows=name, seeds=3, budget="paper", overrides=(), train=False)
+    order = Request(rows=name, seeds=3, budget="paper", overrides=(), train=False)
     table = only(load_table("kddp/table1"), name)
     (done,) = run_all("a table", jobs_of(table, order), order, {})
     assert (done.figures["fc1_parameters"], done.figures["keras_parameters"]) == (fc1, keras)
@@ -116,8 +116,8 @@ def test_counts_of_networks_need_no_training(name: str, fc1: int, keras: int):
     assert {cell.verdict for cell in cells_of(table, [done]) if cell.published} == {"equal"}
 
 
-def untrained(name: str, rows: str, outputs: Path) -> dict[str, Done]:
-    order = Order(rows=rows, seeds=1, budget="paper", overrides=(f"outputs={outputs}",), train=False)
+def untrained(name: str, rows: str, outputs: Path) -> dict[str, JobResult]:
+    order = Request(rows=rows, seeds=1, budget="paper", overrides=(f"outputs={outputs}",), train=False)
     done = run_all("a table", jobs_of(only(load_table(name), rows), order), order, {})
     assert {each.status for each in done} == {"missing"}
     return {each.job.row: each for each in done}
@@ -149,14 +149,14 @@ def test_generations_have_their_size_before_they_are_trained(tmp_path):
 
 def test_a_chain_that_was_ordered_shorter_lacks_generations(tmp_path):
     words = (f"outputs={tmp_path}", "method.generations=1")
-    order = Order(rows="*", seeds=1, budget="paper", overrides=words, train=False)
+    order = Request(rows="*", seeds=1, budget="paper", overrides=words, train=False)
     jobs = jobs_of(only(load_table("ikd/table1"), "VGGNet-19, MNIST, M_[012]"), order)
     assert [each.figures.get("C") is None for each in run_all("a table", jobs, order, {})] == [False, False, True]
 
 
 def test_welchs_test_of_the_printed_runs():
     """KDDP table 5: t = 9.456 (df 16.7, p = 4.1e-8) and 2.835 (df 19.6, p = 0.0104); the paper has other variances."""
-    order = Order(rows="*", seeds=1, budget="paper", overrides=(), train=False)
+    order = Request(rows="*", seeds=1, budget="paper", overrides=(), train=False)
     table = only(load_table("kddp/table5"), "*printed runs")
     assert jobs_of(table, order) == []
     cells = cells_of(table, [])

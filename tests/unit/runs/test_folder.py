@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.errors import UserError
 from kdx.runs.folder import RunFolder, run_folder, teacher_folder
 from kdx.runs.identity import run_id
@@ -29,7 +29,7 @@ with RunFolder(Path(sys.argv[1])).lock():
 
 
 def test_where_folders_lie(tmp_path: Path):
-    config = single(["method=kd", "dataset=digits", f"outputs={tmp_path}"])
+    config = compose_config(["method=kd", "dataset=digits", f"outputs={tmp_path}"])
     assert run_folder(config).path == tmp_path / "runs" / "digits" / "lenet-300-100" / "kd" / run_id(config)
     assert teacher_folder(config).path.parent == tmp_path / "teachers"
 
@@ -96,19 +96,19 @@ def test_changed_results_are_no_results(tmp_path: Path, caplog, file: str, conte
     path.unlink() if content is None else path.write_text(content)
     assert not folder.finished
     assert reason in (folder.damage() or "")
-    assert not folder.settled()
+    assert not folder.clear_unless_finished()
     assert list(folder.path.iterdir()) == []
     (line,) = caplog.messages
     assert line.endswith(f"{reason}; this is repeated")
-    assert not folder.settled()
+    assert not folder.clear_unless_finished()
     assert folder.damage() is None
 
 
 def test_intact_results_are_kept_unless_they_are_to_be_repeated(tmp_path: Path, caplog):
     folder = sealed(tmp_path / "run")
-    assert folder.settled()
+    assert folder.clear_unless_finished()
     assert folder.finished
-    assert not folder.settled(repeat=True)
+    assert not folder.clear_unless_finished(repeat=True)
     assert list(folder.path.iterdir()) == []
     assert caplog.messages == []
 
@@ -119,7 +119,7 @@ def test_a_format_of_the_past_and_one_of_the_future(tmp_path: Path):
     (folder.path / METRICS).write_text('{"R_s": 25}')
     assert folder.finished
     (folder.path / METRICS).write_text('{"format": 3, "R_s": 25}')
-    for look in (folder.metrics, folder.damage, folder.settled, lambda: folder.finished):
+    for look in (folder.metrics, folder.damage, folder.clear_unless_finished, lambda: folder.finished):
         with pytest.raises(
             WrittenLater, match=r"later version of kdx \(format 3, this one reads up to 2\); update kdx"
         ):
@@ -192,7 +192,7 @@ def test_log_file_and_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_configuration_is_written(tmp_path: Path):
-    config = single(["method=kd"])
+    config = compose_config(["method=kd"])
     RunFolder(tmp_path).write_config(config)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config.model_dump()
 
@@ -209,7 +209,7 @@ def hold(folder: RunFolder, seconds: float, before: str = "") -> subprocess.Pope
 def finished(path: Path, latency_seconds: float, **metrics: object) -> RunFolder:
     folder = RunFolder(path)
     folder.clear()
-    folder.write_config(single(["dataset=digits", f"device.latency_seconds={latency_seconds}"]))
+    folder.write_config(compose_config(["dataset=digits", f"device.latency_seconds={latency_seconds}"]))
     folder.write_metrics({"format": 2, **metrics})
     return folder
 

@@ -12,10 +12,10 @@ from kdx.methods.method import build_method
 from kdx.models import build_model
 from kdx.models.layers import NoisyDropout
 from kdx.training.noise import NoiseSource
-from kdx.training.objective import Objective, Step
+from kdx.training.objective import LossInputs, Objective
 from kdx.training.optimizer import BETA1, BETA2
 from kdx.training.state import State
-from kdx.training.step import Batch, make_step, number_names
+from kdx.training.step import Batch, hyperparameter_names, make_step
 
 BATCH, EXAMPLES, SHAPE, CLASSES = 16, 1000, (1, 28, 28), 10
 
@@ -60,7 +60,7 @@ class BothWays:
 
     def numbers(self, steps: int) -> dict[str, float]:
         optimiser = {"lr": self.lr, "steps": float(steps), "bias1": 1 - BETA1**steps, "bias2": 1 - BETA2**steps}
-        return {name: schedule(self.epoch) for name, schedule in self.objective.numbers.items()} | optimiser
+        return {name: schedule(self.epoch) for name, schedule in self.objective.hyperparameters.items()} | optimiser
 
 
 def copy_parameters(source: nn.Module, target: nn.Module) -> None:
@@ -80,7 +80,7 @@ def test_the_usual_way_has_the_same_loss_terms(both: BothWays) -> None:
     logits = torch.func.functional_call(both.student, noise, (both.images,))
     numbers = {name: torch.tensor(value) for name, value in both.numbers(1).items()}
     parameters = dict(both.student.named_parameters())
-    total, terms = both.objective.loss(Step(logits, both.labels, both.teacher_logits, parameters, numbers))
+    total, terms = both.objective.loss(LossInputs(logits, both.labels, both.teacher_logits, parameters, numbers))
 
     usual_terms = both.usual.terms(both.images, both.labels)
     weights = both.usual.weights(both.epoch)
@@ -97,7 +97,7 @@ def test_the_usual_way_takes_the_same_steps(both: BothWays) -> None:
     batch = Batch(both.images, both.labels, both.teacher_logits)
     for count in (1, 2, 3):
         noise, numbers = both.same_noise(), both.numbers(count)
-        step(state, batch, noise, torch.tensor([numbers[name] for name in number_names(both.objective)]))
+        step(state, batch, noise, torch.tensor([numbers[name] for name in hyperparameter_names(both.objective)]))
         both.usual.step(both.images, both.labels, both.epoch)
     trained = list(state.parameters.values())
     for one, other in zip(both.usual.student.parameters(), trained, strict=True):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdx.errors import RunFailed, describe, is_plain, recorded
+from kdx.errors import RunFailed, describe, is_expected, log_failures
 from kdx.storage.files import write_atomically, write_text
-from kdx.storage.lock import held
+from kdx.storage.lock import file_lock
 from kdx.storage.tensors import load_tensors, save_tensors
 
 
@@ -42,13 +42,13 @@ def test_a_folder_that_cannot_be_is_told_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
-    with pytest.raises(OSError, match=reason) as failure, held(Path(folder, "runs", "run")):
+    with pytest.raises(OSError, match=reason) as failure, file_lock(Path(folder, "runs", "run")):
         pass
-    assert is_plain(failure.value)
+    assert is_expected(failure.value)
     assert describe(failure.value) == f"{folder}/runs: {reason}"
     with pytest.raises(OSError, match=reason) as failure:
         write_text(Path(folder, "runs", "table.md"), "")
-    assert is_plain(failure.value)
+    assert is_expected(failure.value)
 
 
 def test_an_error_of_the_content_stays_what_it_is(tmp_path: Path):
@@ -84,7 +84,10 @@ def test_a_log_that_cannot_be_written_prints_no_traceback(capsys, tmp_path: Path
         write_atomically(tmp_path / "figures.txt", refuse)
 
     try:
-        with pytest.raises(RunFailed, match=r"figures\.txt: No space left on device"), recorded(tmp_path / "kdx.log"):
+        with (
+            pytest.raises(RunFailed, match=r"figures\.txt: No space left on device"),
+            log_failures(tmp_path / "kdx.log"),
+        ):
             log_and_write()
     finally:
         logger.removeHandler(handler)

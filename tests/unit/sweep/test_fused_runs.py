@@ -10,13 +10,13 @@ import torch
 from filelock import FileLock
 from helpers.short_runs import metrics
 
-from kdx.config.compose import expand
+from kdx.config.compose import compose_sweep
 from kdx.config.schema import Config
 from kdx.errors import UserError
 from kdx.experiment import run
 from kdx.runs.folder import run_folder
 from kdx.sweep import fused_runs
-from kdx.sweep.fused_runs import fit_together, run_together
+from kdx.sweep.fused_runs import fit_fused, run_fused
 
 TINY = (
     *("dataset=digits", "dataset.train_size=200", "student.hidden=[6]", "trainer.epochs=1", "method=vanilla"),
@@ -28,12 +28,12 @@ TINY = (
 def configs(folder: Path, *words: str) -> list[Config]:
     typed = {word.partition("=")[0] for word in words}
     usual = [word for word in TINY if word.partition("=")[0] not in typed]
-    return [job.config for job in expand([*usual, f"outputs={folder}", *words])]
+    return [job.config for job in compose_sweep([*usual, f"outputs={folder}", *words])]
 
 
 def test_every_run_has_its_folder(tmp_path: Path):
     each = configs(tmp_path, "seed=0,1,2")
-    assert run_together(each, "loop", None) == [run_folder(config).path for config in each]
+    assert run_fused(each, "loop", None) == [run_folder(config).path for config in each]
     files = {
         "config.yaml",
         "history.csv",
@@ -61,20 +61,20 @@ def test_finished_and_locked_runs_are_left_out(tmp_path: Path):
     before = (run_folder(each[0]).path / "metrics.json").read_bytes()
     path = run_folder(each[2]).path
     with FileLock(path.with_name(f".{path.name}.lock")):
-        outcomes = run_together(each, "loop", None)
+        outcomes = run_fused(each, "loop", None)
     assert outcomes == [None, run_folder(each[1]).path, None, run_folder(each[3]).path]
     assert (run_folder(each[0]).path / "metrics.json").read_bytes() == before
     assert not path.exists()
     # One that is left over is not trained together with anybody.
-    assert run_together(each, "loop", None) == [None] * 4
+    assert run_fused(each, "loop", None) == [None] * 4
     repeated = [config.model_copy(update={"force": True}) for config in each[:2]]
-    assert run_together(repeated, "loop", None) == [run_folder(config).path for config in repeated]
+    assert run_fused(repeated, "loop", None) == [run_folder(config).path for config in repeated]
     assert metrics(run_folder(each[0]).path)["fused_models"] == 2
 
 
 def test_locks_are_free_afterwards(tmp_path: Path):
     each = configs(tmp_path, "seed=0,1")
-    run_together(each, "loop", None)
+    run_fused(each, "loop", None)
     for config in each:
         with run_folder(config).lock(wait=False) as held:
             assert held
@@ -82,7 +82,7 @@ def test_locks_are_free_afterwards(tmp_path: Path):
 
 def test_max_models_splits_a_group(tmp_path: Path):
     each = configs(tmp_path, "seed=0,1,2,3,4")
-    run_together(each, "loop", 3)
+    run_fused(each, "loop", 3)
     assert [metrics(run_folder(config).path)["fused_models"] for config in each] == [2, 2, 3, 3, 3]
 
 
@@ -97,11 +97,11 @@ def test_a_group_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
             made.register_forward_hook(lambda *_: made)
             left.append(weakref.ref(made))
             raise torch.OutOfMemoryError
-        return fit_together(fits, *arguments)
+        return fit_fused(fits, *arguments)
 
     monkeypatch.setattr(fused_runs, "fit_together", full)
     each = configs(tmp_path, "seed=0,1,2")
-    assert run_together(each, "loop", None) == [run_folder(config).path for config in each]
+    assert run_fused(each, "loop", None) == [run_folder(config).path for config in each]
     assert [metrics(run_folder(config).path)["fused_models"] for config in each] == [1, 2, 2]
     assert len(left) == 1
     assert "3 models do not fit in memory together" in caplog.text
@@ -117,14 +117,14 @@ def test_what_fails_after_the_training_is_one_runs_failure(tmp_path: Path, monke
 
     monkeypatch.setattr(fused_runs, "report", failing)
     each = configs(tmp_path, "seed=0,1,2")
-    first, failure, last = run_together(each, "loop", None)
+    first, failure, last = run_fused(each, "loop", None)
     assert isinstance(failure, OSError)
     assert [first, last] == [run_folder(each[0]).path, run_folder(each[2]).path]
 
 
 def test_a_setting_that_does_not_fit_the_network_is_one_runs_failure(tmp_path: Path):
     each = configs(tmp_path, "method=bc", "method.threshold=[-3,-3,-3],-3,-2")
-    refused, *others = run_together(each, "loop", None)
+    refused, *others = run_fused(each, "loop", None)
     assert isinstance(refused, UserError)
     assert "method.threshold: [-3.0, -3.0, -3.0] is not allowed" in str(refused)
     assert others == [run_folder(config).path for config in each[1:]]
@@ -141,7 +141,7 @@ def test_a_failure_holds_nothing_that_was_trained(tmp_path: Path, monkeypatch: p
             raise RuntimeError("broken") from error
 
     monkeypatch.setattr(fused_runs, "fit_together", failing)
-    failure, same = run_together(configs(tmp_path, "seed=0,1"), "loop", None)
+    failure, same = run_fused(configs(tmp_path, "seed=0,1"), "loop", None)
     assert isinstance(failure, RuntimeError)
     assert failure is same
     assert [network() for network in held] == [None, None]
@@ -150,6 +150,6 @@ def test_a_failure_holds_nothing_that_was_trained(tmp_path: Path, monkeypatch: p
 
 def test_what_fails_before_is_everybodys(tmp_path: Path):
     each = configs(tmp_path, "seed=0,1", "dataset.validation=100000")
-    outcomes = run_together(each, "loop", None)
+    outcomes = run_fused(each, "loop", None)
     assert [type(outcome) for outcome in outcomes] == [UserError, UserError]
     assert "dataset.validation" in str(outcomes[0])

@@ -5,14 +5,14 @@ import torch
 from helpers.miniature import convolutional, normal, perceptron
 from torch import nn
 
-from kdx.config.compose import expand
-from kdx.methods.method import PARTS
+from kdx.config.compose import compose_sweep
+from kdx.methods.method import MODIFIERS
 from kdx.sweep import grouping
-from kdx.sweep.grouping import bytes_per_model, groups, kind, models_that_fit, parts
+from kdx.sweep.grouping import bytes_per_model, fusion_key, groups, models_that_fit, split_evenly
 
 
 def grouped(*words: str) -> list[list[int]]:
-    return groups([job.config for job in expand(["dataset=digits", *words])])
+    return groups([job.config for job in compose_sweep(["dataset=digits", *words])])
 
 
 @pytest.mark.parametrize(
@@ -82,20 +82,20 @@ def test_groups_are_in_the_order_of_their_first_job():
 
 
 def test_what_varies_are_settings():
-    for job in expand(["dataset=digits", "method=kd,st-vbd,noisy,bc,dropout,soft-labels,kd-mixture,ip"]):
+    for job in compose_sweep(["dataset=digits", "method=kd,st-vbd,noisy,bc,dropout,soft-labels,kd-mixture,ip"]):
         values = {key: value for key, value in job.config.method.items() if key not in ("name", "procedure", "parts")}
         for name in job.config.method["parts"]:
-            part = PARTS.find(name, "method.parts")
+            part = MODIFIERS.find(name, "method.parts")
             own = part.model_construct(**{key: values[key] for key in part.model_fields if key in values})
-            assert own.varying <= part.model_fields.keys(), name
-    assert kind(job.config) is None
+            assert own.batchable <= part.model_fields.keys(), name
+    assert fusion_key(job.config) is None
 
 
 @pytest.mark.parametrize(
     ("count", "most", "sizes"), [(16, 16, [16]), (16, 100, [16]), (16, 7, [5, 5, 6]), (3, 2, [1, 2]), (2, 1, [1, 1])]
 )
 def test_parts_are_equal(count: int, most: int, sizes: list[int]):
-    found = parts(range(count), most)
+    found = split_evenly(range(count), most)
     assert [len(part) for part in found] == sizes
     assert [number for part in found for number in part] == list(range(count))
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kdx.config.compose import expand
+from kdx.config.compose import compose_sweep
 from kdx.errors import UserError
 from kdx.sweep import resources
 from kdx.sweep.ray_launcher import share
-from kdx.sweep.resources import check_launcher, own_gpu, shares
+from kdx.sweep.resources import acquire_gpu, check_launcher, divide_cores
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int) -> list[int]:
@@ -51,7 +51,7 @@ def test_cores_are_shared_out(
 ):
     machine(monkeypatch, cores, gpus)
     overrides = ["seed=0,1,2", *words]
-    assert shares(overrides, expand(overrides)) == expected
+    assert divide_cores(overrides, compose_sweep(overrides)) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,18 +63,18 @@ def test_no_share_at_all_is_refused(monkeypatch: pytest.MonkeyPatch, launcher: s
     overrides = ["seed=0,1", f"hydra/launcher={launcher}", f"hydra.launcher.{setting}"]
     key, value = setting.split("=")
     with pytest.raises(UserError, match=rf"^hydra\.launcher\.{key}: {value} is not allowed; allowed: "):
-        shares(overrides, expand(overrides))
+        divide_cores(overrides, compose_sweep(overrides))
 
 
 def test_each_process_has_a_gpu_of_its_own_while_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     chosen = machine(monkeypatch, 8, 2)
     other = FileLock(tmp_path / f".gpu-{platform.node()}-0.lock")
-    with other, own_gpu(tmp_path, 0, "auto") as gpu:
+    with other, acquire_gpu(tmp_path, 0, "auto") as gpu:
         assert gpu == 1
-    with own_gpu(tmp_path, 5, "cuda") as gpu:
+    with acquire_gpu(tmp_path, 5, "cuda") as gpu:
         assert gpu == 0
     second = FileLock(tmp_path / f".gpu-{platform.node()}-1.lock")
-    with other, second, own_gpu(tmp_path, 5, "cuda") as gpu:
+    with other, second, acquire_gpu(tmp_path, 5, "cuda") as gpu:
         # All are taken: they are shared.
         assert gpu == 1
     assert chosen == [1, 0, 1]
@@ -83,7 +83,7 @@ def test_each_process_has_a_gpu_of_its_own_while_there_are_any(monkeypatch: pyte
 @pytest.mark.parametrize(("gpus", "kind"), [(0, "auto"), (1, "cuda"), (4, "cpu")])
 def test_where_there_is_no_choice_none_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, kind: str):
     chosen = machine(monkeypatch, 8, gpus)
-    with own_gpu(tmp_path, 0, kind) as gpu:
+    with acquire_gpu(tmp_path, 0, kind) as gpu:
         assert gpu is None
     assert chosen == []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.miniature import CLASSES, engine, method, no_figures, normal, perceptron, split
+from helpers.miniature import CLASSES, backend, method, no_figures, normal, perceptron, split
 from helpers.networks import IMAGE, small
 from helpers.trainings import ADAM_OPTIONS, SGD_OPTIONS, comparable
 from safetensors import safe_open
@@ -19,8 +19,8 @@ from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Interrupted
 from kdx.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from kdx.training.learner import Reading, Training
-from kdx.training.objective import Objective, Step, Term
+from kdx.training.learner import PendingMetrics, Training
+from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.trainer import train
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3
@@ -45,7 +45,7 @@ def counting(objective: Objective, act: Callable[[int], None]) -> Objective:
     """The objective with a term of zero that calls `act` with the number of the step, beginning with one."""
     steps = 0
 
-    def value(step: Step) -> Tensor:
+    def value(step: LossInputs) -> Tensor:
         nonlocal steps
         steps += 1
         act(steps)
@@ -56,7 +56,7 @@ def counting(objective: Objective, act: Callable[[int], None]) -> Objective:
 
 def run(given: Training, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
     student, objective = student_and_objective()
-    return student, train(student, counting(objective, act), given, engine(), no_figures)
+    return student, train(student, counting(objective, act), given, backend(), no_figures)
 
 
 def stop_at(last: int) -> Callable[[int], None]:
@@ -100,12 +100,12 @@ def test_every_option_of_the_trainer_survives_a_stop(tmp_path: Path, options: di
         given = replace(given, trainer=given.trainer.model_copy(update=options))
         student, objective = student_and_objective()
 
-        def look(_: int) -> Reading:
+        def look(_: int) -> PendingMetrics:
             # What is looked at is the average.
             seen = sum(value.sum() for value in student.parameters()).item()
             return lambda: {"val_error_percent": seen}
 
-        return student, train(student, counting(objective, act), given, engine(), look)
+        return student, train(student, counting(objective, act), given, backend(), look)
 
     whole = run_with("whole")
     with pytest.raises(Interrupted):
@@ -127,9 +127,9 @@ def test_convolutions_are_continued_in_their_layout(tmp_path: Path):
 
     def convolutional(folder: str, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
         how = method("kd")
-        student = engine().placed(how.prepare(small("lenet")))
+        student = backend().to_device(how.prepare(small("lenet")))
         objective, given = how.objective(student, None, 13), replace(training(tmp_path / folder), examples=examples)
-        return student, train(student, counting(objective, act), given, engine(), no_figures)
+        return student, train(student, counting(objective, act), given, backend(), no_figures)
 
     with pytest.raises(Interrupted):
         convolutional("stopped", stop_at(5))
@@ -209,10 +209,10 @@ def impatient(folder: Path, act: Callable[[int], None] = lambda steps: None) -> 
     given = replace(given, trainer=given.trainer.model_copy(update={"patience": 2, "epochs": len(ERRORS)}))
     student, objective = student_and_objective()
 
-    def errors(epoch: int) -> Reading:
+    def errors(epoch: int) -> PendingMetrics:
         return lambda: {"val_error_percent": ERRORS[epoch - 1]}
 
-    progress = train(student, counting(objective, act), given, engine(), errors)
+    progress = train(student, counting(objective, act), given, backend(), errors)
     return student, progress
 
 

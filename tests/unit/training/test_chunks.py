@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers.miniature import (
     CLASSES,
+    backend,
     dataset,
-    engine,
     method,
     method_and_procedure,
     no_figures,
@@ -28,16 +28,16 @@ from kdx.data.dataset import Split
 from kdx.device.cuda_graphs import Run
 from kdx.device.execution import Execution
 from kdx.errors import Diverged, Interrupted
-from kdx.methods.fit import Lesson, Plan
+from kdx.methods.fit import FitSpec, TrainingInputs
 from kdx.runs.folder import RunFolder
 from kdx.storage.tensors import load_tensors
-from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.sweep.fused_runs import Fit, Fitted, fit_fused
 from kdx.training import chunks as chunks_module
 from kdx.training.checkpoint import Progress
-from kdx.training.chunks import TRIAL_PLAYS, Chunks
+from kdx.training.chunks import TRIAL_PLAYS, GraphedSteps
 from kdx.training.learner import Training
 from kdx.training.objective import Objective, Term
-from kdx.training.stacked import Way
+from kdx.training.stacked import FusionMode
 from kdx.training.trainer import train
 
 # 29 examples in batches of four: chunks of two or three steps leave some of the seven over.
@@ -76,7 +76,7 @@ def trained(
     path = folder / "checkpoint"
     logits = normal(EXAMPLES, CLASSES, seed=4)
     given = Training("miniature", "it", examples, logits, TrainerSettings(**(values | trainer)), 0, path)
-    progress = train(student, objective, given, engine(), no_figures)
+    progress = train(student, objective, given, backend(), no_figures)
     return student, progress, load_tensors(path)[0]
 
 
@@ -187,13 +187,15 @@ def test_checkpoints_between_chunks_leave_the_result_alone(tmp_path: Path, tapes
 
 def test_a_loss_that_breaks_within_a_chunk_is_named_with_its_step(tmp_path: Path, tapes: list[Tape]):
     """The look comes after the chunk, as on a GPU after the epoch; the weights have stood still since that step."""
-    objective = Objective({"fine": Term(lambda step: (step.numbers["w"] * step.logits.square()).mean())}, {"w": broken})
+    objective = Objective(
+        {"fine": Term(lambda step: (step.hyperparameters["w"] * step.logits.square()).mean())}, {"w": broken}
+    )
     settings = TrainerSettings(epochs=2, batch_size=4, lr=1e-2, hold=1, patience=None, checkpoint_seconds=1e9)
     student = perceptron()
     given = Training("miniature", "it", split(EXAMPLES), None, settings, 0, tmp_path / "checkpoint")
     message = r"^miniature: fine is no longer finite in epoch 1, step 5;"
     with pytest.raises(Diverged, match=message):
-        train(student, objective, given, engine(), no_figures)
+        train(student, objective, given, backend(), no_figures)
     assert all(value.isfinite().all() for value in student.parameters())
     assert [tape.closed for tape in tapes] == [1]
 
@@ -203,7 +205,7 @@ def broken(epoch: float) -> float:
 
 
 @pytest.mark.parametrize("way", ["stacked", "loop"])
-def test_several_models(tmp_path: Path, way: Way, request: pytest.FixtureRequest):
+def test_several_models(tmp_path: Path, way: FusionMode, request: pytest.FixtureRequest):
     """Orders, noise, dropout rates and learning rates of their own; one ends before the others."""
 
     def together(folder: Path) -> Sequence[Fitted | Diverged]:
@@ -213,9 +215,11 @@ def test_several_models(tmp_path: Path, way: Way, request: pytest.FixtureRequest
             trainer = TrainerSettings(
                 epochs=4, batch_size=4, lr=lr, hold=0.5, patience=patience, checkpoint_seconds=1e9
             )
-            fits.append(Fit(perceptron(seed=seed), how, Plan("it", trainer, seed, RunFolder(folder / f"{seed}-{lr}"))))
+            fits.append(
+                Fit(perceptron(seed=seed), how, FitSpec("it", trainer, seed, RunFolder(folder / f"{seed}-{lr}")))
+            )
         data = replace(dataset(split(EXAMPLES)), validation=split(EXAMPLES))
-        return fit_together(fits, Lesson(data, None, normal(EXAMPLES, CLASSES, seed=4)), engine(), way)
+        return fit_fused(fits, TrainingInputs(data, None, normal(EXAMPLES, CLASSES, seed=4)), backend(), way)
 
     eager = together(tmp_path / "eager")
     tapes = request.getfixturevalue("tapes")
@@ -232,10 +236,10 @@ def test_the_faster_way_is_measured_with_recordings(tmp_path: Path, tapes: list[
     monkeypatch.setattr("kdx.training.stacked.LEAST_STEPS", 1)
     trainer = TrainerSettings(epochs=1, batch_size=4, lr=1e-3, hold=1, patience=None, checkpoint_seconds=1e9)
     fits = [
-        Fit(perceptron(), method("vanilla"), Plan("it", trainer, 0, RunFolder(tmp_path / str(index))))
+        Fit(perceptron(), method("vanilla"), FitSpec("it", trainer, 0, RunFolder(tmp_path / str(index))))
         for index in range(2)
     ]
-    fit_together(fits, Lesson(dataset(split(EXAMPLES))), engine(), "auto")
+    fit_fused(fits, TrainingInputs(dataset(split(EXAMPLES))), backend(), "auto")
     # Both ways were played four times and forgotten; then came the training.
     assert [(tape.plays, tape.closed) for tape in tapes] == [(4, 1), (4, 1), (TRIAL_PLAYS + 3, 1)]
 
@@ -250,7 +254,7 @@ def test_chunks_are_as_long_as_the_steps_are_short(monkeypatch: pytest.MonkeyPat
         seen.append(chosen.tolist())
         state.add_(chosen + row)
 
-    chunks = Chunks(step, [state], [], 2, Tape())
+    chunks = GraphedSteps(step, [state], [], 2, Tape())
     order, rows = torch.arange(10), torch.arange(5.0).reshape(5, 1)
     taken, index = [], 0
     while index < 5:
@@ -283,7 +287,7 @@ def test_a_chunk_is_as_long_as_the_recorded_step_takes(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(chunks_module, "CHUNK_SECONDS", 0.5)
-    assert Chunks(step, [], [], 2, Slow())(torch.arange(20), torch.zeros(10, 1), 0) == 4
+    assert GraphedSteps(step, [], [], 2, Slow())(torch.arange(20), torch.zeros(10, 1), 0) == 4
 
 
 def test_the_examples_of_every_step_lie_alike(monkeypatch: pytest.MonkeyPatch):
@@ -297,7 +301,7 @@ def test_the_examples_of_every_step_lie_alike(monkeypatch: pytest.MonkeyPatch):
         seen.append((chosen.tolist(), chosen.stride()))
         total.add_(chosen)
 
-    chunks = Chunks(step, [total], [], 4, Tape())
+    chunks = GraphedSteps(step, [total], [], 4, Tape())
     order, rows = torch.arange(40).reshape(2, 20), torch.zeros(5, 2, 1)
     index = 0
     while index < 5:

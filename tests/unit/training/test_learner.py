@@ -5,64 +5,66 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.miniature import engine, no_figures, perceptron
+from helpers.miniature import backend, no_figures, perceptron
 from helpers.trainings import numbered, training, two
 from torch import Tensor
 
 from kdx.errors import Diverged
 from kdx.storage.tensors import load_tensors
-from kdx.training.learner import Member, Trainee
-from kdx.training.objective import Objective, Step, Term
+from kdx.training.learner import Learner, Trainee
+from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.step import make_step
 from kdx.training.trainer import train
 
 
-def infinite(step: Step) -> Tensor:
+def infinite(step: LossInputs) -> Tensor:
     return step.logits.mean() / 0
 
 
-def undefined(step: Step) -> Tensor:
+def undefined(step: LossInputs) -> Tensor:
     return step.logits.mean().detach() * float("nan")
 
 
 @pytest.mark.parametrize("bad", [infinite, undefined])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_term(
-    tmp_path: Path, bad: Callable[[Step], Tensor], place: int
+    tmp_path: Path, bad: Callable[[LossInputs], Tensor], place: int
 ):
     terms = [("first", Term(two)), ("second", Term(two))]
     terms.insert(place, ("culprit", Term(bad)))
     message = r"miniature: culprit is no longer finite in epoch 1, step 1; try a lower trainer\.lr$"
     with pytest.raises(Diverged, match=message):
-        train(perceptron(), Objective(dict(terms)), training(tmp_path, numbered(12)), engine(), no_figures)
+        train(perceptron(), Objective(dict(terms)), training(tmp_path, numbered(12)), backend(), no_figures)
 
 
 class Breaking:
     """A term that goes wrong in one step; `how` is given the step and gives a number."""
 
-    def __init__(self, at: int, how: Callable[[Step], Tensor]) -> None:
+    def __init__(self, at: int, how: Callable[[LossInputs], Tensor]) -> None:
         self.at, self.how, self.steps = at, how, 0
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: LossInputs) -> Tensor:
         self.steps += 1
         return self.how(step) if self.steps == self.at else step.logits.square().mean()
 
 
-def steep(step: Step) -> Tensor:
+def steep(step: LossInputs) -> Tensor:
     """Finite, but its gradient is not."""
     return (step.parameters["fc1.weight"] * 0).sum().sqrt()
 
 
-def too_steep_to_square(step: Step) -> Tensor:
+def too_steep_to_square(step: LossInputs) -> Tensor:
     return step.parameters["fc2.bias"].sum() * 1e30
 
 
-def breaking(folder: Path, at: int, how: Callable[[Step], Tensor], count: int = 12, **settings) -> tuple[Breaking, str]:
+def breaking(
+    folder: Path, at: int, how: Callable[[LossInputs], Tensor], count: int = 12, **settings
+) -> tuple[Breaking, str]:
     """Train with such a term, three steps in an epoch, and give what the trainer said."""
     term = Breaking(at, how)
     given = training(folder, numbered(count), **settings)
     with pytest.raises(Diverged) as failure:
-        train(perceptron(), Objective({"fine": Term(two), "term": Term(term)}), given, engine(), no_figures)
+        train(perceptron(), Objective({"fine": Term(two), "term": Term(term)}), given, backend(), no_figures)
     return term, str(failure.value)
 
 
@@ -103,7 +105,7 @@ def test_a_weight_that_overflows_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("how", [infinite, steep])
-def test_the_last_good_checkpoint_is_kept(tmp_path: Path, how: Callable[[Step], Tensor]):
+def test_the_last_good_checkpoint_is_kept(tmp_path: Path, how: Callable[[LossInputs], Tensor]):
     """A checkpoint after every step: the one that is left was written before the step that breaks."""
     breaking(tmp_path, 5, how, checkpoint_seconds=0.0)
     tensors, header = load_tensors(tmp_path / "checkpoint")
@@ -113,7 +115,7 @@ def test_the_last_good_checkpoint_is_kept(tmp_path: Path, how: Callable[[Step], 
 
 def test_where_only_a_checkpoint_finds_it_no_step_is_taken_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As on a GPU, where a step does not wait for a look at its loss."""
-    monkeypatch.setattr(Member, "broken_term", lambda member: None)
+    monkeypatch.setattr(Learner, "broken_term", lambda member: None)
     term, said = breaking(tmp_path, 4, infinite, checkpoint_seconds=0.0)
     assert (term.steps, said.partition(" is ")[0]) == (4, "miniature: term")
 
@@ -124,9 +126,9 @@ def test_where_nobody_looks_within_an_epoch_the_weights_stand_still_from_the_fir
         student = perceptron()
         first, second = Breaking(3, infinite), Breaking(5, undefined)
         objective = Objective({"fine": Term(two), "early": Term(first), "late": Term(second)})
-        member = Member(Trainee(student, objective, training(Path(), numbered(24)), no_figures))
+        member = Learner(Trainee(student, objective, training(Path(), numbered(24)), no_figures))
         step = make_step(student, objective, eager=eager, autocast=None)
-        rows, order = torch.from_numpy(member.rows(0)).float(), member.training.order(0)
+        rows, order = torch.from_numpy(member.schedule(0)).float(), member.training.order(0)
         weights = []
         for index in range(6):
             step(member.state, member.training.batch(order[4 * index : 4 * index + 4]), {}, rows[index])
@@ -136,4 +138,4 @@ def test_where_nobody_looks_within_an_epoch_the_weights_stand_still_from_the_fir
         assert all(value.isfinite().all() for value in weights)
         assert all(torch.equal(value, weights[1]) for value in weights[2:])
         assert member.state.broken.tolist() == [4, 0, 4, 2]
-        assert str(member.broken()).startswith("miniature: early is no longer finite in epoch 1, step 3;")
+        assert str(member.diverged()).startswith("miniature: early is no longer finite in epoch 1, step 3;")

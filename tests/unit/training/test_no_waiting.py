@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdx.data.dataset import Split
-from kdx.measure.accuracy import wrong_count
+from kdx.measure.accuracy import count_errors
 from kdx.measure.sparsity import nonzero_count
 from kdx.training import step as steps
 from kdx.training.noise import NoiseSource
 from kdx.training.optimizer import ADAM, Optimizer
 from kdx.training.state import State, stacked
-from kdx.training.step import Batch, Stacking, make_step, number_names
+from kdx.training.step import Batch, Stacking, hyperparameter_names, make_step
 
 BATCH = 8
 
@@ -84,11 +84,11 @@ def step_on_fakes(
     shape = IMAGE if build.__name__ == "<lambda>" else (1, 6, 6)
     with torch.device("meta"):
         student = how.prepare(build()).to(memory_format=torch.channels_last)
-        objective = how.objective(student, perceptron(hidden=9), 32).smoothed(smoothing)
+        objective = how.objective(student, perceptron(hidden=9), 32).with_label_smoothing(smoothing)
         examples = Split(torch.empty(32, *shape), torch.empty(32, dtype=torch.int64), mirror="random", shift=1)
         logits = torch.empty(32 * examples.views, CLASSES, dtype=torch.float16)
-        chosen, row = torch.empty(BATCH, dtype=torch.int64), torch.ones(len(number_names(objective, optimizer)))
-        noise = NoiseSource(student, torch.empty(BATCH, *shape), torch.Generator(), objective.draws).buffers
+        chosen, row = torch.empty(BATCH, dtype=torch.int64), torch.ones(len(hyperparameter_names(objective, optimizer)))
+        noise = NoiseSource(student, torch.empty(BATCH, *shape), torch.Generator(), objective.noise_specs).buffers
         state = State.of(student, len(objective.terms), objective.langevin, average=optimizer.averages)
         stacking = None
         if models > 1:
@@ -135,7 +135,7 @@ def test_nobody_waits_to_ask_for_the_figures_of_an_epoch(name: str, build: Calla
         examples = Split(torch.empty(5, *shape), torch.empty(5, dtype=torch.int64))
         with Crossing():
             plain = how.finalize(deepcopy(student))
-            figures = nonzero_count(plain), wrong_count(plain, examples)
+            figures = nonzero_count(plain), count_errors(plain, examples)
     assert [figure.device.type for figure in figures] == ["meta", "meta"]
 
 

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from helpers.miniature import CLASSES, method, normal, perceptron, split, step_of
 
 from kdx.errors import UserError
-from kdx.methods.distillation import Labels
+from kdx.methods.distillation import CrossEntropy
 from kdx.methods.method import Method, build_method
-from kdx.rng import derived_seed, seeded, stream
-from kdx.training.objective import Objective, Step, Term
+from kdx.rng import derived_seed, make_generator, with_seed
+from kdx.training.objective import LossInputs, Objective, Term
 
 LABELS = {"cross_entropy": None}
 HINT = {"hint": "lambda_T"}
@@ -58,7 +58,7 @@ def test_the_gradient_is_weighted_too():
     objective = Objective(
         {"plain": Term(lambda step: step.logits.sum()), "weighted": Term(lambda s: s.logits.square().sum(), "w")}
     )
-    step = Step(parameter, torch.zeros(2), None, {}, {"w": torch.tensor(10.0)})
+    step = LossInputs(parameter, torch.zeros(2), None, {}, {"w": torch.tensor(10.0)})
     total, terms = objective.loss(step)
     (gradient,) = torch.autograd.grad(total, parameter)
     assert gradient.tolist() == [1 + 20 * 1, 1 + 20 * 2]
@@ -76,20 +76,20 @@ def test_cross_entropy_is_a_mean_over_the_batch():
     value = objective.terms["cross_entropy"].value(step)
     by_hand = -sum(F.log_softmax(logits, 1)[row, label] for row, label in enumerate(examples.labels)) / 6
     torch.testing.assert_close(value, by_hand)
-    twice = Step(logits.repeat(2, 1), step.labels.repeat(2), None, step.parameters, step.numbers)
+    twice = LossInputs(logits.repeat(2, 1), step.labels.repeat(2), None, step.parameters, step.hyperparameters)
     torch.testing.assert_close(objective.terms["cross_entropy"].value(twice), value)
 
 
 def test_the_hint_without_teacher_logits_is_a_mistake_of_the_program():
     objective = method("kd").objective(perceptron(), None, 10)
-    step = Step(normal(2, CLASSES, seed=0), torch.zeros(2), None, {}, {"T": torch.tensor(1.0)})
+    step = LossInputs(normal(2, CLASSES, seed=0), torch.zeros(2), None, {}, {"T": torch.tensor(1.0)})
     with pytest.raises(AssertionError, match="no teacher logits"):
         objective.terms["hint"].value(step)
 
 
 def test_two_parts_cannot_define_the_same_term():
     with pytest.raises(AssertionError, match="cross_entropy"):
-        Method("twice", (Labels(), Labels())).objective(perceptron(), None, 10)
+        Method("twice", (CrossEntropy(), CrossEntropy())).objective(perceptron(), None, 10)
 
 
 def test_an_unknown_part_is_named_with_its_nearest():
@@ -118,19 +118,19 @@ def test_streams_differ_by_seed_and_purpose_and_repeat():
     assert all(0 <= seed < 2**63 for seed in seeds)
     # The value is part of every published result: it must not change unnoticed.
     assert derived_seed(0, "order", 1) == 4374215849138048446
-    assert torch.equal(torch.rand(3, generator=stream(0, "a")), torch.rand(3, generator=stream(0, "a")))
+    assert torch.equal(torch.rand(3, generator=make_generator(0, "a")), torch.rand(3, generator=make_generator(0, "a")))
 
 
 def test_seeded_puts_the_global_generator_back():
     before = torch.random.get_rng_state()
-    first, again = (seeded(5, "init", lambda: torch.rand(3)) for _ in range(2))
+    first, again = (with_seed(5, "init", lambda: torch.rand(3)) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, seeded(6, "init", lambda: torch.rand(3)))
+    assert not torch.equal(first, with_seed(6, "init", lambda: torch.rand(3)))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_seeded_puts_the_global_generator_back_after_an_error():
     before = torch.random.get_rng_state()
     with pytest.raises(ZeroDivisionError):
-        seeded(5, "init", lambda: torch.rand(3) / (1 // 0))
+        with_seed(5, "init", lambda: torch.rand(3) / (1 // 0))
     assert torch.equal(torch.random.get_rng_state(), before)

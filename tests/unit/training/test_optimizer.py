@@ -12,7 +12,7 @@ from helpers.miniature import (
     BOTH_WAYS,
     CLASSES,
     SIDE,
-    engine,
+    backend,
     generator,
     method,
     named,
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdx.config.schema import TrainerSettings
-from kdx.training.learner import Member, Trainee
+from kdx.training.learner import Learner, Trainee
 from kdx.training.noise import NoiseSource
-from kdx.training.objective import Objective, Step, Term
+from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.optimizer import learning_rate
-from kdx.training.step import Batch, make_step, number_names
+from kdx.training.step import Batch, hyperparameter_names, make_step
 from kdx.training.trainer import train
 
 STEPS, EXAMPLES, LOG_SIGMA2_LR = 20, 24, 5.0
@@ -66,8 +66,8 @@ class Case:
         examples = replace(examples, images=examples.images.to(dtype))
         logits = normal(EXAMPLES, CLASSES, seed=4)
         given = replace(training(Path(), examples, logits), trainer=trainer(**settings))
-        self.member, self.dtype = Member(Trainee(self.student, objective, given, no_figures)), dtype
-        rows = np.concatenate([self.member.rows(epoch) for epoch in range(4)])[:STEPS]
+        self.member, self.dtype = Learner(Trainee(self.student, objective, given, no_figures)), dtype
+        rows = np.concatenate([self.member.schedule(epoch) for epoch in range(4)])[:STEPS]
         assert len(rows) == STEPS
         self.rows = torch.from_numpy(rows).to(dtype)
 
@@ -78,7 +78,9 @@ class Case:
         return NoiseSource(self.student, self.batch(0).images, generator(index)).draw()
 
     def numbers(self, index: int) -> dict[str, Tensor]:
-        return dict(zip(number_names(self.member.objective, self.member.optimizer), self.rows[index], strict=True))
+        return dict(
+            zip(hyperparameter_names(self.member.objective, self.member.optimizer), self.rows[index], strict=True)
+        )
 
     def with_kdx(self, eager: bool) -> dict[str, Tensor]:
         member = self.member
@@ -103,7 +105,9 @@ class Case:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.member.training.trainer, index / 6, 1 / 6) * group["factor"]
             logits = functional_call(self.student, self.noise(index), (given.images,)).float()
-            total, _ = self.member.objective.loss(Step(logits, given.labels, given.teacher_logits, parameters, numbers))
+            total, _ = self.member.objective.loss(
+                LossInputs(logits, given.labels, given.teacher_logits, parameters, numbers)
+            )
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
@@ -222,7 +226,7 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path):
     def run(folder: Path, average: float | None) -> tuple[nn.Module, list[dict[str, Tensor]], list[dict[str, Tensor]]]:
         student, steps, epochs = normalised(), [], []
 
-        def noting(step: Step) -> Tensor:
+        def noting(step: LossInputs) -> Tensor:
             steps.append({name: value.detach().clone() for name, value in step.parameters.items()})
             return two(step)
 
@@ -231,7 +235,7 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path):
             return dict
 
         given = replace(training(folder, split(12)), trainer=trainer(average=average, epochs=3))
-        train(student, Objective({"two": Term(noting)}), given, engine(), evaluate)
+        train(student, Objective({"two": Term(noting)}), given, backend(), evaluate)
         return student, steps, epochs
 
     raw, steps, _ = run(tmp_path / "raw", None)
@@ -276,9 +280,11 @@ def test_labels_are_smoothed_in_every_cross_entropy_with_them(name: str):
     student, examples = how.prepare(perceptron()), split(6)
     logits = normal(6, CLASSES, seed=3, dtype=torch.float64).requires_grad_()
     for amount in (0.0, 0.1, 0.9):
-        objective = how.objective(student, perceptron(hidden=9), 6).smoothed(amount)
-        numbers = {key: torch.tensor(number(0.0), dtype=torch.float64) for key, number in objective.numbers.items()}
-        step = Step(logits, examples.labels, None, dict(student.named_parameters()), numbers)
+        objective = how.objective(student, perceptron(hidden=9), 6).with_label_smoothing(amount)
+        numbers = {
+            key: torch.tensor(number(0.0), dtype=torch.float64) for key, number in objective.hyperparameters.items()
+        }
+        step = LossInputs(logits, examples.labels, None, dict(student.named_parameters()), numbers)
         found = objective.terms["cross_entropy"].value(step)
         expected = F.cross_entropy(logits, examples.labels, label_smoothing=amount)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
@@ -289,7 +295,7 @@ def test_labels_are_smoothed_in_every_cross_entropy_with_them(name: str):
 def test_smoothed_labels_by_hand():
     """Two classes, log odds of log 3 and -log 3: the label has 0.95 of the weight at 0.1."""
     logits = torch.tensor([[0.0, np.log(3)], [0.0, np.log(3)]], dtype=torch.float64)
-    step = Step(
+    step = LossInputs(
         logits, torch.tensor([1, 0]), None, {}, {"trainer.label_smoothing": torch.tensor(0.1, dtype=torch.float64)}
     )
     sure, unsure = -np.log(3 / 4), -np.log(1 / 4)
@@ -302,6 +308,6 @@ def test_a_training_smooths_its_labels(tmp_path: Path):
     examples, student = split(12), perceptron()
     expected = F.cross_entropy(student(examples.images), examples.labels, label_smoothing=0.2).item()
     given = replace(training(tmp_path, examples), trainer=trainer(label_smoothing=0.2, lr=1e-30, epochs=1))
-    progress = train(student, method("vanilla").objective(student, None, 12), given, engine(), no_figures)
+    progress = train(student, method("vanilla").objective(student, None, 12), given, backend(), no_figures)
     assert progress.history[0]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
     assert progress.history[0]["loss"] == pytest.approx(expected, rel=1e-5)

@@ -36,7 +36,7 @@ def losses(family: str, channels: int, prepare: Callable[[nn.Module], nn.Module]
         parameters = stacked([laid_out(student.named_parameters())] * MODELS)
         buffers = stacked([laid_out(student.named_buffers())] * MODELS)
         images, labels = torch.empty(BATCH, channels, *IMAGE[1:]), torch.empty(BATCH, dtype=torch.int64)
-        numbers = {name: torch.ones(MODELS) for name in steps.number_names(objective)}
+        numbers = {name: torch.ones(MODELS) for name in steps.hyperparameter_names(objective)}
         loss = steps._loss(prepare(student), objective, None)
         several = torch.func.vmap(loss, in_dims=(0, 0, None, None, None, 0, 0))
         return several(parameters, buffers, images, labels, torch.empty(BATCH, CLASSES), {}, numbers)[0]

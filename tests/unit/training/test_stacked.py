@@ -11,24 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.miniature import CLASSES, dataset, engine, generator, method, normal, perceptron, split
+from helpers.miniature import CLASSES, backend, dataset, generator, method, normal, perceptron, split
 from helpers.networks import IMAGE, small
 from torch import Tensor, nn
 
 import kdx.training.stacked as stacking
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.data.dataset import Split
 from kdx.errors import Diverged, Interrupted
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.runs.folder import RunFolder
-from kdx.sweep.fused_runs import Fit, Fitted, fit_together
+from kdx.sweep.fused_runs import Fit, Fitted, fit_fused
 from kdx.training.checkpoint import Progress
 from kdx.training.noise import NoiseSource
-from kdx.training.stacked import Way
+from kdx.training.stacked import FusionMode
 from kdx.training.state import State, stacked
 from kdx.training.step import Batch, Stacking, make_step
 
-WAYS: list[Way] = ["stacked", "loop"]
+WAYS: list[FusionMode] = ["stacked", "loop"]
 BOTH_WAYS = pytest.mark.parametrize("way", WAYS)
 
 
@@ -42,9 +42,9 @@ class Model:
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def fit(self, folder: Path, build: Callable[[int], nn.Module]) -> Fit:
-        trainer = single(["trainer.batch_size=4", "trainer.epochs=3", "trainer.lr=1e-2"]).trainer
-        plan = Plan("miniature", trainer.model_copy(update=dict(self.trainer)), self.seed, RunFolder(folder))
-        return Fit(build(self.seed), method(self.method, **self.settings), plan)
+        trainer = compose_config(["trainer.batch_size=4", "trainer.epochs=3", "trainer.lr=1e-2"]).trainer
+        spec = FitSpec("miniature", trainer.model_copy(update=dict(self.trainer)), self.seed, RunFolder(folder))
+        return Fit(build(self.seed), method(self.method, **self.settings), spec)
 
 
 def models(name: str, *settings: Mapping[str, Any]) -> list[Model]:
@@ -52,10 +52,10 @@ def models(name: str, *settings: Mapping[str, Any]) -> list[Model]:
     return [Model(name, each) for each in settings]
 
 
-def lesson(examples: Split) -> Lesson:
+def inputs(examples: Split) -> TrainingInputs:
     data = replace(dataset(examples), validation=replace(examples, mirror="none", shift=0))
     logits = normal(examples.views * 13, CLASSES, seed=4)
-    return Lesson(data, perceptron(hidden=9, seed=3), logits.half() if examples.shift else logits)
+    return TrainingInputs(data, perceptron(hidden=9, seed=3), logits.half() if examples.shift else logits)
 
 
 def hidden_five(seed: int) -> nn.Module:
@@ -64,18 +64,18 @@ def hidden_five(seed: int) -> nn.Module:
 
 def check(
     folder: Path,
-    way: Way,
+    way: FusionMode,
     each: Sequence[Model],
     build: Callable[[int], nn.Module] = hidden_five,
-    given: Lesson | None = None,
+    given: TrainingInputs | None = None,
     weights: bool = True,
 ) -> list[Fitted]:
     """Train all alone and together: one after another in a step they are equal, stacked they are close."""
-    given = given or lesson(split(13))
+    given = given or inputs(split(13))
     separate = [model.fit(folder / f"alone{index}", build) for index, model in enumerate(each)]
     expected = [alone(one, given) for one in separate]
     fits = [model.fit(folder / f"together{index}", build) for index, model in enumerate(each)]
-    found = fit_together(fits, given, engine(), way)
+    found = fit_fused(fits, given, backend(), way)
     results = []
     for (network, progress), result in zip(expected, found, strict=True):
         assert isinstance(result, Fitted), result
@@ -155,28 +155,28 @@ CASES = {
 
 @BOTH_WAYS
 @pytest.mark.parametrize("case", CASES)
-def test_together_is_alone(tmp_path: Path, way: Way, case: str):
+def test_together_is_alone(tmp_path: Path, way: FusionMode, case: str):
     check(tmp_path, way, CASES[case])
 
 
 # Several orders of the examples; with fixed noise on the targets also several targets, with all combinations of both.
 @BOTH_WAYS
 @pytest.mark.parametrize("name", ["vanilla", "kd-vbd", "noisy", "noisy, once and for all"])
-def test_seeds_have_their_own_batches(tmp_path: Path, way: Way, name: str):
+def test_seeds_have_their_own_batches(tmp_path: Path, way: FusionMode, name: str):
     word, _, fixed = name.partition(", ")
     settings = {"resample": False} if fixed else {}
     each = [Model(word, settings, seed=seed, trainer={"lr": lr}) for seed, lr in ((3, 1e-2), (0, 1e-2), (3, 2e-2))]
-    check(tmp_path, way, each, given=lesson(replace(split(13), mirror="random")))
+    check(tmp_path, way, each, given=inputs(replace(split(13), mirror="random")))
 
 
 @BOTH_WAYS
 @pytest.mark.parametrize("name", ["kd", "noisy, once and for all"])
 @pytest.mark.parametrize("seeds", [(0, 0), (3, 0)])
-def test_shifted_views_have_their_own_logits(tmp_path: Path, way: Way, name: str, seeds: tuple[int, int]):
+def test_shifted_views_have_their_own_logits(tmp_path: Path, way: FusionMode, name: str, seeds: tuple[int, int]):
     word, _, fixed = name.partition(", ")
     settings = [{"resample": False, "sigma": sigma} if fixed else {"T": 9 * sigma} for sigma in (0.3, 0.6)]
     each = [Model(word, own, seed=seed) for own, seed in zip(settings, seeds, strict=True)]
-    check(tmp_path, way, each, given=lesson(replace(split(13), mirror="random", shift=1)))
+    check(tmp_path, way, each, given=inputs(replace(split(13), mirror="random", shift=1)))
 
 
 # Batch norm, grouped, strided and 1x1 convolutions, pooling of every kind, dropout that belongs to the network.
@@ -185,8 +185,8 @@ FAMILIES = ["lenet", "vgg", "resnet", "densenet", "keras-resnet"]
 
 @BOTH_WAYS
 @pytest.mark.parametrize("family", FAMILIES)
-def test_networks_with_convolutions(tmp_path: Path, way: Way, family: str):
-    given = lesson(Split(normal(13, *IMAGE, seed=1), split(13).labels))
+def test_networks_with_convolutions(tmp_path: Path, way: FusionMode, family: str):
+    given = inputs(Split(normal(13, *IMAGE, seed=1), split(13).labels))
     trainer = {"batch_size": 13, "lr": 1e-3}
     each = [Model("kd", own, trainer=trainer) for own in ({"T": 2.0}, {"T": 4.0, "lambda_T": 0.1})]
     # A bias before batch norm has no gradient but rounding, which Adam blows up: weights are compared below.
@@ -206,7 +206,8 @@ def test_gradients_and_statistics_of_one_step(family: str):
         {name: value.double() if value.is_floating_point() else value for name, value in one.items()} for one in drawn
     ]
     rows = [
-        torch.tensor([number(50.0) for number in one.numbers.values()] + [1e-3, 1, 0.1, 1e-3]) for one in objectives
+        torch.tensor([number(50.0) for number in one.hyperparameters.values()] + [1e-3, 1, 0.1, 1e-3])
+        for one in objectives
     ]
     states = [State.of(student, 3) for student in students]
     together = State.stack(states)
@@ -228,8 +229,8 @@ def fits_of(folder: Path, each: Sequence[Model]) -> list[Fit]:
     return [model.fit(folder / str(index), hidden_five) for index, model in enumerate(each)]
 
 
-def alone(one: Fit, given: Lesson) -> tuple[nn.Module, Progress]:
-    return fit(one.network, one.method, given, one.plan, engine())
+def alone(one: Fit, given: TrainingInputs) -> tuple[nn.Module, Progress]:
+    return fit(one.network, one.method, given, one.spec, backend())
 
 
 def assert_same(found: Fitted | Diverged, network: nn.Module, progress: Progress, atol: float = 0) -> None:
@@ -243,8 +244,8 @@ def assert_same(found: Fitted | Diverged, network: nn.Module, progress: Progress
 # In a grouped convolution the models' numbers lie side by side.
 @BOTH_WAYS
 @pytest.mark.parametrize("family", ["mlp", "vgg"])
-def test_one_that_diverges_is_given_up_and_the_others_go_on(tmp_path: Path, way: Way, family: str, caplog):
-    given = lesson(Split(normal(13, *IMAGE, seed=1), split(13).labels))
+def test_one_that_diverges_is_given_up_and_the_others_go_on(tmp_path: Path, way: FusionMode, family: str, caplog):
+    given = inputs(Split(normal(13, *IMAGE, seed=1), split(13).labels))
 
     def fits(name: str) -> list[Fit]:
         each = learning_rates(1e-3, 1e38, 2e-3)
@@ -256,18 +257,18 @@ def test_one_that_diverges_is_given_up_and_the_others_go_on(tmp_path: Path, way:
     with pytest.raises(Diverged) as failure:
         alone(bad, given)
     together = fits("together")
-    found = fit_together(together, given, engine(), way)
+    found = fit_fused(together, given, backend(), way)
     assert isinstance(found[1], Diverged)
     assert str(found[1]) == str(failure.value)
     assert f"{failure.value}; the others go on" in caplog.text
     assert_same(found[0], *alone(first, given), atol=1e-3)
     assert_same(found[2], *alone(last, given), atol=1e-3)
     # Nothing of what is no longer finite is kept.
-    assert [each.plan.checkpoint.exists() for each in together] == [True, False, True]
+    assert [each.spec.checkpoint.exists() for each in together] == [True, False, True]
 
 
 @BOTH_WAYS
-def test_each_stops_when_its_own_patience_ends(tmp_path: Path, way: Way):
+def test_each_stops_when_its_own_patience_ends(tmp_path: Path, way: FusionMode):
     each = learning_rates(1e-4, 3e-2, 0.3, patience=2, epochs=8)
     found = check(tmp_path, way, each)
     assert len({result.progress.steps for result in found}) > 1
@@ -294,15 +295,15 @@ RESUMED = [Model("kd-vbd", own, seed=seed) for seed, own in enumerate(VARIANCE)]
 # In the middle of an epoch, and at the end of one: three steps make an epoch.
 @BOTH_WAYS
 @pytest.mark.parametrize("last", [5, 6])
-def test_stopped_together_and_continued_together_or_alone(tmp_path: Path, way: Way, last: int):
-    given = lesson(split(13))
-    whole = fit_together(fits_of(tmp_path / "whole", RESUMED), given, engine(), way)
+def test_stopped_together_and_continued_together_or_alone(tmp_path: Path, way: FusionMode, last: int):
+    given = inputs(split(13))
+    whole = fit_fused(fits_of(tmp_path / "whole", RESUMED), given, backend(), way)
     for name in ("together", "alone"):
         fits = fits_of(tmp_path / name, RESUMED)
         with stopped_after(last * len(RESUMED)), pytest.raises(Interrupted, match="3 models: stopped in epoch"):
-            fit_together(fits, given, engine(), way)
+            fit_fused(fits, given, backend(), way)
     for expected, found in zip(
-        whole, fit_together(fits_of(tmp_path / "together", RESUMED), given, engine(), way), strict=True
+        whole, fit_fused(fits_of(tmp_path / "together", RESUMED), given, backend(), way), strict=True
     ):
         assert isinstance(expected, Fitted)
         assert_same(found, expected.network, expected.progress)
@@ -311,13 +312,13 @@ def test_stopped_together_and_continued_together_or_alone(tmp_path: Path, way: W
 
 
 def test_stopped_alone_and_continued_together_with_those_that_are_as_far(tmp_path: Path, caplog):
-    given = lesson(split(13))
+    given = inputs(split(13))
     expected = [alone(one, given) for one in fits_of(tmp_path / "whole", RESUMED)]
     for one in fits_of(tmp_path / "stopped", RESUMED)[:2]:
         with stopped_after(5), pytest.raises(Interrupted):
             alone(one, given)
     with caplog.at_level(logging.INFO, "kdx.training.trainer"):
-        found = fit_together(fits_of(tmp_path / "stopped", RESUMED), given, engine(), "loop")
+        found = fit_fused(fits_of(tmp_path / "stopped", RESUMED), given, backend(), "loop")
     assert caplog.text.count("continued at step 5") == 2
     for result, (network, progress) in zip(found, expected, strict=True):
         assert_same(result, network, progress)
@@ -326,7 +327,7 @@ def test_stopped_alone_and_continued_together_with_those_that_are_as_far(tmp_pat
 
 def test_time_is_shared_out(tmp_path: Path):
     started = time.monotonic()
-    found = fit_together(fits_of(tmp_path, RESUMED), lesson(split(13)), engine(), "loop")
+    found = fit_fused(fits_of(tmp_path, RESUMED), inputs(split(13)), backend(), "loop")
     spent = time.monotonic() - started
     seconds = [result.progress.seconds for result in found if isinstance(result, Fitted)]
     assert len(seconds) == 3
@@ -336,13 +337,13 @@ def test_time_is_shared_out(tmp_path: Path):
 
 def test_the_faster_way_is_measured_without_a_trace(tmp_path: Path, caplog, monkeypatch):
     """What is tried is a copy: the result is that of the way that was chosen."""
-    given = lesson(split(13))
+    given = inputs(split(13))
     monkeypatch.setattr(stacking, "LEAST_STEPS", 9)
     with caplog.at_level(logging.INFO, "kdx.training.stacked"):
-        found = fit_together(fits_of(tmp_path / "auto", RESUMED), given, engine(), "auto")
+        found = fit_fused(fits_of(tmp_path / "auto", RESUMED), given, backend(), "auto")
     assert "is faster (measured" in caplog.text
-    way: Way = "loop" if "loop is faster" in caplog.text else "stacked"
-    expected = fit_together(fits_of(tmp_path / "given", RESUMED), given, engine(), way)
+    way: FusionMode = "loop" if "loop is faster" in caplog.text else "stacked"
+    expected = fit_fused(fits_of(tmp_path / "given", RESUMED), given, backend(), way)
     for one, other in zip(found, expected, strict=True):
         assert isinstance(other, Fitted)
         assert_same(one, other.network, other.progress)
@@ -358,19 +359,19 @@ def test_what_cannot_be_stacked_is_trained_one_after_another_and_that_is_told(
     monkeypatch.setattr("kdx.device.execution.Execution.name", executed)
     monkeypatch.setattr(stacking, "LEAST_STEPS", 9)
     monkeypatch.setattr(stacking, "_at_once", lambda *_: unable)
-    found = fit_together(fits_of(tmp_path / "auto", RESUMED), lesson(split(13)), engine(), "auto")
+    found = fit_fused(fits_of(tmp_path / "auto", RESUMED), inputs(split(13)), backend(), "auto")
     assert "WARNING" in caplog.text
     assert "3 models in a step: loop, for they cannot be stacked (NYI: a layer)" in caplog.text
-    expected = fit_together(fits_of(tmp_path / "given", RESUMED), lesson(split(13)), engine(), "loop")
+    expected = fit_fused(fits_of(tmp_path / "given", RESUMED), inputs(split(13)), backend(), "loop")
     for one, other in zip(found, expected, strict=True):
         assert isinstance(other, Fitted)
         assert_same(one, other.network, other.progress)
     # Who asks for that way hears why not.
     with pytest.raises(RuntimeError, match="NYI"):
-        fit_together(fits_of(tmp_path / "stacked", RESUMED), lesson(split(13)), engine(), "stacked")
+        fit_fused(fits_of(tmp_path / "stacked", RESUMED), inputs(split(13)), backend(), "stacked")
 
 
 def test_a_short_training_is_not_measured(tmp_path: Path, caplog):
     with caplog.at_level(logging.INFO, "kdx.training.stacked"):
-        fit_together(fits_of(tmp_path, RESUMED), lesson(split(13)), engine(), "auto")
+        fit_fused(fits_of(tmp_path, RESUMED), inputs(split(13)), backend(), "auto")
     assert "3 models in a step: loop" in caplog.text

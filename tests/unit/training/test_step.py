@@ -11,9 +11,9 @@ from torch.func import functional_call
 
 from kdx.methods.method import Method
 from kdx.training.noise import NoiseSource
-from kdx.training.objective import Objective, Step, Term
+from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.state import State
-from kdx.training.step import Batch, make_step, number_names
+from kdx.training.step import Batch, hyperparameter_names, make_step
 
 STEPS = 50
 
@@ -64,9 +64,11 @@ def with_torch(case: Case) -> tuple[dict[str, Tensor], Tensor]:
         given, lr = case.batch(index), rate(index)
         for group, factor in zip(optimiser.param_groups, (1.0, 5.0), strict=True):
             group["lr"] = lr * factor
-        numbers = dict(zip(number_names(objective), row(objective, index + 1, lr, dtype=case.dtype), strict=True))
+        numbers = dict(
+            zip(hyperparameter_names(objective), row(objective, index + 1, lr, dtype=case.dtype), strict=True)
+        )
         logits = functional_call(student, case.noise(index), (given.images,)).float()
-        total, terms = objective.loss(Step(logits, given.labels, given.teacher_logits, parameters, numbers))
+        total, terms = objective.loss(LossInputs(logits, given.labels, given.teacher_logits, parameters, numbers))
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
@@ -145,7 +147,7 @@ def test_sums_are_the_total_and_every_term(eager: bool):
             "one": Term(lambda step: step.logits.square().mean()),
             "two": Term(lambda step: step.parameters["fc1.weight"].square().sum(), weight="w"),
         },
-        numbers={"w": lambda _: 0.25},
+        hyperparameters={"w": lambda _: 0.25},
     )
     student, given = perceptron(), batch()
     one, two = student(given.images).square().mean().item(), student.fc1.weight.square().sum().item()

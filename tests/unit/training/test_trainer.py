@@ -5,29 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.miniature import CLASSES, engine, method, named, no_figures, normal, perceptron, split
+from helpers.miniature import CLASSES, backend, method, named, no_figures, normal, perceptron, split
 from helpers.trainings import LR, numbered, training, two
 from torch import Tensor, nn
 
 from kdx.training.checkpoint import Progress
-from kdx.training.learner import Reading, Trainee
-from kdx.training.objective import Objective, Step, Term
-from kdx.training.trainer import train, train_together
+from kdx.training.learner import PendingMetrics, Trainee
+from kdx.training.objective import LossInputs, Objective, Term
+from kdx.training.trainer import train, train_fused
 
 
 class Witness:
     """An objective that notes what every step was given; its loss is any that has a gradient."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[LossInputs] = []
         self.objective = Objective({"seen": Term(self._seen)}, {"half": lambda epoch: epoch / 2})
 
-    def _seen(self, step: Step) -> Tensor:
+    def _seen(self, step: LossInputs) -> Tensor:
         self.steps.append(step)
         return step.logits.square().mean()
 
     def number(self, name: str) -> list[float]:
-        return [step.numbers[name].item() for step in self.steps]
+        return [step.hyperparameters[name].item() for step in self.steps]
 
     def labels(self) -> list[list[int]]:
         return [step.labels.tolist() for step in self.steps]
@@ -37,7 +37,11 @@ def witnessed(folder: Path, count: int = 10, student: nn.Module | None = None, *
     witness, examples = Witness(), numbered(count)
     logits = examples.labels.float().reshape(-1, 1).expand(-1, CLASSES)
     progress = train(
-        student or perceptron(), witness.objective, training(folder, examples, logits, **settings), engine(), no_figures
+        student or perceptron(),
+        witness.objective,
+        training(folder, examples, logits, **settings),
+        backend(),
+        no_figures,
     )
     return witness, progress
 
@@ -93,7 +97,7 @@ def test_more_epochs_change_nothing_in_the_first_ones(tmp_path: Path):
         student = how.prepare(perceptron())
         objective = how.objective(student, perceptron(seed=1), 12)
         given = training(tmp_path / str(epochs), examples, normal(12, CLASSES, seed=4), epochs=epochs)
-        history = train(student, objective, given, engine(), no_figures).history
+        history = train(student, objective, given, backend(), no_figures).history
         histories.append([without_seconds(row) for row in history])
     assert len(histories[1]) == 5
     assert histories[0] == histories[1][:2]
@@ -132,7 +136,7 @@ def test_numbers_are_functions_of_the_time_in_epochs(tmp_path: Path):
 def test_the_history_has_means_figures_and_monitors(tmp_path: Path):
     objective = Objective(
         terms={"one": Term(lambda step: step.labels.float().mean()), "two": Term(two, weight="w")},
-        numbers={"w": lambda _: 0.5},
+        hyperparameters={"w": lambda _: 0.5},
         monitors={"largest": lambda parameters: max(value.max().item() for value in parameters.values())},
     )
     student = perceptron()
@@ -141,7 +145,7 @@ def test_the_history_has_means_figures_and_monitors(tmp_path: Path):
         student,
         objective,
         training(tmp_path, numbered(8)),
-        engine(),
+        backend(),
         lambda _: lambda: {"val_error_percent": None, "sparsity_percent": next(evaluations)},
     )
     assert list(progress.history[0]) == [
@@ -162,7 +166,7 @@ def test_no_epochs_change_nothing(tmp_path: Path):
     before = {name: value.clone() for name, value in student.state_dict().items()}
     given = training(tmp_path, numbered(8))
     given.trainer.__dict__["epochs"] = 0  # the settings refuse it
-    progress = train(student, Witness().objective, given, engine(), no_figures)
+    progress = train(student, Witness().objective, given, backend(), no_figures)
     assert progress == Progress()
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
@@ -171,22 +175,22 @@ def test_training_lowers_the_loss(tmp_path: Path):
     how, examples = method("vanilla"), split(32)
     student = perceptron(hidden=20)
     given = training(tmp_path, examples, epochs=40, batch_size=8)
-    history = train(student, how.objective(student, None, 32), given, engine(), no_figures).history
+    history = train(student, how.objective(student, None, 32), given, backend(), no_figures).history
     assert history[-1]["cross_entropy"] < 0.2 * history[0]["cross_entropy"]
 
 
 def test_all_models_are_asked_for_their_figures_before_one_answer_is_read(tmp_path: Path):
     events = []
 
-    def trainee(index: int) -> Trainee:
-        def evaluate(_epoch: int) -> Reading:
+    def train_spec(index: int) -> Trainee:
+        def evaluate(_epoch: int) -> PendingMetrics:
             events.append(f"ask {index}")
             return lambda: events.append(f"read {index}") or {}
 
         given = training(tmp_path / str(index), numbered(8), seed=index, epochs=2)
         return Trainee(perceptron(seed=index), Witness().objective, given, evaluate)
 
-    train_together([trainee(0), trainee(1)], engine())
+    train_fused([train_spec(0), train_spec(1)], backend())
     assert events == ["ask 0", "ask 1", "read 0", "read 1"] * 2
 
 
@@ -196,7 +200,7 @@ class Judge:
     def __init__(self, student: nn.Module, errors: list[float]) -> None:
         self.student, self.errors, self.weights = student, errors, []
 
-    def __call__(self, epoch: int) -> Reading:
+    def __call__(self, epoch: int) -> PendingMetrics:
         self.weights.append({name: value.clone() for name, value in self.student.state_dict().items()})
         return lambda: {"val_error_percent": self.errors[epoch - 1]}
 
@@ -206,7 +210,7 @@ def judged(folder: Path, errors: list[float], patience: int | None, **settings) 
     student = named(layers, seed=0)
     judge = Judge(student, errors)
     given = training(folder, numbered(8), epochs=len(errors), patience=patience, **settings)
-    return student, judge, train(student, Witness().objective, given, engine(), judge)
+    return student, judge, train(student, Witness().objective, given, backend(), judge)
 
 
 @pytest.mark.parametrize(

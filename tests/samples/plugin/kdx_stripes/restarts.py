@@ -5,10 +5,10 @@ from copy import deepcopy
 from torch import nn
 
 from kdx.config.base import Count
-from kdx.device.backend import Engine
-from kdx.methods.fit import Lesson, Plan, fit
+from kdx.device.backend import Backend
+from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.method import Method
-from kdx.methods.procedure import Outcome, Procedure, joined
+from kdx.methods.procedure import FitResult, Procedure, join_histories
 
 
 class Restarts(Procedure):
@@ -16,10 +16,12 @@ class Restarts(Procedure):
 
     fits: Count
 
-    def run(self, network: nn.Module, method: Method, lesson: Lesson, plan: Plan, engine: Engine) -> Outcome:
+    def run(
+        self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
+    ) -> FitResult:
         """Train; the figure is how many fits there were."""
         stages = []
         for number in range(1, self.fits + 1):
-            network, progress = fit(deepcopy(network), method, lesson, plan.at(f"fit-{number}"), engine)
+            network, progress = fit(deepcopy(network), method, inputs, spec.at(f"fit-{number}"), backend)
             stages.append(progress)
-        return Outcome(network, joined(stages), {"fits": self.fits})
+        return FitResult(network, join_histories(stages), {"fits": self.fits})

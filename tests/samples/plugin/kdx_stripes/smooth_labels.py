@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdx.methods.modifier import Context, Part
-from kdx.training.objective import Schedule, Step, Term
+from kdx.methods.modifier import Context, Modifier
+from kdx.training.objective import LossInputs, Schedule, Term
 
 
-class SmoothLabels(Part):
+class SmoothLabels(Modifier):
     """Cross entropy with the uniform distribution, weighted by `smoothing`."""
 
     smoothing: NonNegativeFloat
@@ -16,7 +16,7 @@ class SmoothLabels(Part):
     def terms(self, context: Context) -> dict[str, Term]:
         """`uniform`, in nats."""
 
-        def uniform(step: Step) -> Tensor:
+        def uniform(step: LossInputs) -> Tensor:
             return -F.log_softmax(step.logits, dim=1).mean()
 
         return {"uniform": Term(uniform, weight="smoothing")}
