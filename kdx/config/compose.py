@@ -101,7 +101,7 @@ def to_hydra(words: Iterable[str]) -> list[str]:
 
 
 def in_hydras_spelling(words: Iterable[str]) -> list[str]:
-    """The overrides of one job as `hydra_words` writes them, without the search path."""
+    """The overrides of one job as `to_hydra` writes them, without the search path."""
     names = {group.name: group.hydra_name for group in load_groups().values()}
     return [_renamed(word, names) for word in words]
 

@@ -12,13 +12,13 @@ PROCEDURES: Registry[Procedure] = Registry(
     "kdx.procedures",
     Procedure,
     {
-        "once": "kdx.methods.procedure:Once",
-        "chain": "kdx.methods.iterative_distillation:Chain",
+        "once": "kdx.methods.procedure:SingleFit",
+        "chain": "kdx.methods.iterative_distillation:IterativeDistillation",
         "iterative-pruning": "kdx.methods.weight_pruning:IterativePruning",
         "gradual-pruning": "kdx.methods.weight_pruning:GradualPruning",
-        "shrink": "kdx.methods.kddp:Shrink",
-        "sampling": "kdx.methods.langevin:Sampling",
-        "dark-knowledge": "kdx.methods.bayesian_dark_knowledge:DarkKnowledgeFit",
+        "shrink": "kdx.methods.kddp:NeuronPruning",
+        "sampling": "kdx.methods.langevin:PosteriorSampling",
+        "dark-knowledge": "kdx.methods.bayesian_dark_knowledge:BayesianDarkKnowledge",
     },
 )
 """The names allowed as `method.procedure`."""

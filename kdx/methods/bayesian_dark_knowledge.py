@@ -12,10 +12,10 @@ from kdx.methods.distillation import soft_cross_entropy
 from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.langevin import LangevinDynamics, normal_prior
 from kdx.methods.method import Method
-from kdx.methods.modifier import Context
+from kdx.methods.modifier import Context, Hyperparameter
 from kdx.methods.procedure import FitResult, Procedure
 from kdx.models.layers import NoisyLayer
-from kdx.training.objective import LossInputs, Schedule, Term
+from kdx.training.objective import LossInputs, Term
 
 
 class NoisyInputs(NoisyLayer):
@@ -63,7 +63,7 @@ class DarkKnowledge(LangevinDynamics):
     one at its end; both are draws from the same chain.
     """
 
-    student_prior: Weight
+    student_prior: Hyperparameter[Weight]
 
     @property
     def learns_labels(self) -> bool:
@@ -94,13 +94,9 @@ class DarkKnowledge(LangevinDynamics):
             "student_prior": Term(student_prior, weight="student_prior"),
         }
 
-    def hyperparameters(self) -> dict[str, Schedule]:
-        """The sampler's numbers, and the constant weight of the student's penalty."""
-        return super().hyperparameters() | {"student_prior": lambda epoch: self.student_prior}
-
     def finalize(self, student: nn.Module) -> nn.Module:
         """The student without the sampler."""
-        assert isinstance(student, StudentAndSampler), "only what `swap` accepted is finalized"
+        assert isinstance(student, StudentAndSampler), "only what `replace_layers` accepted is finalized"
         return student.student
 
 

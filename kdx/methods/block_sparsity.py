@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kdx.config.base import Settings
 from kdx.config.ranges import Weight
-from kdx.methods.modifier import Context, Modifier
+from kdx.methods.modifier import Context, Hyperparameter, Modifier
 from kdx.models.weights import weight_parameters
-from kdx.training.objective import LossInputs, Monitor, Schedule, Term
+from kdx.training.objective import LossInputs, Monitor, Term
 
 # l1_max is equation 10 as it is printed: the largest w, not the largest |w|, so that no negative weight is pulled.
 Norm = Literal["l1_linf", "l1_l2", "l1_max"]
@@ -57,7 +57,9 @@ class BlockShape(Settings):
 class BlockSparsity(Modifier):
     """The norm of the block of teacher and student weights, weighted by `lambda_g` (VS eqs. 8-11)."""
 
-    lambda_g: Weight
+    weight = "lambda_g"
+
+    lambda_g: Hyperparameter[Weight]
     bsr: BlockShape
 
     @property
@@ -70,15 +72,6 @@ class BlockSparsity(Modifier):
         """The setting that puts the weights of one teacher into the block."""
         return "method.bsr.teacher=true" if self.bsr.teacher else None
 
-    @property
-    def batchable(self) -> frozenset[str]:
-        """`lambda_g`."""
-        return frozenset({"lambda_g"})
-
-    def unused_settings(self) -> dict[str, str]:
-        """The settings of the block, if `lambda_g` is 0."""
-        return {} if self.lambda_g else {"bsr": "method.lambda_g=0"}
-
     def terms(self, context: Context) -> dict[str, Term]:
         """`bsr`; the teacher's share of every group is constant, so it is computed here, once."""
         names, groups, teacher = self._block(context)
@@ -88,10 +81,6 @@ class BlockSparsity(Modifier):
             return block_norm(group_sizes(weights, self.bsr.norm, self.bsr.axis, groups), teacher, self.bsr.norm)
 
         return {"bsr": Term(bsr, weight="lambda_g")}
-
-    def hyperparameters(self) -> dict[str, Schedule]:
-        """`lambda_g`, constant over the run."""
-        return {"lambda_g": lambda epoch: self.lambda_g}
 
     def monitors(self, context: Context) -> dict[str, Monitor]:
         """`bsr_student_wins`: the fraction of groups with student weights in which the student's norm is the larger.

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdx.config.ranges import Temperature, Weight
-from kdx.methods.modifier import Context, Modifier
+from kdx.methods.modifier import Context, Hyperparameter, Modifier, constant
 from kdx.training.objective import LossInputs, Schedule, Term
 
 Direction = Literal["ts", "st"]
@@ -90,29 +90,24 @@ class Distillation(Modifier):
     `decoupled` it is split into target-class and non-target-class KL, the latter weighted by `beta` (Zhao et al. 2022).
     """
 
-    T: Temperature
-    lambda_T: Weight
+    weight = "lambda_T"
+
+    T: Hyperparameter[Temperature]
+    lambda_T: Hyperparameter[Weight]
     kl_dir: Direction
     reduction: Reduction
     standardize: bool = False
     decoupled: bool = False
-    beta: Weight = 8
+    beta: Hyperparameter[Weight] = 8
 
     @property
     def needs_teacher(self) -> bool:
         """True: the loss compares with the teacher's logits."""
         return True
 
-    @property
-    def batchable(self) -> frozenset[str]:
-        """The temperature and the weights."""
-        return frozenset({"T", "lambda_T", "beta"})
-
     def unused_settings(self) -> dict[str, str]:
         """All other settings if `lambda_T` is 0, and `beta` unless the loss is `decoupled`."""
-        if not self.lambda_T:
-            return dict.fromkeys({*type(self).model_fields} - {"lambda_T"}, "method.lambda_T=0")
-        return {} if self.decoupled else {"beta": "method.decoupled=false"}
+        return ({} if self.decoupled else {"beta": "method.decoupled=false"}) | super().unused_settings()
 
     def terms(self, context: Context) -> dict[str, Term]:
         """`hint`, the distillation loss with the stored teacher logits."""
@@ -128,19 +123,16 @@ class Distillation(Modifier):
 
         return {"hint": Term(hint, weight="lambda_T")}
 
-    def hyperparameters(self) -> dict[str, Schedule]:
-        """The temperature and the weights, constant over the run."""
-        beta = {"beta": lambda epoch: self.beta} if self.decoupled else {}
-        return {"T": lambda epoch: self.T, "lambda_T": lambda epoch: self.lambda_T} | beta
-
 
 class Mixed(Modifier):
     """(1 - `alpha`) times the cross entropy with the labels + `alpha` times a distillation loss at temperature `T`."""
 
     softened_term: ClassVar[str]
 
-    alpha: Annotated[float, Field(ge=0, le=1)]
-    T: Temperature
+    weight = "alpha"
+
+    alpha: Hyperparameter[Annotated[float, Field(ge=0, le=1)]]
+    T: Hyperparameter[Temperature]
 
     @property
     def needs_teacher(self) -> bool:
@@ -151,15 +143,6 @@ class Mixed(Modifier):
     def learns_labels(self) -> bool:
         """Whether `alpha` leaves the labels any weight."""
         return self.alpha < 1
-
-    @property
-    def batchable(self) -> frozenset[str]:
-        """`alpha` and `T`."""
-        return frozenset({"alpha", "T"})
-
-    def unused_settings(self) -> dict[str, str]:
-        """`T`, if the distillation loss has no weight."""
-        return {} if self.alpha else dict.fromkeys({*type(self).model_fields} - {"alpha"}, "method.alpha=0")
 
     def softened(self, step: LossInputs) -> Tensor:
         """The distillation loss, a scalar in nats."""
@@ -174,11 +157,7 @@ class Mixed(Modifier):
 
     def hyperparameters(self) -> dict[str, Schedule]:
         """The temperature and both weights, constant over the run."""
-        return {
-            "T": lambda epoch: self.T,
-            "alpha": lambda epoch: self.alpha,
-            "one_minus_alpha": lambda epoch: 1 - self.alpha,
-        }
+        return super().hyperparameters() | {"one_minus_alpha": constant(1 - self.alpha)}
 
 
 class Mixture(Mixed):

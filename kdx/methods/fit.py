@@ -1,4 +1,4 @@
-"""One fit: a network is trained with a method on the data and teacher logits of a lesson."""
+"""One fit: a network is trained with a method on data and teacher logits."""
 
 import logging
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from kdx.methods.method import Method
 from kdx.rng import derived_seed
 from kdx.runs.folder import RunFolder
 from kdx.training.checkpoint import Progress
-from kdx.training.learner import PendingMetrics, Trainee, Training
+from kdx.training.learner import PendingMetrics, TrainSpec
 from kdx.training.trainer import train
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class FitSpec:
         return self.folder.path / f"checkpoint{self.stage and '-'}{self.stage}.safetensors"
 
     def at(self, stage: str, **trainer: Any) -> "FitSpec":
-        """The plan of one of several fits in the same folder, with some of the trainer's settings changed."""
+        """The spec of one of several fits in the same folder, with some of the trainer's settings changed."""
         return replace(
             self, stage=stage, title=f"{self.title}, {stage}", trainer=self.trainer.model_copy(update=trainer)
         )
@@ -77,7 +77,7 @@ def fit(
 ) -> tuple[nn.Module, Progress]:
     """Train `network` with `method`; return the plain network and the training's progress."""
     train_spec = make_train_spec(network, method, inputs, spec, backend, after_epoch)
-    progress = train(train_spec.student, train_spec.objective, train_spec.training, backend, train_spec.evaluate)
+    progress = train(train_spec, backend)
     return method.finalize(train_spec.student), progress
 
 
@@ -107,7 +107,7 @@ def make_train_spec(
     spec: FitSpec,
     backend: Backend,
     after_epoch: AfterEpoch = lambda student, epoch: None,
-) -> Trainee:
+) -> TrainSpec:
     """The trainer's arguments for one fit.
 
     For every method, layers are substituted here, then moved to the device, then given to the optimizer.
@@ -134,7 +134,10 @@ def make_train_spec(
         return read
 
     stored = inputs.teacher_logits
-    training = Training(
+    return TrainSpec(
+        student=student,
+        objective=objective,
+        evaluate=evaluate,
         title=spec.title,
         identity="/".join([spec.folder.path.name, data.fingerprint, *filter(None, [spec.stage])]),
         examples=data.train,
@@ -146,4 +149,3 @@ def make_train_spec(
         seed=derived_seed(spec.seed, spec.stage) if spec.stage else spec.seed,
         checkpoint=spec.checkpoint,
     )
-    return Trainee(student, objective, training, evaluate)

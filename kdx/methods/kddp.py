@@ -16,7 +16,7 @@ from kdx.device.backend import Backend
 from kdx.errors import UserError
 from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.method import Method
-from kdx.methods.modifier import Context, Modifier
+from kdx.methods.modifier import Context, Hyperparameter, Modifier, constant
 from kdx.methods.procedure import FitResult, Procedure, join_histories
 from kdx.models.layers import eval_mode
 from kdx.models.neurons import Hidden, hidden_layer, without_neurons
@@ -47,13 +47,8 @@ class Activity(Modifier):
     """
 
     layer: str | None
-    L1: Weight
+    L1: Hyperparameter[Weight]
     l1_reduction: Literal["sum", "mean"]
-
-    @property
-    def batchable(self) -> frozenset[str]:
-        """`L1`."""
-        return frozenset({"L1"})
 
     def terms(self, context: Context) -> dict[str, Term]:
         """The penalty `activation_l1` and, with weight 0, `active_neurons`: how many are above zero for any example."""
@@ -71,7 +66,7 @@ class Activity(Modifier):
 
     def hyperparameters(self) -> dict[str, Schedule]:
         """The constant weight `L1`, and 0 as the weight of what is only recorded."""
-        return {"L1": lambda epoch: self.L1, "no_weight": lambda epoch: 0.0}
+        return super().hyperparameters() | {"no_weight": constant(0.0)}
 
     def feature_layers(self, student: nn.Module) -> tuple[str, ...]:
         """The name of the ReLU behind the layer."""
@@ -102,8 +97,10 @@ class NeuronPruning(Procedure):
         assert isinstance(network, nn.Sequential), "every network of kdx is a plain sequence of layers"
         # By name, because after a round another layer may have more weights than this one.
         hidden = hidden_layer(network, _activity(method).layer)
-        penalised = replace(method, parts=tuple(_on(part, hidden) for part in method.modifiers))
-        unpenalised = replace(method, parts=tuple(part for part in method.modifiers if not isinstance(part, Activity)))
+        penalised = replace(method, modifiers=tuple(_on(part, hidden) for part in method.modifiers))
+        unpenalised = replace(
+            method, modifiers=tuple(part for part in method.modifiers if not isinstance(part, Activity))
+        )
         stages: list[Progress] = []
         before = _width(network, hidden)
 
@@ -144,8 +141,8 @@ def _activity(method: Method) -> Activity:
         if isinstance(part, Activity):
             return part
     raise UserError(
-        f"method.parts: '{', '.join(part.__class__.__name__ for part in method.modifiers)}' has nothing that silences"
-        " neurons for method.procedure=shrink; allowed: a list with activity"
+        f"method.parts: method={method.name} has nothing that silences neurons for method.procedure=shrink; allowed: a"
+        " list with activity"
     )
 
 

@@ -14,7 +14,7 @@ from kdx.device.backend import Backend
 from kdx.errors import UserError
 from kdx.methods.fit import FitSpec, TrainingInputs, fit
 from kdx.methods.method import Method
-from kdx.methods.modifier import Context, Modifier
+from kdx.methods.modifier import Context, Hyperparameter, Modifier
 from kdx.methods.procedure import FitResult, Procedure
 from kdx.models.ensemble import Ensemble
 from kdx.storage.tensors import load_weights, save_weights, template_of
@@ -37,7 +37,7 @@ class LangevinDynamics(Modifier):
     """
 
     eta: StepSize
-    prior: Weight
+    prior: Hyperparameter[Weight]
     decay: Exponent
     decay_epochs: Annotated[float, Field(ge=0.001)]
 
@@ -56,10 +56,8 @@ class LangevinDynamics(Modifier):
 
     def hyperparameters(self) -> dict[str, Schedule]:
         """The step size over time and the constant precision."""
-        return {
-            "eta": lambda epoch: self.eta * (1 + epoch / self.decay_epochs) ** -self.decay,
-            "prior": lambda epoch: self.prior,
-        }
+        step_sizes = {"eta": lambda epoch: self.eta * (1 + epoch / self.decay_epochs) ** -self.decay}
+        return step_sizes | super().hyperparameters()
 
     def noise_specs(self, context: Context) -> dict[str, NoiseSpec]:
         """Standard normal numbers for every parameter that is sampled."""

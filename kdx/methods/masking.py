@@ -55,7 +55,7 @@ class Masking(Modifier):
         """Mask the linear and convolutional layers that contain zeros; raises ValueError if there is no such layer."""
         kept: float | None = None
 
-        # `substitute` goes through the layers in their order, so the last layer seen is the one before a dropout.
+        # `replace_layers` goes through the layers in their order, so the last layer seen is the one before a dropout.
         def replacement(layer: nn.Module) -> nn.Module | None:
             nonlocal kept
             if isinstance(layer, nn.Linear | nn.Conv2d):

@@ -1,6 +1,7 @@
 """A part of a method: one technique, with its settings and what it does to layers, loss and result."""
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -35,8 +36,26 @@ class Unreached:
     epoch: float
 
 
+_IS_HYPERPARAMETER = object()
+T = TypeVar("T")
+Hyperparameter = Annotated[T, _IS_HYPERPARAMETER]
+"""A field that a modifier's loss terms read as `inputs.hyperparameters[NAME]`, a tensor, constant over the run."""
+
+
+def constant(value: float) -> Schedule:
+    """The schedule that has this value at all times."""
+    return lambda epoch: value
+
+
 class Modifier(Settings):
-    """One technique of a method; its fields are keys of the method's YAML, and every hook does nothing by default."""
+    """One technique of a method, such as a loss term or a kind of layer, listed in the `parts` of the method's YAML.
+
+    Its fields are keys of that YAML; those that its loss terms read are marked as `Hyperparameter`. Every hook does
+    nothing by default.
+    """
+
+    weight: ClassVar[str | None] = None
+    """The field that multiplies all that this modifier does: at 0 its other fields have no effect."""
 
     @property
     def needs_teacher(self) -> bool:
@@ -45,7 +64,7 @@ class Modifier(Settings):
 
     @property
     def learns_labels(self) -> bool:
-        """Whether a term is `Step.cross_entropy`, which applies label smoothing."""
+        """Whether a term is `LossInputs.cross_entropy`, which applies label smoothing."""
         return False
 
     @property
@@ -65,11 +84,13 @@ class Modifier(Settings):
         They may change the numbers of a step, the layers' own numbers, the targets, the initial values or the finished
         network, but neither a layer's shape nor what the loss terms compute.
         """
-        return frozenset()
+        return frozenset(self._marked())
 
     def unused_settings(self) -> dict[str, str]:
         """The fields without effect beside the value of another one, each with that other setting as it is typed."""
-        return {}
+        if self.weight is None or getattr(self, self.weight):
+            return {}
+        return dict.fromkeys({*type(self).model_fields} - {self.weight}, f"method.{self.weight}=0")
 
     def unreached(self, epochs: int) -> dict[str, Unreached]:
         """The fields that a schedule does not bring to their value within `epochs` epochs."""
@@ -93,7 +114,7 @@ class Modifier(Settings):
 
     def hyperparameters(self) -> dict[str, Schedule]:
         """The numbers that its terms read, each as a function of the time in epochs."""
-        return {}
+        return {name: constant(getattr(self, name)) for name in self._marked()}
 
     def lr_multipliers(self, student: nn.Module) -> dict[str, str]:
         """The parameters whose learning rate is multiplied, with the name of the number that multiplies it."""
@@ -118,3 +139,6 @@ class Modifier(Settings):
     def finalize(self, student: nn.Module) -> nn.Module:
         """The student with this part's layers replaced by plain ones."""
         return student
+
+    def _marked(self) -> list[str]:
+        return [name for name, field in type(self).model_fields.items() if _IS_HYPERPARAMETER in field.metadata]

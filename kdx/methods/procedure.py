@@ -53,8 +53,8 @@ class Procedure(Settings):
     ) -> FitResult:
         """Train `network` from its initial weights.
 
-        Each fit has a `Plan.at` of its own, so that resuming does not repeat the finished ones; what happens between
-        fits must depend on nothing but the networks and the plan.
+        Each fit has a `FitSpec.at` of its own, so that resuming does not repeat the finished ones; what happens between
+        fits must depend on nothing but the networks and `spec`.
         """
         raise TypeError(f"{type(self).__name__} does not say how it trains")
 

@@ -8,11 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kdx.config.ranges import Factor, LogVariance
-from kdx.methods.modifier import Context
+from kdx.methods.modifier import Context, Hyperparameter
 from kdx.methods.warm_up import WarmUp
 from kdx.models.layers import NoisyLayer
 from kdx.models.surgery import Geometry, replace_layers
-from kdx.training.objective import LossInputs, Schedule, Term
+from kdx.training.objective import LossInputs, Term
 
 VARIANCE_FLOOR = 1e-8
 LOG_ALPHA_LIMIT = 8.0
@@ -123,7 +123,7 @@ class Variational(WarmUp):
 
     variational: Literal["svd", "vbd"]
     log_sigma2_init: LogVariance
-    log_sigma2_lr: Factor
+    log_sigma2_lr: Hyperparameter[Factor]
     threshold: Annotated[float, Field(ge=-LOG_ALPHA_LIMIT, le=LOG_ALPHA_LIMIT)]
 
     @property
@@ -166,10 +166,6 @@ class Variational(WarmUp):
             return torch.stack(sums).sum() / context.examples
 
         return {"kl": Term(kl, weight="lambda_V")}
-
-    def hyperparameters(self) -> dict[str, Schedule]:
-        """The warm-up of `lambda_V`, and the constant `log_sigma2_lr`."""
-        return {**super().hyperparameters(), "log_sigma2_lr": lambda epoch: self.log_sigma2_lr}
 
     def lr_multipliers(self, student: nn.Module) -> dict[str, str]:
         """The log variances learn at `log_sigma2_lr` times the learning rate of the weights."""

@@ -40,4 +40,5 @@ class WarmUp(Modifier):
 
     def hyperparameters(self) -> dict[str, Schedule]:
         """`lambda_V` as a function of the time in epochs."""
-        return {"lambda_V": warming_up(self.lambda_V, self.warmup_start, self.warmup_end)}
+        schedule = warming_up(self.lambda_V, self.warmup_start, self.warmup_end)
+        return {"lambda_V": schedule, **super().hyperparameters()}

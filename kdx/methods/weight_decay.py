@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kdx.config.ranges import Weight
-from kdx.methods.modifier import Context, Modifier
+from kdx.methods.modifier import Context, Modifier, constant
 from kdx.models.weights import weight_parameters
 from kdx.training.objective import LossInputs, Schedule, Term
 
@@ -32,4 +32,4 @@ class L2(Modifier):
 
     def hyperparameters(self) -> dict[str, Schedule]:
         """`l2`, constant over the run."""
-        return {"l2": lambda epoch: self.l2} if self.l2 else {}
+        return {"l2": constant(self.l2)} if self.l2 else {}

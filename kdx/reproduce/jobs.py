@@ -33,7 +33,7 @@ SMOKE_DATASET = ("dataset=digits", "dataset.validation=100", "dataset.train_size
 class Request:
     """What the user asks of a table: rows, seeds, budget, and overrides for every run.
 
-    `train` says whether missing runs are trained, for rows that match `rows` (a pattern with * and ?); `recorded`
+    `train` says whether missing runs are trained, for rows that match `rows` (a pattern with * and ?); `reuse`
     whether results in the existing table are taken. `launcher` chooses and sets a Hydra launcher, if not empty.
     """
 

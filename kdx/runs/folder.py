@@ -109,7 +109,7 @@ class RunFolder:
         raise UserError(f"{path} is damaged: {reason}; repeat the run with force=true or delete its folder")
 
     def lock(self, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Lock the folder against other processes; see `held`."""
+        """Lock the folder against other processes; see `file_lock`."""
         return file_lock(self.path, wait=wait)
 
     def clear(self) -> None:

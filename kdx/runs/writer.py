@@ -29,7 +29,7 @@ def write_results(
 ) -> None:
     """Write the tables of a finished folder; `metrics.json` is written last, because it marks the run as finished.
 
-    `names` say what the run is, `figures` are those that only its procedure knows, `machine` is `Engine.record`.
+    `names` say what the run is, `figures` are those that only its procedure knows, `machine` is `Backend.record`.
     Among the metrics `epochs` are those that were trained, in all fits; `best_epoch` is the one whose weights were
     taken, where that is not the last.
     """

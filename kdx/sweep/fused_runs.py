@@ -23,7 +23,6 @@ from kdx.methods.method import Method
 from kdx.methods.procedure import FitResult, SingleFit
 from kdx.runs.folder import RunFolder, run_folder
 from kdx.sweep.grouping import models_that_fit, split_evenly
-from kdx.training.checkpoint import Progress
 from kdx.training.stacked import FusionMode
 from kdx.training.trainer import train_fused
 
@@ -39,27 +38,25 @@ class Fit:
     spec: FitSpec
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """The result of one of them: plain network, progress, how many were trained together, and `initial_figures`."""
-
-    network: nn.Module
-    progress: Progress
-    models: int
-    initial: dict[str, float]
-
-
 def fit_fused(
     fits: Sequence[Fit], inputs: TrainingInputs, backend: Backend, way: FusionMode
-) -> list[Fitted | Diverged]:
-    """`fit` for several networks of one structure, in step; for one that diverged, the exception."""
+) -> list[FitResult | Diverged]:
+    """`fit` for several networks of one structure, in step; for one that diverged, the exception.
+
+    The figures are `initial_figures` and `fused_models`, how many were trained together.
+    """
     # First, because the networks are then prepared and trained in place.
     initial = [initial_figures(each.network, each.method, each.spec) for each in fits]
     train_specs = [make_train_spec(each.network, each.method, inputs, each.spec, backend) for each in fits]
-    trained = train_fused(train_specs, backend, way)
+    learners = train_fused(train_specs, backend, way)
     return [
-        one.failure or Fitted(each.method.finalize(train_spec.student), one.progress, one.models, figures)
-        for each, train_spec, one, figures in zip(fits, train_specs, trained, initial, strict=True)
+        learner.failure
+        or FitResult(
+            each.method.finalize(learner.student),
+            learner.progress,
+            {**figures, "fused_models": learner.fused_models},
+        )
+        for each, learner, figures in zip(fits, learners, initial, strict=True)
     ]
 
 
@@ -72,7 +69,7 @@ class _Run:
 
 
 def run_fused(configs: Sequence[Config], way: FusionMode, max_models: int | None) -> list[Path | Exception | None]:
-    """Run experiments of one `kdx.sweep.grouping.kind`, as many at once as fit in memory or `max_models`.
+    """Run experiments of one `kdx.sweep.grouping.fusion_key`, as many at once as fit in memory or `max_models`.
 
     Returns for each its folder or its failure, and None for those that are left to `kdx.experiment.run`: finished runs,
     runs that another process works on, and a single remaining run. Each run writes the same folder as alone; its
@@ -145,7 +142,7 @@ def _outcomes(runs: Sequence[_Run], way: FusionMode, max_models: int | None) -> 
 def _refused(run: _Run, network: nn.Module) -> UserError | None:
     """The error if the run's method does not apply to the network, because of a setting in which the runs differ."""
     try:
-        # `kind` admits only methods of one fit.
+        # `fusion_key` admits only methods of one fit.
         SingleFit().check_network(network, run.method)
     except UserError as error:
         return error
@@ -162,13 +159,13 @@ def _of_part(
         for half in split_evenly(runs, (len(runs) + 1) // 2):
             yield from _of_part(half, inputs, backend, way)
         return
-    for run, fitted in zip(runs, results, strict=True):
-        yield run, fitted if isinstance(fitted, Diverged) else _reported(run, fitted, inputs, backend)
+    for run, result in zip(runs, results, strict=True):
+        yield run, result if isinstance(result, Diverged) else _reported(run, result, inputs, backend)
 
 
 def _trained(
     runs: Sequence[_Run], inputs: TrainingInputs, backend: Backend, way: FusionMode
-) -> list[Fitted | Diverged] | None:
+) -> list[FitResult | Diverged] | None:
     """The results of the runs; None if there was not enough memory for more than one model."""
     fits = [Fit(initial_student(run.config, inputs.data), run.method, fit_spec(run.config, run.folder)) for run in runs]
     try:
@@ -181,10 +178,9 @@ def _trained(
     return None
 
 
-def _reported(run: _Run, fitted: Fitted, inputs: TrainingInputs, backend: Backend) -> Path | Exception:
-    outcome = FitResult(fitted.network, fitted.progress, {**fitted.initial, "fused_models": fitted.models})
+def _reported(run: _Run, result: FitResult, inputs: TrainingInputs, backend: Backend) -> Path | Exception:
     try:
-        report(run.config, fit_spec(run.config, run.folder), outcome, inputs, backend)
+        report(run.config, fit_spec(run.config, run.folder), result, inputs, backend)
     except Exception as failure:
         return failure
     return run.folder.path

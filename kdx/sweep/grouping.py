@@ -31,7 +31,7 @@ USABLE_FRACTION = 0.7
 def fusion_key(config: Config) -> str | None:
     """A key that is equal for runs which can be trained together; None for a method that needs more than one fit.
 
-    It covers everything but the seed and the numbers that a step reads: those of the trainer and `Part.varying`.
+    It covers everything but the seed and the numbers that a step reads: those of the trainer and `Modifier.batchable`.
     """
     method, procedure = build(config.method)
     if not isinstance(procedure, SingleFit):

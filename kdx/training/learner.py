@@ -35,13 +35,16 @@ It does not wait for the device, so that several students can be evaluated befor
 
 
 @dataclass(frozen=True)
-class Training:
-    """Everything that a training needs besides the student and its objective.
+class TrainSpec:
+    """One training: its data and settings, the student, its objective, and the evaluation after every epoch.
 
     `identity` names the training, so that only its own checkpoint is loaded; `teacher_logits`, float32 or float16, has
     one row per view of `examples`, (samples * views, classes), or is None.
     """
 
+    student: nn.Module
+    objective: Objective
+    evaluate: Evaluate
     title: str
     identity: str
     examples: Split
@@ -63,27 +66,19 @@ class Training:
         )
 
 
-@dataclass(frozen=True)
-class Trainee:
-    """The arguments of one training: student, objective, data and settings, and the evaluation after every epoch."""
-
-    student: nn.Module
-    objective: Objective
-    training: Training
-    evaluate: Evaluate
-
-
 class Learner:
     """A model in training; `progress` and the tensors of `state` are what a checkpoint holds.
 
-    `failure` is the reason why its training was abandoned, or None.
+    `failure` is the reason why its training was abandoned, or None; `fused_models` counts those trained together with
+    it, itself included.
     """
 
-    def __init__(self, train_spec: Trainee) -> None:
-        self.student, self.training, self.evaluate = train_spec.student, train_spec.training, train_spec.evaluate
+    def __init__(self, spec: TrainSpec) -> None:
+        self.spec, self.student = spec, spec.student
         self.failure: Diverged | None = None
-        trainer, examples = self.training.trainer, self.training.examples
-        self.objective = train_spec.objective.with_label_smoothing(trainer.label_smoothing)
+        self.fused_models = 1
+        trainer, examples = spec.trainer, spec.examples
+        self.objective = spec.objective.with_label_smoothing(trainer.label_smoothing)
         self.optimizer = _optimizer(trainer, self.student, self.objective)
         self.batch_size = min(trainer.batch_size, examples.per_epoch)
         # An epoch's last, incomplete batch is dropped; every epoch has another order, so no example is always dropped.
@@ -97,7 +92,7 @@ class Learner:
         )
         device = examples.images.device
         images, _ = examples.take(torch.arange(self.batch_size, device=device))
-        generator = make_generator(self.training.seed, "noise", device=device)
+        generator = make_generator(self.spec.seed, "noise", device=device)
         self.noise = NoiseSource(self.student, images, generator, self.objective.noise_specs)
         self.progress = Progress()
         # The best epoch's network so far, for early stopping.
@@ -111,7 +106,7 @@ class Learner:
     @property
     def done(self) -> bool:
         """Whether training has ended: all epochs done, stopped early, or failed."""
-        trainer, best = self.training.trainer, self.progress.best_epoch
+        trainer, best = self.spec.trainer, self.progress.best_epoch
         impatient = trainer.patience is not None and best is not None and self.epoch - best >= trainer.patience
         return self.failure is not None or impatient or self.epoch >= trainer.epochs
 
@@ -123,7 +118,7 @@ class Learner:
     def resume(self) -> bool:
         """Continue from the checkpoint, if there is one; return whether there was."""
         tensors = self._tensors()
-        found = load_checkpoint(self.training.checkpoint, self.training.identity, tensors)
+        found = load_checkpoint(self.spec.checkpoint, self.spec.identity, tensors)
         if found is not None:
             self.progress = found
             self.noise.seek(tensors["noise_position"])
@@ -131,7 +126,7 @@ class Learner:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        save_checkpoint(self.training.checkpoint, self.training.identity, self.progress, self._tensors())
+        save_checkpoint(self.spec.checkpoint, self.spec.identity, self.progress, self._tensors())
 
     def mean_losses(self) -> list[float]:
         """The means over the epoch's steps of the loss and of every term; waits for the device."""
@@ -155,14 +150,14 @@ class Learner:
         epoch, place = divmod(step - 1, self.steps_per_epoch)
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         return Diverged(
-            f"{self.training.title}: {', '.join(broken[:NAMED]) or 'loss'}{more} is no longer finite in epoch"
+            f"{self.spec.title}: {', '.join(broken[:NAMED]) or 'loss'}{more} is no longer finite in epoch"
             f" {epoch + 1}, step {place + 1}; try a lower {' or '.join(self._step_sizes())}"
         )
 
     def evaluate_epoch(self) -> PendingMetrics:
         """Start evaluating the student at the end of an epoch in which everything was finite."""
         with self._as_result():
-            return self.evaluate(self.epoch + 1)
+            return self.spec.evaluate(self.epoch + 1)
 
     def close_epoch(self, means: list[float], seen: PendingMetrics) -> None:
         """Add the epoch to the history: the means of the loss terms, and the evaluation `seen`."""
@@ -204,11 +199,11 @@ class Learner:
         times = [epoch + index / count for index in range(count)]
         columns = {name: [number(time) for time in times] for name, number in self.objective.hyperparameters.items()}
         columns |= {"lr": [self._lr(time) for time in times]}
-        columns |= step_numbers(self.training.trainer, epoch * count + 1, count)
+        columns |= step_numbers(self.spec.trainer, epoch * count + 1, count)
         return np.array([columns[name] for name in hyperparameter_names(self.objective, self.optimizer)]).T
 
     def _lr(self, time_in_epochs: float) -> float:
-        return learning_rate(self.training.trainer, time_in_epochs, 1 / self.steps_per_epoch)
+        return learning_rate(self.spec.trainer, time_in_epochs, 1 / self.steps_per_epoch)
 
     def _step_sizes(self) -> dict[str, Schedule]:
         """The settings of the step size, by key: the learning rate, if any parameter has one, and others."""

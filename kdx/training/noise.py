@@ -11,7 +11,7 @@ from kdx.training.objective import NoiseSpec
 
 
 class NoiseSource:
-    """Buffers for the noise of every `NoisyLayer` of a model and of every `Draw` of its objective.
+    """Buffers for the noise of every `NoisyLayer` of a model and of every `NoiseSpec` of its objective.
 
     They are filled before each step from one generator.
     """

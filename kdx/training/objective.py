@@ -18,9 +18,9 @@ LABEL_SMOOTHING = "trainer.label_smoothing"
 class LossInputs:
     """Everything that a loss term can read in one training step on `batch` examples.
 
-    `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `numbers` are 0-dimensional hyper-parameters.
+    `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `hyperparameters` are 0-dimensional.
     `activations` are the outputs of the student's watched layers, `noise` the random numbers of the objective's
-    `Draw`s.
+    `NoiseSpec`s.
     """
 
     logits: Tensor
@@ -70,8 +70,8 @@ class Term:
 class Langevin:
     """How a parameter is sampled by stochastic gradient Langevin dynamics instead of trained (Welling and Teh 2011).
 
-    `noise` names its `Draw` of standard normal numbers, `eta` the hyper-parameter that is the step size. The objective
-    is a mean over examples, so its gradient times `examples` is that of the negative log posterior.
+    `noise` names its `NoiseSpec` of standard normal numbers, `eta` the hyper-parameter that is the step size. The
+    objective is a mean over examples, so its gradient times `examples` is that of the negative log posterior.
     """
 
     noise: str
@@ -87,8 +87,8 @@ Monitor = Callable[[Mapping[str, Tensor]], float]
 class Objective:
     """Loss terms, the hyper-parameters that they and the optimizer read, and parameters with their own learning rates.
 
-    `rates` maps a parameter's name to the hyper-parameter that multiplies its learning rate, `langevin` to how it is
-    sampled; `watched` names the student's layers whose outputs the terms read, `draws` the random numbers.
+    `lr_multipliers` maps a parameter's name to the hyper-parameter that multiplies its learning rate, `langevin` to how
+    it is sampled; `feature_layers` names the layers whose outputs the terms read, `noise_specs` the random numbers.
     """
 
     terms: dict[str, Term]
@@ -111,5 +111,7 @@ class Objective:
     def with_label_smoothing(self, amount: float) -> "Objective":
         """The objective with label smoothing `amount`; 0 leaves it unchanged."""
         return (
-            replace(self, numbers={**self.hyperparameters, LABEL_SMOOTHING: lambda epoch: amount}) if amount else self
+            replace(self, hyperparameters={**self.hyperparameters, LABEL_SMOOTHING: lambda epoch: amount})
+            if amount
+            else self
         )

@@ -85,7 +85,7 @@ def _adam_numbers(first: int, count: int) -> dict[str, list[float]]:
 
 
 def make_update(optimizer: Optimizer, rates: Mapping[str, str], *, eager: bool, several: bool) -> Update:
-    """The update of the parameters that have gradients; `rates` names the factors of single parameters' learning rates.
+    """The update of the parameters that have gradients; `rates` are `Objective.lr_multipliers`.
 
     `eager` uses torch's fused Adam kernel; otherwise everything is written out, for the compiler.
     """

@@ -74,10 +74,10 @@ def stacked_step(
 def orders(members: Sequence[Learner], epoch: int) -> Tensor:
     """The views of an epoch in random order: (per_epoch,), or (models, per_epoch) if the members' orders differ."""
     if _one_order(members):
-        return members[0].training.order(epoch)
-    by_seed = {member.training.seed: member.training for member in members}
+        return members[0].spec.order(epoch)
+    by_seed = {member.spec.seed: member.spec for member in members}
     drawn = {seed: training.order(epoch) for seed, training in by_seed.items()}
-    return torch.stack([drawn[member.training.seed] for member in members])
+    return torch.stack([drawn[member.spec.seed] for member in members])
 
 
 def _stack(members: Sequence[Learner]) -> tuple[State, Noise]:
@@ -111,13 +111,13 @@ def _numbers(layer: nn.Module) -> tuple[float, ...]:
 
 
 def _one_order(members: Sequence[Learner]) -> bool:
-    return len({member.training.seed for member in members}) == 1
+    return len({member.spec.seed for member in members}) == 1
 
 
 def _gathering(members: Sequence[Learner]) -> tuple[Gather, Stacking]:
     """The function that gathers the members' batches, and which parts of them have a model dimension."""
-    examples = members[0].training.examples
-    targets = [member.training.teacher_logits for member in members]
+    examples = members[0].spec.examples
+    targets = [member.spec.teacher_logits for member in members]
     one_order, one_target = _one_order(members), all(each is targets[0] for each in targets)
     logits = targets[0] if one_target else torch.stack([each for each in targets if each is not None])
 
@@ -175,7 +175,7 @@ def _loop(first: Learner, execution: Execution, gather: Gather, stacking: Stacki
 
 def _seconds(step: RunStep, members: Sequence[Learner], state: State, noise: Noise, execution: Execution) -> float:
     """The minimum time of a step, executed as in training, on a copy of the state."""
-    scratch, examples = State.stack(state.models), members[0].training.examples
+    scratch, examples = State.stack(state.models), members[0].spec.examples
     device = examples.images.device
     epoch = min(member.epoch for member in members)
     rows = torch.from_numpy(np.stack([member.schedule(epoch)[0] for member in members])).float().to(device)

@@ -6,14 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from types import FrameType
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdx import console
 from kdx.data.dataset import copy_async
@@ -22,8 +21,7 @@ from kdx.device.execution import Execution
 from kdx.errors import Diverged, Interrupted
 from kdx.training.checkpoint import Progress
 from kdx.training.chunks import GraphedSteps
-from kdx.training.learner import Evaluate, Learner, Trainee, Training
-from kdx.training.objective import Objective
+from kdx.training.learner import Learner, TrainSpec
 from kdx.training.stacked import FusionMode, orders, stacked_step
 from kdx.training.state import State
 from kdx.training.step import Noise, RunStep, make_step
@@ -38,31 +36,20 @@ CHECKPOINT_SHARE = 0.02
 """The largest share of the time that goes into checkpoints: after a slow one the next comes later."""
 
 
-@dataclass(frozen=True)
-class LearnerResult:
-    """The result of one training: its history, how many models were trained together, and its failure, or None."""
-
-    progress: Progress
-    models: int
-    failure: Diverged | None
-
-
-def train(
-    student: nn.Module, objective: Objective, training: Training, backend: Backend, evaluate: Evaluate
-) -> Progress:
+def train(spec: TrainSpec, backend: Backend) -> Progress:
     """Minimise the objective over the student's parameters, in place; return the progress, with history and time.
 
     Resumes from the checkpoint, if there is one. Raises Interrupted, after writing a checkpoint, when the process is
     asked to stop, and Diverged when a loss term, a gradient or a weight is no longer finite: on a CPU at that step, on
     other devices at the end of the epoch or at a checkpoint, which is then not written.
     """
-    (trained,) = train_fused([Trainee(student, objective, training, evaluate)], backend)
-    if trained.failure is not None:
-        raise trained.failure
-    return trained.progress
+    (learner,) = train_fused([spec], backend)
+    if learner.failure is not None:
+        raise learner.failure
+    return learner.progress
 
 
-def train_fused(train_specs: Sequence[Trainee], backend: Backend, way: FusionMode = "auto") -> list[LearnerResult]:
+def train_fused(specs: Sequence[TrainSpec], backend: Backend, way: FusionMode = "auto") -> list[Learner]:
     """`train` for several students of one structure, whose objectives differ only in their hyper-parameters, in step.
 
     Each has its own random streams and checkpoint, so its result is that of a training alone, up to rounding. If one
@@ -70,16 +57,16 @@ def train_fused(train_specs: Sequence[Trainee], backend: Backend, way: FusionMod
     models are stepped: see `stacked_step`.
     """
     with _stop_requests() as stop:
-        members = [Learner(train_spec) for train_spec in train_specs]
+        members = [Learner(spec) for spec in specs]
         for member in members:
             if member.resume():
-                log.info("%s: continued at step %d", member.training.title, member.progress.steps)
-        models: dict[Learner, int] = {}
+                log.info("%s: continued at step %d", member.spec.title, member.progress.steps)
         for _, group in groupby(sorted(members, key=_standing), _standing):
             loop = _Loop(list(group), backend, stop, way)
             loop.run()
-            models |= {member: len(loop.members) for member in loop.members}
-    return [LearnerResult(member.progress, models[member], member.failure) for member in members]
+            for member in loop.members:
+                member.fused_models = len(loop.members)
+    return members
 
 
 def _standing(member: Learner) -> tuple[bool, int]:
@@ -93,14 +80,14 @@ class _Loop:
         self.members, self.stop = members, stop
         self.active = [member for member in members if not member.done]
         self.mark = time.monotonic()
-        self.checkpoint_seconds = members[0].training.trainer.checkpoint_seconds
+        self.checkpoint_seconds = members[0].spec.trainer.checkpoint_seconds
         self.due = self.mark + self.checkpoint_seconds
         self.backend, self.held = backend, ExitStack()
         self.way: FusionMode = way
         first, count = members[0], len(members)
-        self.title = first.training.title + (f", {count} models" if count > 1 else "")
-        self.epochs, self.steps_per_epoch = first.training.trainer.epochs, first.steps_per_epoch
-        self.batch_size, self.device = first.batch_size, first.training.examples.images.device
+        self.title = first.spec.title + (f", {count} models" if count > 1 else "")
+        self.epochs, self.steps_per_epoch = first.spec.trainer.epochs, first.steps_per_epoch
+        self.batch_size, self.device = first.batch_size, first.spec.examples.images.device
         # The next epoch's number with its order and rows, drawn in advance.
         self._next: tuple[int, tuple[Tensor, Tensor] | None] = (-1, None)
 
@@ -260,7 +247,7 @@ class _Loop:
 
 
 def _alone(member: Learner, execution: Execution) -> tuple[State, Noise, RunStep]:
-    student, training = member.student, member.training
+    student, spec = member.student, member.spec
 
     def make(eager: bool) -> RunStep:
         step = make_step(
@@ -269,7 +256,7 @@ def _alone(member: Learner, execution: Execution) -> tuple[State, Noise, RunStep
 
         # The batch is gathered inside the step, so that the compiler fuses gathering and preprocessing.
         def gathering(state: State, chosen: Tensor, noise: Noise, row: Tensor) -> None:
-            step(state, training.batch(chosen), noise, row)
+            step(state, spec.batch(chosen), noise, row)
 
         return gathering
 

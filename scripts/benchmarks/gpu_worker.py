@@ -39,7 +39,7 @@ from kdx.errors import one_line
 from kdx.methods.fit import FitSpec, TrainingInputs, make_train_spec
 from kdx.models import build_model
 from kdx.runs.folder import RunFolder
-from kdx.training.learner import Evaluate, PendingMetrics, Trainee
+from kdx.training.learner import Evaluate, PendingMetrics, TrainSpec
 from kdx.training.trainer import train_fused
 
 LEAST_EPOCHS = 3
@@ -135,7 +135,7 @@ def _kdx(order: Order, way: str, config: Config, data: Data, steps: int) -> dict
     return _timed(train_specs, backend, steps, clock)
 
 
-def _timed(train_specs: list[Trainee], backend: Backend, steps: int, clock: Clock) -> dict[str, Any]:
+def _timed(train_specs: list[TrainSpec], backend: Backend, steps: int, clock: Clock) -> dict[str, Any]:
     last = len(train_specs) - 1
     timed = [
         replace(each, evaluate=clock.around(each.evaluate, index == 0, index == last))

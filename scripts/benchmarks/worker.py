@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +25,7 @@ from kdx.device.backend import prepare_device
 from kdx.logits import teacher_logits
 from kdx.methods.method import build_method
 from kdx.models import build_model
-from kdx.training.learner import PendingMetrics, Training
+from kdx.training.learner import PendingMetrics, TrainSpec
 from kdx.training.trainer import train
 
 PEAK_SIZE = 2048
@@ -91,7 +92,8 @@ def run_kdx(order: Order, config: Config, pace: Pace) -> None:
     logits = teacher_logits(teacher, data, Path(order.outputs)) if method.needs_teacher else None
     examples = len(data.train) if order.steps is None else order.steps * order.batch_size
     student = method.prepare(build_model(work.student, data.image_shape, data.classes, SEED))
-    training = Training(
+    training = partial(
+        TrainSpec,
         title=f"{order.job} {order.variant}",
         identity="benchmark",
         examples=replace(data.train, images=data.train.images[:examples], labels=data.train.labels[:examples]),
@@ -108,7 +110,7 @@ def run_kdx(order: Order, config: Config, pace: Pace) -> None:
         pace.done()
         return dict
 
-    train(student, method.objective(student, teacher, examples), training, backend, epoch_is_over)
+    train(training(student, method.objective(student, teacher, examples), epoch_is_over), backend)
 
 
 def peak_gflops(dtype: torch.dtype) -> float:

@@ -22,12 +22,13 @@ from kdx.device.execution import Execution
 from kdx.errors import Interrupted
 from kdx.measure.accuracy import logits_of
 from kdx.methods.fit import FitSpec, TrainingInputs, fit
+from kdx.methods.procedure import FitResult
 from kdx.runs.folder import RunFolder
 from kdx.storage.tensors import load_tensors
-from kdx.sweep.fused_runs import Fit, Fitted, fit_fused
+from kdx.sweep.fused_runs import Fit, fit_fused
 from kdx.training.checkpoint import Progress
 from kdx.training.chunks import TRIAL_PLAYS
-from kdx.training.learner import Training
+from kdx.training.learner import TrainSpec
 from kdx.training.stacked import FusionMode
 from kdx.training.trainer import _Loop, train
 
@@ -72,8 +73,17 @@ def trained(
     values = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 1e-3, "hold": 0.5, "patience": None}
     settings = TrainerSettings(**(values | {"checkpoint_seconds": 1e9} | trainer))
     logits = normal(EXAMPLES, CLASSES, seed=4).to(how.device)
-    given = Training("miniature", "it", examples, logits, settings, 0, folder / "checkpoint")
-    progress = train(student, objective, given, how, lambda epoch: dict)
+    given = partial(
+        TrainSpec,
+        title="miniature",
+        identity="it",
+        examples=examples,
+        teacher_logits=logits,
+        trainer=settings,
+        seed=0,
+        checkpoint=folder / "checkpoint",
+    )
+    progress = train(given(student, objective, lambda epoch: dict), how)
     return Trained(progress, load_tensors(folder / "checkpoint")[0], student)
 
 
@@ -273,7 +283,7 @@ def assert_together_as_alone(
     found = fit_fused(fits(folder / "together", name, 3, build), taught, together, way)
     for one, fitted in zip(fits(folder / "alone", name, 3, build), found, strict=True):
         _, progress = fit(one.network, one.method, taught, one.spec, alone)
-        assert isinstance(fitted, Fitted)
+        assert isinstance(fitted, FitResult)
         assert fitted.progress.execution == ("compiled and captured" if together.compile is True else "captured")
         losses = [[row["loss"] for row in each.history] for each in (progress, fitted.progress)]
         assert losses[1] == pytest.approx(losses[0], **close)

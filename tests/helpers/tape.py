@@ -38,17 +38,17 @@ class _Noting(TorchDispatchMode):
 
 
 class Tape:
-    """A `kdx.device.cuda_graphs.Recorder`; `played` is called before each replay, `closed` counts closings."""
+    """A `kdx.device.cuda_graphs.GraphRecorder`; `played` is called before each replay, `closed` counts closings."""
 
     def __init__(self, played: Callable[[int], None] = lambda number: None) -> None:
         self.played, self.plays, self.closed = played, 0, 0
 
     @contextmanager
-    def rehearsal(self) -> Iterator[None]:
+    def warmup(self) -> Iterator[None]:
         """Here."""
         yield
 
-    def record(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
+    def capture(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
         """Do the work, note it and undo it."""
         positions = [generator.get_state() for generator in generators]
         with _Noting() as noting:

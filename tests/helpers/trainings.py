@@ -1,5 +1,6 @@
 """Small trainings for the tests of the loop: examples that are told apart, settings, a term."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.training.checkpoint import Progress
-from kdx.training.learner import Training
+from kdx.training.learner import TrainSpec
 from kdx.training.objective import LossInputs, Objective
 from kdx.training.optimizer import BETA1, BETA2
 from kdx.training.step import hyperparameter_names
@@ -21,7 +22,9 @@ ADAM_OPTIONS: dict[str, Any] = {"weight_decay": 0.1, "label_smoothing": 0.1, "av
 SGD_OPTIONS: dict[str, Any] = ADAM_OPTIONS | {"optimizer": "sgd", "momentum": 0.8, "peak": 0.5}
 
 
-def training(folder: Path, examples: Split, logits: Tensor | None = None, seed: int = 0, **settings) -> Training:
+def training(
+    folder: Path, examples: Split, logits: Tensor | None = None, seed: int = 0, **settings
+) -> partial[TrainSpec]:
     values = {
         "epochs": 3,
         "batch_size": 4,
@@ -30,7 +33,16 @@ def training(folder: Path, examples: Split, logits: Tensor | None = None, seed: 
         "patience": None,
         "checkpoint_seconds": 1e9,
     } | settings
-    return Training("miniature", "miniature", examples, logits, TrainerSettings(**values), seed, folder / "checkpoint")
+    return partial(
+        TrainSpec,
+        title="miniature",
+        identity="miniature",
+        examples=examples,
+        teacher_logits=logits,
+        trainer=TrainerSettings(**values),
+        seed=seed,
+        checkpoint=folder / "checkpoint",
+    )
 
 
 def numbered(count: int) -> Split:

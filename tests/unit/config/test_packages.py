@@ -70,7 +70,7 @@ def test_a_package_adds_a_data_set_a_network_a_part_and_a_procedure():
     assert [network.get_parameter("fc2.weight").shape for network in (student, teacher)] == [(8, 32), (16, 64)]
     assert build_model(config.teacher.network(), data.image_shape, 2, seed=0)(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
     method, procedure = build(config.method)
-    assert [type(part).__name__ for part in method.modifiers] == ["Labels", "SmoothLabels", "Hint"]
+    assert [type(part).__name__ for part in method.modifiers] == ["CrossEntropy", "SmoothLabels", "Distillation"]
     assert procedure.model_dump() == {"fits": 2}
     assert refined(config.teacher.network(), "filters", 2).model_dump()["width"] == 16
 
@@ -200,7 +200,7 @@ def test_a_package_that_cannot_be_imported_is_named_where_it_is_used(
     [
         ("kdx.datasets", "x = 'kdx.config.networks:PlainSettings'", "kdx.config.datasets:DatasetSettings"),
         ("kdx.models", "x = 'kdx.config.datasets:MnistSettings'", "kdx.config.networks:NetworkSettings"),
-        ("kdx.methods", "x = 'kdx.methods.procedure:Once'", "kdx.methods.modifier:Part"),
+        ("kdx.methods", "x = 'kdx.methods.procedure:SingleFit'", "kdx.methods.modifier:Modifier"),
         ("kdx.procedures", "x = 'kdx.errors:unknown'", "kdx.methods.procedure:Procedure"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from kdx.measure.accuracy import error_percent, logits_of
 from kdx.methods.fit import TrainingInputs, fit
 from kdx.rng import make_generator
 from kdx.training.checkpoint import Progress
-from kdx.training.learner import Training
+from kdx.training.learner import TrainSpec
 from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.trainer import train
 
@@ -235,12 +236,21 @@ def test_the_error_is_that_of_the_images_as_they_are():
     assert error_percent(Left(), answers) == 0
 
 
-def training(folder: Path, mirror: str, logits: Tensor | None, shift: int = 0) -> Training:
+def training(folder: Path, mirror: str, logits: Tensor | None, shift: int = 0) -> partial[TrainSpec]:
     settings = TrainerSettings(epochs=4, batch_size=4, lr=1e-30, hold=1.0, patience=None, checkpoint_seconds=1e9)
-    return Training("miniature", mirror, split(mirror, shift=shift), logits, settings, 0, folder / "checkpoint")
+    return partial(
+        TrainSpec,
+        title="miniature",
+        identity=mirror,
+        examples=split(mirror, shift=shift),
+        teacher_logits=logits,
+        trainer=settings,
+        seed=0,
+        checkpoint=folder / "checkpoint",
+    )
 
 
-def witnessed(given: Training, stop_after: int | None = None) -> tuple[list[LossInputs], Progress | None]:
+def witnessed(given: partial[TrainSpec], stop_after: int | None = None) -> tuple[list[LossInputs], Progress | None]:
     """The steps of a training of `Left`, which answers what its teacher of the same weights answered."""
     steps: list[LossInputs] = []
 
@@ -251,7 +261,7 @@ def witnessed(given: Training, stop_after: int | None = None) -> tuple[list[Loss
         return step.logits.square().mean()
 
     try:
-        return steps, train(Left(), Objective({"seen": Term(seen)}), given, backend(), no_figures)
+        return steps, train(given(Left(), Objective({"seen": Term(seen)}), no_figures), backend())
     except Interrupted:
         return steps, None
 
@@ -337,10 +347,10 @@ def test_half_precision_does_not_change_the_loss(tmp_path: Path, name: str, sett
     for number, logits in enumerate((rounded, exact)):
         student = how.prepare(perceptron(seed=1))
         given = training(tmp_path / str(number), "random", logits)
-        trainer = given.trainer.model_copy(update={"lr": 1e-2})
-        given = replace(given, examples=examples, trainer=trainer)
         objective = how.objective(student, teacher, examples.per_epoch)
-        histories.append(train(student, objective, given, backend(), no_figures).history)
+        whole = given(student, objective, no_figures)
+        trainer = whole.trainer.model_copy(update={"lr": 1e-2})
+        histories.append(train(replace(whole, examples=examples, trainer=trainer), backend()).history)
     losses, expected = ([row["loss"] for row in history] for history in histories)
     assert expected[-1] < expected[0]
     # Half a unit in float16's last place is 2^-11; a loss has squares.

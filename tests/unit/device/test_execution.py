@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,11 @@ from kdx.data.dataset import Split
 from kdx.data.preprocessing import PER_BATCH
 from kdx.device.backend import Backend, has_compiler
 from kdx.methods.fit import FitSpec, TrainingInputs
+from kdx.methods.procedure import FitResult
 from kdx.runs.folder import RunFolder
-from kdx.sweep.fused_runs import Fit, Fitted, fit_fused
+from kdx.sweep.fused_runs import Fit, fit_fused
 from kdx.training import stacked
-from kdx.training.learner import Training
+from kdx.training.learner import TrainSpec
 from kdx.training.stacked import FusionMode
 from kdx.training.trainer import train
 
@@ -58,7 +60,8 @@ def trained(
     logits = normal(12 * examples.views, CLASSES, seed=4)
     student = how.prepare(build())
     objective = how.objective(student, perceptron(hidden=9, seed=1), len(examples))
-    training = Training(
+    training = partial(
+        TrainSpec,
         title="miniature",
         identity="miniature",
         examples=examples,
@@ -69,7 +72,7 @@ def trained(
         seed=0,
         checkpoint=folder / "checkpoint",
     )
-    progress = train(student, objective, training, replace(backend(), compile=compiled), no_figures)
+    progress = train(training(student, objective, no_figures), replace(backend(), compile=compiled))
     return student, progress.history
 
 
@@ -136,7 +139,7 @@ def test_several_models_in_a_compiled_step(
             fits.append(Fit(randomise(build(), seed), how, spec))
         examples = Split(normal(12, *shape, seed=1), split(12).labels)
         inputs = TrainingInputs(dataset(examples), teacher_logits=normal(12, CLASSES, seed=4))
-        found = [each for each in fit_fused(fits, inputs, backend, way) if isinstance(each, Fitted)]
+        found = [each for each in fit_fused(fits, inputs, backend, way) if isinstance(each, FitResult)]
         return [[{key: row[key] for key in ("loss", "hint")} for row in each.progress.history] for each in found]
 
     eager = together(tmp_path / "eager", backend(), "loop")

@@ -18,8 +18,8 @@ from kdx.sweep.resources import check_here
 
 RUNTIMES = """
 from pathlib import Path
-from kdx.device.machine import share_cores
-share_cores()
+from kdx.device.machine import set_omp_wait_policy
+set_omp_wait_policy()
 import torch
 print(any("libgomp" in line for line in Path("/proc/self/maps").open()) if Path("/proc/self/maps").exists() else False)
 """

@@ -177,8 +177,8 @@ def test_what_is_not_possible_is_told_before_any_training(network: nn.Module, se
 def test_a_method_without_the_penalty_cannot_shrink():
     how, procedure = method_and_procedure("kddp")
     assert isinstance(procedure, NeuronPruning)
-    with pytest.raises(UserError, match=r"^method\.parts: 'Labels' has nothing that silences neurons"):
-        procedure.check_network(perceptron(), replace(how, parts=(CrossEntropy(),)))
+    with pytest.raises(UserError, match=r"^method\.parts: method=.* has nothing that silences neurons"):
+        procedure.check_network(perceptron(), replace(how, modifiers=(CrossEntropy(),)))
 
 
 class StopsAt(CrossEntropy):
@@ -201,7 +201,7 @@ class StopsAt(CrossEntropy):
 def test_stopped_in_any_fit_and_continued_is_uninterrupted(tmp_path: Path, last: int):
     """Three steps in each of three epochs in each of two fits; after the ninth step neurons are removed."""
     how, procedure = method_and_procedure("kddp")
-    how = replace(how, parts=(*how.modifiers, StopsAt()))
+    how = replace(how, modifiers=(*how.modifiers, StopsAt()))
     outcomes = []
     for name in ("whole", "stopped"):
         folder = tmp_path / name

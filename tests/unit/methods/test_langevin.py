@@ -1,6 +1,7 @@
 """Langevin dynamics: the step by hand, a posterior that is known in closed form, and a run that keeps samples."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ from kdx.methods.procedure import FitResult
 from kdx.models.ensemble import Ensemble
 from kdx.runs.folder import RunFolder
 from kdx.storage.tensors import load_weights, save_weights, template_of
-from kdx.training.learner import Training
+from kdx.training.learner import TrainSpec
 from kdx.training.noise import NoiseSource
 from kdx.training.objective import Langevin, Objective, Term
 from kdx.training.state import State
@@ -157,8 +158,17 @@ def test_compiled_sampling_is_eager_sampling(tmp_path: Path):
         objective = how.objective(student, None, len(examples))
         trainer = TrainerSettings(epochs=3, batch_size=4, lr=2e-3, hold=0.5, patience=None, checkpoint_seconds=1e9)
         logits = normal(12, CLASSES, seed=4)
-        training = Training("miniature", "miniature", examples, logits, trainer, 0, tmp_path / f"{compiled}")
-        progress = train(student, objective, training, replace(backend(), compile=compiled), no_figures)
+        training = partial(
+            TrainSpec,
+            title="miniature",
+            identity="miniature",
+            examples=examples,
+            teacher_logits=logits,
+            trainer=trainer,
+            seed=0,
+            checkpoint=tmp_path / f"{compiled}",
+        )
+        progress = train(training(student, objective, no_figures), replace(backend(), compile=compiled))
         results.append((student.state_dict(), progress.history))
     for name, value in results[0][0].items():
         torch.testing.assert_close(value, results[1][0][name], rtol=0, atol=1e-5)

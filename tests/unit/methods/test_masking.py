@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from kdx.methods.method import Method
 from kdx.methods.weight_decay import L2
 from kdx.models.layers import NoisyDropout
 from kdx.models.weights import weight_matrices
-from kdx.training.learner import Training
+from kdx.training.learner import TrainSpec
 from kdx.training.trainer import train
 
 MASKED = Method("masked", (Masking(rescale_dropout=True),))
@@ -128,7 +129,8 @@ def trained(folder: Path, build: Callable[[], nn.Sequential], compiled: bool) ->
     parts = (CrossEntropy(), L2(l2=1e-2), Dropout(dropout=0.3, input_dropout=0), Masking(rescale_dropout=True))
     how, examples = Method("ip", parts), split(12, channels=1 if build is perceptron else 2)
     student = how.prepare(sparse(build()))
-    training = Training(
+    training = partial(
+        TrainSpec,
         title="miniature",
         identity="miniature",
         examples=examples,
@@ -138,7 +140,7 @@ def trained(folder: Path, build: Callable[[], nn.Sequential], compiled: bool) ->
         checkpoint=folder / "checkpoint",
     )
     objective = how.objective(student, None, len(examples))
-    train(student, objective, training, replace(backend(), compile=compiled), no_figures)
+    train(training(student, objective, no_figures), replace(backend(), compile=compiled))
     return how.finalize(student)
 
 

@@ -17,11 +17,11 @@ from kdx.config.schema import Config
 from kdx.errors import Interrupted
 from kdx.experiment import run
 from kdx.methods.fit import FitSpec, TrainingInputs, initial_figures
-from kdx.methods.procedure import SingleFit
+from kdx.methods.procedure import FitResult, SingleFit
 from kdx.models import build_model
 from kdx.models.weights import weight_matrices
 from kdx.runs.folder import RunFolder, run_folder
-from kdx.sweep.fused_runs import Fit, Fitted, fit_fused, run_fused
+from kdx.sweep.fused_runs import Fit, fit_fused, run_fused
 
 KEY = "initial_sparsity_percent"
 THRESHOLD = 3.0
@@ -90,7 +90,11 @@ def test_alone_and_together_it_is_the_same(tmp_path: Path):
     ]
     fits = [Fit(perceptron(seed=seed), how, spec(tmp_path / f"fit{seed}")) for seed, how in enumerate(methods)]
     together = fit_fused(fits, inputs, backend(), "stacked")
-    assert [one.initial for one in together if isinstance(one, Fitted)] == alone
+    assert [
+        {name: value for name, value in one.figures.items() if name != "fused_models"}
+        for one in together
+        if isinstance(one, FitResult)
+    ] == alone
     assert len({figures[KEY] for figures in alone}) == len(alone)
 
 

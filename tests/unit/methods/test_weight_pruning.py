@@ -58,7 +58,7 @@ def run(
     **settings: Any,
 ) -> FitResult:
     method, procedure = how(name, **settings)
-    method = replace(method, parts=(*method.modifiers, *also))
+    method = replace(method, modifiers=(*method.modifiers, *also))
     inputs = TrainingInputs(data or dataset(split(12)))
     folder.mkdir(exist_ok=True, parents=True)
     return procedure.run(network or perceptron(), method, inputs, spec(folder, **(changes or {})), backend())

@@ -13,7 +13,7 @@ from helpers.excerpt import ORDER, only
 from matplotlib.container import BarContainer
 from matplotlib.patches import StepPatch
 
-from kdx.analysis.plotting import COLOURS
+from kdx.analysis.palette import COLOURS
 from kdx.analysis.statistics import Estimate
 from kdx.reproduce.cells import Cell
 from kdx.reproduce.draw import draw, picture

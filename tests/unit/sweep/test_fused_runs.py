@@ -99,7 +99,7 @@ def test_a_group_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest
             raise torch.OutOfMemoryError
         return fit_fused(fits, *arguments)
 
-    monkeypatch.setattr(fused_runs, "fit_together", full)
+    monkeypatch.setattr(fused_runs, "fit_fused", full)
     each = configs(tmp_path, "seed=0,1,2")
     assert run_fused(each, "loop", None) == [run_folder(config).path for config in each]
     assert [metrics(run_folder(config).path)["fused_models"] for config in each] == [1, 2, 2]
@@ -140,7 +140,7 @@ def test_a_failure_holds_nothing_that_was_trained(tmp_path: Path, monkeypatch: p
         except OSError as error:
             raise RuntimeError("broken") from error
 
-    monkeypatch.setattr(fused_runs, "fit_together", failing)
+    monkeypatch.setattr(fused_runs, "fit_fused", failing)
     failure, same = run_fused(configs(tmp_path, "seed=0,1"), "loop", None)
     assert isinstance(failure, RuntimeError)
     assert failure is same

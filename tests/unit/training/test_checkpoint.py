@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,19 +20,28 @@ from kdx.config.schema import TrainerSettings
 from kdx.data.dataset import Split
 from kdx.errors import Interrupted
 from kdx.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from kdx.training.learner import PendingMetrics, Training
+from kdx.training.learner import PendingMetrics, TrainSpec
 from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.trainer import train
 
 EPOCHS, STEPS_PER_EPOCH = 4, 3
 
 
-def training(folder: Path, identity: str = "this one", checkpoint_seconds: float = 1e9) -> Training:
+def training(folder: Path, identity: str = "this one", checkpoint_seconds: float = 1e9) -> partial[TrainSpec]:
     trainer = TrainerSettings(
         epochs=EPOCHS, batch_size=4, lr=1e-2, hold=0.5, patience=None, checkpoint_seconds=checkpoint_seconds
     )
     path = folder / "checkpoint.safetensors"
-    return Training("miniature", identity, split(13), normal(13, CLASSES, seed=4), trainer, 0, path)
+    return partial(
+        TrainSpec,
+        title="miniature",
+        identity=identity,
+        examples=split(13),
+        teacher_logits=normal(13, CLASSES, seed=4),
+        trainer=trainer,
+        seed=0,
+        checkpoint=path,
+    )
 
 
 def student_and_objective() -> tuple[nn.Module, Objective]:
@@ -54,9 +64,9 @@ def counting(objective: Objective, act: Callable[[int], None]) -> Objective:
     return replace(objective, terms={**objective.terms, "count": Term(value)})
 
 
-def run(given: Training, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
+def run(given: partial[TrainSpec], act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
     student, objective = student_and_objective()
-    return student, train(student, counting(objective, act), given, backend(), no_figures)
+    return student, train(given(student, counting(objective, act), no_figures), backend())
 
 
 def stop_at(last: int) -> Callable[[int], None]:
@@ -81,7 +91,7 @@ def test_stopped_and_continued_is_uninterrupted(tmp_path: Path, uninterrupted, l
     given = training(tmp_path)
     with pytest.raises(Interrupted, match="miniature: stopped in epoch"):
         run(given, stop_at(last))
-    with safe_open(given.checkpoint, "pt") as file:
+    with safe_open(given.keywords["checkpoint"], "pt") as file:
         assert f'"steps": {last}' in file.metadata()["kdx"].replace("\\", "")
     steps = []
     with caplog.at_level(logging.INFO, "kdx.training.trainer"):
@@ -97,7 +107,7 @@ def test_stopped_and_continued_is_uninterrupted(tmp_path: Path, uninterrupted, l
 def test_every_option_of_the_trainer_survives_a_stop(tmp_path: Path, options: dict, last: int):
     def run_with(folder: str, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
         given = training(tmp_path / folder)
-        given = replace(given, trainer=given.trainer.model_copy(update=options))
+        given = partial(given, trainer=given.keywords["trainer"].model_copy(update=options))
         student, objective = student_and_objective()
 
         def look(_: int) -> PendingMetrics:
@@ -105,7 +115,7 @@ def test_every_option_of_the_trainer_survives_a_stop(tmp_path: Path, options: di
             seen = sum(value.sum() for value in student.parameters()).item()
             return lambda: {"val_error_percent": seen}
 
-        return student, train(student, counting(objective, act), given, backend(), look)
+        return student, train(given(student, counting(objective, act), look), backend())
 
     whole = run_with("whole")
     with pytest.raises(Interrupted):
@@ -128,8 +138,8 @@ def test_convolutions_are_continued_in_their_layout(tmp_path: Path):
     def convolutional(folder: str, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
         how = method("kd")
         student = backend().to_device(how.prepare(small("lenet")))
-        objective, given = how.objective(student, None, 13), replace(training(tmp_path / folder), examples=examples)
-        return student, train(student, counting(objective, act), given, backend(), no_figures)
+        objective, given = how.objective(student, None, 13), partial(training(tmp_path / folder), examples=examples)
+        return student, train(given(student, counting(objective, act), no_figures), backend())
 
     with pytest.raises(Interrupted):
         convolutional("stopped", stop_at(5))
@@ -193,7 +203,7 @@ def test_time_spent_is_added_up(tmp_path: Path):
     given, started = training(tmp_path), time.monotonic()
     with pytest.raises(Interrupted):
         run(given, stop_at(5))
-    with safe_open(given.checkpoint, "pt") as file:
+    with safe_open(given.keywords["checkpoint"], "pt") as file:
         assert '"epoch_seconds": 0.0,' not in file.metadata()["kdx"].replace("\\", "")
     _, progress = run(given)
     # Evaluation and checkpoints take time too, which no epoch is charged for.
@@ -206,13 +216,13 @@ ERRORS = [9.0, 7.0, 7.5, 7.0, 3.0, 3.0]
 
 def impatient(folder: Path, act: Callable[[int], None] = lambda steps: None) -> tuple[nn.Module, Progress]:
     given = training(folder)
-    given = replace(given, trainer=given.trainer.model_copy(update={"patience": 2, "epochs": len(ERRORS)}))
+    given = partial(given, trainer=given.keywords["trainer"].model_copy(update={"patience": 2, "epochs": len(ERRORS)}))
     student, objective = student_and_objective()
 
     def errors(epoch: int) -> PendingMetrics:
         return lambda: {"val_error_percent": ERRORS[epoch - 1]}
 
-    progress = train(student, counting(objective, act), given, backend(), errors)
+    progress = train(given(student, counting(objective, act), errors), backend())
     return student, progress
 
 
@@ -255,10 +265,10 @@ def test_a_damaged_checkpoint_is_refused_with_a_line_in_the_log(tmp_path: Path, 
     given = training(tmp_path)
     with pytest.raises(Interrupted):
         run(given, stop_at(5))
-    given.checkpoint.write_bytes(given.checkpoint.read_bytes()[:-100])
+    given.keywords["checkpoint"].write_bytes(given.keywords["checkpoint"].read_bytes()[:-100])
     assert_same(run(given), uninterrupted)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "kdx.training.checkpoint"]
-    assert f"checkpoint {given.checkpoint} is damaged" in line
+    assert f"checkpoint {given.keywords['checkpoint']} is damaged" in line
     assert "training starts from the beginning" in line
 
 
@@ -268,7 +278,7 @@ def test_the_checkpoint_of_another_training_is_refused_with_a_line_in_the_log(tm
         run(given, stop_at(5))
     assert_same(run(training(tmp_path)), uninterrupted)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "kdx.training.checkpoint"]
-    assert f"checkpoint {given.checkpoint} belongs to another training" in line
+    assert f"checkpoint {given.keywords['checkpoint']} belongs to another training" in line
 
 
 def tensors(**changes) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,14 @@ from kdx.device.cuda_graphs import Run
 from kdx.device.execution import Execution
 from kdx.errors import Diverged, Interrupted
 from kdx.methods.fit import FitSpec, TrainingInputs
+from kdx.methods.procedure import FitResult
 from kdx.runs.folder import RunFolder
 from kdx.storage.tensors import load_tensors
-from kdx.sweep.fused_runs import Fit, Fitted, fit_fused
+from kdx.sweep.fused_runs import Fit, fit_fused
 from kdx.training import chunks as chunks_module
 from kdx.training.checkpoint import Progress
 from kdx.training.chunks import TRIAL_PLAYS, GraphedSteps
-from kdx.training.learner import Training
+from kdx.training.learner import TrainSpec
 from kdx.training.objective import Objective, Term
 from kdx.training.stacked import FusionMode
 from kdx.training.trainer import train
@@ -75,8 +77,17 @@ def trained(
     values = {"epochs": EPOCHS, "batch_size": 4, "lr": 1e-2, "hold": 0.5, "patience": None, "checkpoint_seconds": 1e9}
     path = folder / "checkpoint"
     logits = normal(EXAMPLES, CLASSES, seed=4)
-    given = Training("miniature", "it", examples, logits, TrainerSettings(**(values | trainer)), 0, path)
-    progress = train(student, objective, given, backend(), no_figures)
+    given = partial(
+        TrainSpec,
+        title="miniature",
+        identity="it",
+        examples=examples,
+        teacher_logits=logits,
+        trainer=TrainerSettings(**(values | trainer)),
+        seed=0,
+        checkpoint=path,
+    )
+    progress = train(given(student, objective, no_figures), backend())
     return student, progress, load_tensors(path)[0]
 
 
@@ -192,10 +203,19 @@ def test_a_loss_that_breaks_within_a_chunk_is_named_with_its_step(tmp_path: Path
     )
     settings = TrainerSettings(epochs=2, batch_size=4, lr=1e-2, hold=1, patience=None, checkpoint_seconds=1e9)
     student = perceptron()
-    given = Training("miniature", "it", split(EXAMPLES), None, settings, 0, tmp_path / "checkpoint")
+    given = partial(
+        TrainSpec,
+        title="miniature",
+        identity="it",
+        examples=split(EXAMPLES),
+        teacher_logits=None,
+        trainer=settings,
+        seed=0,
+        checkpoint=tmp_path / "checkpoint",
+    )
     message = r"^miniature: fine is no longer finite in epoch 1, step 5;"
     with pytest.raises(Diverged, match=message):
-        train(student, objective, given, backend(), no_figures)
+        train(given(student, objective, no_figures), backend())
     assert all(value.isfinite().all() for value in student.parameters())
     assert [tape.closed for tape in tapes] == [1]
 
@@ -208,7 +228,7 @@ def broken(epoch: float) -> float:
 def test_several_models(tmp_path: Path, way: FusionMode, request: pytest.FixtureRequest):
     """Orders, noise, dropout rates and learning rates of their own; one ends before the others."""
 
-    def together(folder: Path) -> Sequence[Fitted | Diverged]:
+    def together(folder: Path) -> Sequence[FitResult | Diverged]:
         fits = []
         for seed, lr, patience in ((0, 1e-3, None), (1, 1e-3, None), (1, 0.3, 1)):
             how = method("kd-dropout", dropout=0.1 + seed / 2)
@@ -226,8 +246,8 @@ def test_several_models(tmp_path: Path, way: FusionMode, request: pytest.Fixture
     found = together(tmp_path / "captured")
     assert len(tapes) == 1
     for one, two in zip(eager, found, strict=True):
-        assert isinstance(one, Fitted)
-        assert isinstance(two, Fitted)
+        assert isinstance(one, FitResult)
+        assert isinstance(two, FitResult)
         assert comparable(one.progress) == comparable(two.progress)
         torch.testing.assert_close(two.network.state_dict(), one.network.state_dict(), rtol=0, atol=0)
 
@@ -272,8 +292,8 @@ def test_a_chunk_is_as_long_as_the_recorded_step_takes(monkeypatch: pytest.Monke
     now = [0.0]
 
     class Slow(Tape):
-        def record(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
-            play, first = super().record(run, generators), [True]
+        def capture(self, run: Run, generators: Sequence[torch.Generator]) -> Run:
+            play, first = super().capture(run, generators), [True]
 
             def timed() -> None:
                 now[0] += 3.0 if first.pop() else 0.125

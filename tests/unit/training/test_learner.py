@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdx.errors import Diverged
 from kdx.storage.tensors import load_tensors
-from kdx.training.learner import Learner, Trainee
+from kdx.training.learner import Learner
 from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.step import make_step
 from kdx.training.trainer import train
@@ -34,7 +34,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_names_the_term(
     terms.insert(place, ("culprit", Term(bad)))
     message = r"miniature: culprit is no longer finite in epoch 1, step 1; try a lower trainer\.lr$"
     with pytest.raises(Diverged, match=message):
-        train(perceptron(), Objective(dict(terms)), training(tmp_path, numbered(12)), backend(), no_figures)
+        train(training(tmp_path, numbered(12))(perceptron(), Objective(dict(terms)), no_figures), backend())
 
 
 class Breaking:
@@ -64,7 +64,7 @@ def breaking(
     term = Breaking(at, how)
     given = training(folder, numbered(count), **settings)
     with pytest.raises(Diverged) as failure:
-        train(perceptron(), Objective({"fine": Term(two), "term": Term(term)}), given, backend(), no_figures)
+        train(given(perceptron(), Objective({"fine": Term(two), "term": Term(term)}), no_figures), backend())
     return term, str(failure.value)
 
 
@@ -115,7 +115,7 @@ def test_the_last_good_checkpoint_is_kept(tmp_path: Path, how: Callable[[LossInp
 
 def test_where_only_a_checkpoint_finds_it_no_step_is_taken_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As on a GPU, where a step does not wait for a look at its loss."""
-    monkeypatch.setattr(Learner, "broken_term", lambda member: None)
+    monkeypatch.setattr(Learner, "first_nonfinite", lambda member: None)
     term, said = breaking(tmp_path, 4, infinite, checkpoint_seconds=0.0)
     assert (term.steps, said.partition(" is ")[0]) == (4, "miniature: term")
 
@@ -126,12 +126,12 @@ def test_where_nobody_looks_within_an_epoch_the_weights_stand_still_from_the_fir
         student = perceptron()
         first, second = Breaking(3, infinite), Breaking(5, undefined)
         objective = Objective({"fine": Term(two), "early": Term(first), "late": Term(second)})
-        member = Learner(Trainee(student, objective, training(Path(), numbered(24)), no_figures))
+        member = Learner(training(Path(), numbered(24))(student, objective, no_figures))
         step = make_step(student, objective, eager=eager, autocast=None)
-        rows, order = torch.from_numpy(member.schedule(0)).float(), member.training.order(0)
+        rows, order = torch.from_numpy(member.schedule(0)).float(), member.spec.order(0)
         weights = []
         for index in range(6):
-            step(member.state, member.training.batch(order[4 * index : 4 * index + 4]), {}, rows[index])
+            step(member.state, member.spec.batch(order[4 * index : 4 * index + 4]), {}, rows[index])
             member.progress.steps += 1
             weights.append(torch.cat([value.flatten().clone() for value in member.state.parameters.values()]))
         assert not torch.equal(weights[0], weights[1])

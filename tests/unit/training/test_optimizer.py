@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kdx.config.schema import TrainerSettings
-from kdx.training.learner import Learner, Trainee
+from kdx.training.learner import Learner
 from kdx.training.noise import NoiseSource
 from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.optimizer import learning_rate
@@ -65,14 +65,14 @@ class Case:
         examples = split(EXAMPLES)
         examples = replace(examples, images=examples.images.to(dtype))
         logits = normal(EXAMPLES, CLASSES, seed=4)
-        given = replace(training(Path(), examples, logits), trainer=trainer(**settings))
-        self.member, self.dtype = Learner(Trainee(self.student, objective, given, no_figures)), dtype
+        given = partial(training(Path(), examples, logits), trainer=trainer(**settings))
+        self.member, self.dtype = Learner(given(self.student, objective, no_figures)), dtype
         rows = np.concatenate([self.member.schedule(epoch) for epoch in range(4)])[:STEPS]
         assert len(rows) == STEPS
         self.rows = torch.from_numpy(rows).to(dtype)
 
     def batch(self, index: int) -> Batch:
-        return self.member.training.batch(torch.arange(4) + 4 * (index % 6))
+        return self.member.spec.batch(torch.arange(4) + 4 * (index % 6))
 
     def noise(self, index: int) -> dict[str, Tensor]:
         return NoiseSource(self.student, self.batch(0).images, generator(index)).draw()
@@ -103,7 +103,7 @@ class Case:
         for index in range(STEPS):
             given, numbers = self.batch(index), self.numbers(index)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.member.training.trainer, index / 6, 1 / 6) * group["factor"]
+                group["lr"] = learning_rate(self.member.spec.trainer, index / 6, 1 / 6) * group["factor"]
             logits = functional_call(self.student, self.noise(index), (given.images,)).float()
             total, _ = self.member.objective.loss(
                 LossInputs(logits, given.labels, given.teacher_logits, parameters, numbers)
@@ -234,8 +234,8 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path: Path):
             epochs.append({name: value.detach().clone() for name, value in student.state_dict().items()})
             return dict
 
-        given = replace(training(folder, split(12)), trainer=trainer(average=average, epochs=3))
-        train(student, Objective({"two": Term(noting)}), given, backend(), evaluate)
+        given = partial(training(folder, split(12)), trainer=trainer(average=average, epochs=3))
+        train(given(student, Objective({"two": Term(noting)}), evaluate), backend())
         return student, steps, epochs
 
     raw, steps, _ = run(tmp_path / "raw", None)
@@ -307,7 +307,7 @@ def test_a_training_smooths_its_labels(tmp_path: Path):
     """As a teacher's, whose method has the part `labels`."""
     examples, student = split(12), perceptron()
     expected = F.cross_entropy(student(examples.images), examples.labels, label_smoothing=0.2).item()
-    given = replace(training(tmp_path, examples), trainer=trainer(label_smoothing=0.2, lr=1e-30, epochs=1))
-    progress = train(student, method("vanilla").objective(student, None, 12), given, backend(), no_figures)
+    given = partial(training(tmp_path, examples), trainer=trainer(label_smoothing=0.2, lr=1e-30, epochs=1))
+    progress = train(given(student, method("vanilla").objective(student, None, 12), no_figures), backend())
     assert progress.history[0]["cross_entropy"] == pytest.approx(expected, rel=1e-5)
     assert progress.history[0]["loss"] == pytest.approx(expected, rel=1e-5)

@@ -20,8 +20,9 @@ from kdx.config.compose import compose_config
 from kdx.data.dataset import Split
 from kdx.errors import Diverged, Interrupted
 from kdx.methods.fit import FitSpec, TrainingInputs, fit
+from kdx.methods.procedure import FitResult
 from kdx.runs.folder import RunFolder
-from kdx.sweep.fused_runs import Fit, Fitted, fit_fused
+from kdx.sweep.fused_runs import Fit, fit_fused
 from kdx.training.checkpoint import Progress
 from kdx.training.noise import NoiseSource
 from kdx.training.stacked import FusionMode
@@ -69,7 +70,7 @@ def check(
     build: Callable[[int], nn.Module] = hidden_five,
     given: TrainingInputs | None = None,
     weights: bool = True,
-) -> list[Fitted]:
+) -> list[FitResult]:
     """Train all alone and together: one after another in a step they are equal, stacked they are close."""
     given = given or inputs(split(13))
     separate = [model.fit(folder / f"alone{index}", build) for index, model in enumerate(each)]
@@ -78,8 +79,8 @@ def check(
     found = fit_fused(fits, given, backend(), way)
     results = []
     for (network, progress), result in zip(expected, found, strict=True):
-        assert isinstance(result, Fitted), result
-        assert result.models == len(each)
+        assert isinstance(result, FitResult), result
+        assert result.figures["fused_models"] == len(each)
         assert result.progress.steps == progress.steps
         assert result.progress.best_epoch == progress.best_epoch
         close = {"rtol": 0, "atol": 0} if way == "loop" else {"rtol": 1e-4, "atol": 1e-5}
@@ -233,8 +234,8 @@ def alone(one: Fit, given: TrainingInputs) -> tuple[nn.Module, Progress]:
     return fit(one.network, one.method, given, one.spec, backend())
 
 
-def assert_same(found: Fitted | Diverged, network: nn.Module, progress: Progress, atol: float = 0) -> None:
-    assert isinstance(found, Fitted)
+def assert_same(found: FitResult | Diverged, network: nn.Module, progress: Progress, atol: float = 0) -> None:
+    assert isinstance(found, FitResult)
     for row, other in zip(progress.history, found.progress.history, strict=True):
         assert other["loss"] == pytest.approx(row["loss"], rel=0, abs=atol)
     for value, other in zip(network.state_dict().values(), found.network.state_dict().values(), strict=True):
@@ -305,7 +306,7 @@ def test_stopped_together_and_continued_together_or_alone(tmp_path: Path, way: F
     for expected, found in zip(
         whole, fit_fused(fits_of(tmp_path / "together", RESUMED), given, backend(), way), strict=True
     ):
-        assert isinstance(expected, Fitted)
+        assert isinstance(expected, FitResult)
         assert_same(found, expected.network, expected.progress)
     for expected, one in zip(whole, fits_of(tmp_path / "alone", RESUMED), strict=True):
         assert_same(expected, *alone(one, given), atol=0 if way == "loop" else 1e-4)
@@ -322,14 +323,14 @@ def test_stopped_alone_and_continued_together_with_those_that_are_as_far(tmp_pat
     assert caplog.text.count("continued at step 5") == 2
     for result, (network, progress) in zip(found, expected, strict=True):
         assert_same(result, network, progress)
-    assert [result.models for result in found if isinstance(result, Fitted)] == [2, 2, 1]
+    assert [result.figures["fused_models"] for result in found if isinstance(result, FitResult)] == [2, 2, 1]
 
 
 def test_time_is_shared_out(tmp_path: Path):
     started = time.monotonic()
     found = fit_fused(fits_of(tmp_path, RESUMED), inputs(split(13)), backend(), "loop")
     spent = time.monotonic() - started
-    seconds = [result.progress.seconds for result in found if isinstance(result, Fitted)]
+    seconds = [result.progress.seconds for result in found if isinstance(result, FitResult)]
     assert len(seconds) == 3
     assert 0 < sum(seconds) < spent
     assert max(seconds) == pytest.approx(min(seconds))
@@ -345,7 +346,7 @@ def test_the_faster_way_is_measured_without_a_trace(tmp_path: Path, caplog, monk
     way: FusionMode = "loop" if "loop is faster" in caplog.text else "stacked"
     expected = fit_fused(fits_of(tmp_path / "given", RESUMED), given, backend(), way)
     for one, other in zip(found, expected, strict=True):
-        assert isinstance(other, Fitted)
+        assert isinstance(other, FitResult)
         assert_same(one, other.network, other.progress)
 
 
@@ -364,7 +365,7 @@ def test_what_cannot_be_stacked_is_trained_one_after_another_and_that_is_told(
     assert "3 models in a step: loop, for they cannot be stacked (NYI: a layer)" in caplog.text
     expected = fit_fused(fits_of(tmp_path / "given", RESUMED), inputs(split(13)), backend(), "loop")
     for one, other in zip(found, expected, strict=True):
-        assert isinstance(other, Fitted)
+        assert isinstance(other, FitResult)
         assert_same(one, other.network, other.progress)
     # Who asks for that way hears why not.
     with pytest.raises(RuntimeError, match="NYI"):

@@ -10,7 +10,7 @@ from helpers.trainings import LR, numbered, training, two
 from torch import Tensor, nn
 
 from kdx.training.checkpoint import Progress
-from kdx.training.learner import PendingMetrics, Trainee
+from kdx.training.learner import PendingMetrics, TrainSpec
 from kdx.training.objective import LossInputs, Objective, Term
 from kdx.training.trainer import train, train_fused
 
@@ -36,13 +36,8 @@ class Witness:
 def witnessed(folder: Path, count: int = 10, student: nn.Module | None = None, **settings) -> tuple[Witness, Progress]:
     witness, examples = Witness(), numbered(count)
     logits = examples.labels.float().reshape(-1, 1).expand(-1, CLASSES)
-    progress = train(
-        student or perceptron(),
-        witness.objective,
-        training(folder, examples, logits, **settings),
-        backend(),
-        no_figures,
-    )
+    given = training(folder, examples, logits, **settings)
+    progress = train(given(student or perceptron(), witness.objective, no_figures), backend())
     return witness, progress
 
 
@@ -97,7 +92,7 @@ def test_more_epochs_change_nothing_in_the_first_ones(tmp_path: Path):
         student = how.prepare(perceptron())
         objective = how.objective(student, perceptron(seed=1), 12)
         given = training(tmp_path / str(epochs), examples, normal(12, CLASSES, seed=4), epochs=epochs)
-        history = train(student, objective, given, backend(), no_figures).history
+        history = train(given(student, objective, no_figures), backend()).history
         histories.append([without_seconds(row) for row in history])
     assert len(histories[1]) == 5
     assert histories[0] == histories[1][:2]
@@ -141,13 +136,11 @@ def test_the_history_has_means_figures_and_monitors(tmp_path: Path):
     )
     student = perceptron()
     evaluations = iter([10.0, 20.0, 30.0])
-    progress = train(
-        student,
-        objective,
-        training(tmp_path, numbered(8)),
-        backend(),
-        lambda _: lambda: {"val_error_percent": None, "sparsity_percent": next(evaluations)},
-    )
+
+    def evaluate(_epoch: int) -> PendingMetrics:
+        return lambda: {"val_error_percent": None, "sparsity_percent": next(evaluations)}
+
+    progress = train(training(tmp_path, numbered(8))(student, objective, evaluate), backend())
     assert list(progress.history[0]) == [
         *("epoch", "loss", "one", "two", "val_error_percent", "sparsity_percent", "largest", "lr", "seconds")
     ]
@@ -165,8 +158,8 @@ def test_no_epochs_change_nothing(tmp_path: Path):
     student = method("svd").prepare(perceptron())
     before = {name: value.clone() for name, value in student.state_dict().items()}
     given = training(tmp_path, numbered(8))
-    given.trainer.__dict__["epochs"] = 0  # the settings refuse it
-    progress = train(student, Witness().objective, given, backend(), no_figures)
+    given.keywords["trainer"].__dict__["epochs"] = 0  # the settings refuse it
+    progress = train(given(student, Witness().objective, no_figures), backend())
     assert progress == Progress()
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
@@ -175,20 +168,20 @@ def test_training_lowers_the_loss(tmp_path: Path):
     how, examples = method("vanilla"), split(32)
     student = perceptron(hidden=20)
     given = training(tmp_path, examples, epochs=40, batch_size=8)
-    history = train(student, how.objective(student, None, 32), given, backend(), no_figures).history
+    history = train(given(student, how.objective(student, None, 32), no_figures), backend()).history
     assert history[-1]["cross_entropy"] < 0.2 * history[0]["cross_entropy"]
 
 
 def test_all_models_are_asked_for_their_figures_before_one_answer_is_read(tmp_path: Path):
     events = []
 
-    def train_spec(index: int) -> Trainee:
+    def train_spec(index: int) -> TrainSpec:
         def evaluate(_epoch: int) -> PendingMetrics:
             events.append(f"ask {index}")
             return lambda: events.append(f"read {index}") or {}
 
         given = training(tmp_path / str(index), numbered(8), seed=index, epochs=2)
-        return Trainee(perceptron(seed=index), Witness().objective, given, evaluate)
+        return given(perceptron(seed=index), Witness().objective, evaluate)
 
     train_fused([train_spec(0), train_spec(1)], backend())
     assert events == ["ask 0", "ask 1", "read 0", "read 1"] * 2
@@ -210,7 +203,7 @@ def judged(folder: Path, errors: list[float], patience: int | None, **settings) 
     student = named(layers, seed=0)
     judge = Judge(student, errors)
     given = training(folder, numbered(8), epochs=len(errors), patience=patience, **settings)
-    return student, judge, train(student, Witness().objective, given, backend(), judge)
+    return student, judge, train(given(student, Witness().objective, judge), backend())
 
 
 @pytest.mark.parametrize(

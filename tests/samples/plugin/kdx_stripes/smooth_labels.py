@@ -4,14 +4,14 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdx.methods.modifier import Context, Modifier
-from kdx.training.objective import LossInputs, Schedule, Term
+from kdx.methods.modifier import Context, Hyperparameter, Modifier
+from kdx.training.objective import LossInputs, Term
 
 
 class SmoothLabels(Modifier):
     """Cross entropy with the uniform distribution, weighted by `smoothing`."""
 
-    smoothing: NonNegativeFloat
+    smoothing: Hyperparameter[NonNegativeFloat]
 
     def terms(self, context: Context) -> dict[str, Term]:
         """`uniform`, in nats."""
@@ -20,7 +20,3 @@ class SmoothLabels(Modifier):
             return -F.log_softmax(step.logits, dim=1).mean()
 
         return {"uniform": Term(uniform, weight="smoothing")}
-
-    def numbers(self) -> dict[str, Schedule]:
-        """The weight, constant over the run."""
-        return {"smoothing": lambda epoch: self.smoothing}
