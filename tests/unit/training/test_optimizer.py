@@ -1,6 +1,7 @@
 """The options of the trainer in the step: optimizers, weight decay and averages against torch's and sums by hand."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
