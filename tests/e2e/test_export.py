@@ -98,7 +98,7 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     monkeypatch.setattr("kdx.deploy.choice.SECONDS", 0.0)
     monkeypatch.setattr("kdx.bench.timing._cores", lambda: 1)
     monkeypatch.setattr("kdx.bench.timing.BATCHES", (1, 3))
-    monkeypatch.setattr("kdx.bench.timing.taken_elsewhere", lambda: lambda: None)
+    monkeypatch.setattr("kdx.bench.timing.cores_taken_by_others", lambda: lambda: None)
     measured = bench(run, seconds=0.001)
     print_bench(measured)
     names = {(timing.kind.name, timing.kind.runtime, timing.latency.batch) for timing in measured.timings}
@@ -116,7 +116,7 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
     write_bench(measured)
     # A machine whose only core others take leaves what is there.
-    monkeypatch.setattr("kdx.bench.timing.taken_elsewhere", lambda: lambda: 0.75)
+    monkeypatch.setattr("kdx.bench.timing.cores_taken_by_others", lambda: lambda: 0.75)
     crowded = bench(run, seconds=0.001)
     assert (crowded.crowded, crowded.results) == ({(1, 1): 0.75, (1, 3): 0.75}, [])
     write_bench(crowded)

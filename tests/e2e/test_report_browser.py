@@ -55,7 +55,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Pat
         patch.setattr("kdx.deploy.choice.SECONDS", 0.0)
         patch.setattr("kdx.bench.timing.BATCHES", (1, 3))
         # Where other programs take the cores nothing is written.
-        patch.setattr("kdx.bench.timing.taken_elsewhere", lambda: lambda: None)
+        patch.setattr("kdx.bench.timing.cores_taken_by_others", lambda: lambda: None)
         assert main(["bench", str(run), "seconds=0.001"]) == 0
     return Path(kdx(outputs, "report").strip())
 
