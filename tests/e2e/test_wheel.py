@@ -23,9 +23,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ZipFile(wheel) as file:
         names = set(file.namelist())
     shipped = {f"kdx/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
-    template = ROOT / "kdx" / "report" / "page" / "template"
+    template = ROOT / "kdx" / "report" / "template"
     shipped |= {str(path.relative_to(ROOT)) for path in template.iterdir()}
-    assert {f"kdx/report/page/template/{name}" for name in ("page.html", "page.js", "style.css")} < shipped
+    assert {f"kdx/report/template/{name}" for name in ("page.html", "page.js", "style.css")} < shipped
     assert shipped <= names
     # Hydra finds launchers in this namespace only.
     own = ("kdx", "hydra_plugins/kdx_")
