@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from kdx.device.backend import has_convolutions
 from kdx.device.cuda_graphs import captured
-from kdx.device.execution import Execution, Step
+from kdx.device.execution import Execution
 from kdx.errors import one_line
 from kdx.models.layers import NoisyLayer
 from kdx.training.learner import Learner
 from kdx.training.state import State, stacked, unstacked
-from kdx.training.step import Batch, Noise, RunStep, Stacking, StepOnBatch, make_step
+from kdx.training.step import Batch, Noise, RunStep, Stacking, Step, make_step
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _at_once(first: Learner, execution: Execution, gather: Gather, stacking: Sta
 
 
 def _loop(first: Learner, execution: Execution, gather: Gather, stacking: Stacking) -> RunStep:
-    def make(eager: bool) -> StepOnBatch:
+    def make(eager: bool) -> Step:
         return make_step(
             first.student, first.objective, eager=eager, autocast=execution.autocast, optimizer=first.optimizer
         )

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from kdx.training.optimizer import ADAM, Optimizer, average, make_update, sample
 from kdx.training.state import State
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Images (batch, C, H, W), labels (batch,) and, if the method needs them, teacher logits (batch, classes).
 
     If several models see different batches, each tensor has a leading model dimension.
@@ -40,14 +39,15 @@ class Stacking:
 
     def batch_of(self, batch: Batch, model: int) -> Batch:
         """One model's part of the stacked batch."""
-        images, labels, logits = batch.images, batch.labels, batch.teacher_logits
+        images, labels, logits = batch
         if self.examples:
             images, labels = images[model], labels[model]
         return Batch(images, labels, logits[model] if self.teacher_logits and logits is not None else logits)
 
 
-Noise = dict[str, Tensor]
-StepOnBatch = Callable[[State, Batch, Noise, Tensor], None]
+Tensors = dict[str, Tensor]
+Noise = Tensors
+Step = Callable[[State, Batch, Noise, Tensor], None]
 """step(state, batch, noise by buffer name, hyper-parameters as one row) -> None; updates the state in place.
 
 For several models noise has a leading dimension for the model, and so do the numbers: (models, numbers).
@@ -69,7 +69,7 @@ def make_step(
     autocast: str | None,
     stacking: Stacking | None = None,
     optimizer: Optimizer = ADAM,
-) -> StepOnBatch:
+) -> Step:
     """The training step of `student` under `objective`.
 
     `eager` uses torch's autograd and fused Adam kernel, which are fastest if operations are launched singly; otherwise
@@ -86,9 +86,7 @@ def make_step(
 
     def step(state: State, batch: Batch, noise: Noise, row: Tensor) -> None:
         numbers = dict(zip(names, row.unbind(-1), strict=True))
-        gradients, (total, (terms, buffers)) = gradients_of(
-            state.parameters, state.buffers, batch.images, batch.labels, batch.teacher_logits, noise, numbers
-        )
+        gradients, (total, (terms, buffers)) = gradients_of(state.parameters, state.buffers, batch, noise, numbers)
         with torch.no_grad():
             broken = _count(state, torch.cat([total.unsqueeze(-1), terms], dim=-1))
             for name, value in buffers.items():
@@ -111,28 +109,19 @@ def _count(state: State, values: Tensor) -> Tensor:
     return broken[..., 0]
 
 
-Tensors = dict[str, Tensor]
-Aside = tuple[Tensor, Tensors]
-"""The outputs of a forward pass besides the total loss: every term, and the updated buffers."""
-Pass = tuple[Tensor, Aside]
-Loss = Callable[[Tensors, Tensors, Tensor, Tensor, Tensor | None, Noise, Tensors], Pass]
-"""loss(parameters, buffers, images, labels, teacher logits, noise, numbers by name)."""
-GradientsOf = Callable[[Tensors, Tensors, Tensor, Tensor, Tensor | None, Noise, Tensors], tuple[Tensors, Pass]]
+Pass = tuple[Tensor, tuple[Tensor, Tensors]]
+"""The outputs of a forward pass: the total loss; every term, and the updated buffers."""
+Loss = Callable[[Tensors, Tensors, Batch, Noise, Tensors], Pass]
+"""loss(parameters, buffers, batch, noise, numbers by name)."""
+GradientsOf = Callable[[Tensors, Tensors, Batch, Noise, Tensors], tuple[Tensors, Pass]]
 """The gradients of the parameters, and the outputs of the loss function."""
 
 
 def _loss(student: nn.Module, objective: Objective, autocast: str | None) -> Loss:
     network = FeatureExtractor(student, objective.feature_layers) if objective.feature_layers else student
 
-    def loss(
-        parameters: Tensors,
-        buffers: Tensors,
-        images: Tensor,
-        labels: Tensor,
-        teacher_logits: Tensor | None,
-        noise: Noise,
-        numbers: Tensors,
-    ) -> Pass:
+    def loss(parameters: Tensors, buffers: Tensors, batch: Batch, noise: Noise, numbers: Tensors) -> Pass:
+        images, labels, teacher_logits = batch
         term_noise = {name: noise[name] for name in objective.noise_specs}
         layer_noise = {name: value for name, value in noise.items() if name not in objective.noise_specs}
         # Batch norm updates its statistics in place, which a function transform allows only on its own tensors.
@@ -185,18 +174,15 @@ class FeatureExtractor(nn.Sequential):
 
 
 def _transformed(loss: Loss) -> GradientsOf:
-    gradients_and_pass = torch.func.grad_and_value(loss, has_aux=True)
-
-    def gradients_of(*arguments: Any) -> tuple[Tensors, Pass]:
-        return gradients_and_pass(*arguments)
-
-    return gradients_of
+    return torch.func.grad_and_value(loss, has_aux=True)
 
 
 def _autograd(loss: Loss) -> GradientsOf:
-    def gradients_of(parameters: Tensors, *others: Any) -> tuple[Tensors, Pass]:
+    def gradients_of(
+        parameters: Tensors, buffers: Tensors, batch: Batch, noise: Noise, numbers: Tensors
+    ) -> tuple[Tensors, Pass]:
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        total, aside = loss(leaves, *others)
+        total, aside = loss(leaves, buffers, batch, noise, numbers)
         gradients = torch.autograd.grad(total, list(leaves.values()))
         return dict(zip(leaves, gradients, strict=True)), (total.detach(), aside)
 
@@ -206,4 +192,4 @@ def _autograd(loss: Loss) -> GradientsOf:
 def _of_several(gradients_of: GradientsOf, stacking: Stacking) -> GradientsOf:
     # vmap turns the linear layers of all models into one batched product, and convolutions into a grouped one.
     examples, logits = (0 if differs else None for differs in (stacking.examples, stacking.teacher_logits))
-    return torch.func.vmap(gradients_of, in_dims=(0, 0, examples, examples, logits, 0, 0))
+    return torch.func.vmap(gradients_of, in_dims=(0, 0, Batch._make((examples, examples, logits)), 0, 0))

@@ -38,8 +38,9 @@ def losses(family: str, channels: int, prepare: Callable[[nn.Module], nn.Module]
         images, labels = torch.empty(BATCH, channels, *IMAGE[1:]), torch.empty(BATCH, dtype=torch.int64)
         numbers = {name: torch.ones(MODELS) for name in steps.hyperparameter_names(objective)}
         loss = steps._loss(prepare(student), objective, None)
-        several = torch.func.vmap(loss, in_dims=(0, 0, None, None, None, 0, 0))
-        return several(parameters, buffers, images, labels, torch.empty(BATCH, CLASSES), {}, numbers)[0]
+        several = torch.func.vmap(loss, in_dims=(0, 0, None, 0, 0))
+        batch = steps.Batch(images, labels, torch.empty(BATCH, CLASSES))
+        return several(parameters, buffers, batch, {}, numbers)[0]
 
 
 @pytest.fixture(autouse=True)
