@@ -1,4 +1,4 @@
-"""The layout of tables on a terminal, which never truncates a number."""
+"""What a terminal shows: tables, which never truncate a number, and progress."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The user's mistakes, reported in one line each (exit code 2), and the interruption of a run (130)."""
+"""The user's mistakes in one line (exit code 2), interruptions (130), and failures, whose traceback a log keeps."""
 
 import errno
 import logging

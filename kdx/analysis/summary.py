@@ -120,7 +120,8 @@ def _meaning(name: str, value: Any, *, pooled: bool) -> str | Key:
     return setting_text(value)
 
 
-def _seeds_text(group: Group) -> str:
+def seeds_text(group: Group) -> str:
+    """How many runs have figures, such as `3`, or `2 of 3` with the seeds that are lost."""
     if not group.lacking:
         return str(len(group.figures))
     return f"{len(group.figures)} of {group.asked}\nlost {', '.join(map(str, sorted(group.lacking)))}"
@@ -135,7 +136,7 @@ def write_summary(path: Path, groups: Sequence[Group]) -> None:
     differing = [key for key in keys if key not in ("dataset.name", "teacher.name")]
     estimates = [f"{key}_{part}" for key in FIGURES for part in PARTS]
     rows = [
-        {name: _name(group, name) for name in NAMES}
+        {name: setting_name(group, name) for name in NAMES}
         | {key: setting_text(group.settings.get(key, MISSING)) for key in differing}
         | {"n": len(group.figures)}
         | {"seeds": _joined(group, "seed"), "lacking": " ".join(map(str, group.lacking))}
@@ -153,7 +154,7 @@ def _cells(group: Group) -> Iterable[tuple[str, float | None]]:
             yield f"{key}_{part}", None if of is None else getattr(of, attribute)
 
 
-def _name(group: Group, key: str) -> str:
+def setting_name(group: Group, key: str) -> str:
     """A value that the runs of a group share, or its range if early stopping makes it differ."""
     values = sorted({one[key] for one in group.figures if one.get(key) is not None})
     if not group.figures:

@@ -1,4 +1,4 @@
-"""The tables of one finished run, and the entry to those of several."""
+"""The tables of one finished run."""
 
 from pathlib import Path
 from typing import Any

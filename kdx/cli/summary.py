@@ -7,7 +7,7 @@ from rich.table import Table
 from kdx import console, formatting
 from kdx.analysis.differences import MISSING, differing_keys, setting_text, shortest_names
 from kdx.analysis.statistics import Estimate
-from kdx.analysis.summary import Group, _name, _seeds_text
+from kdx.analysis.summary import Group, seeds_text, setting_name
 
 
 def print_summary(groups: Sequence[Group]) -> None:
@@ -26,21 +26,26 @@ def print_summary(groups: Sequence[Group]) -> None:
         screen.print(f"... also different: {', '.join(labels[key] for key in keys[shown:])}")
     for group in groups:
         if len(group.executions) > 1:
-            console.warn(screen, f"{_name(group, 'method')}: its runs were executed on {'; '.join(group.executions)}")
+            console.warn(
+                screen, f"{setting_name(group, 'method')}: its runs were executed on {'; '.join(group.executions)}"
+            )
 
 
 def _table(groups: Sequence[Group], keys: Sequence[str], labels: Mapping[str, str]) -> Table:
     # If data sets and teachers differ, their settings are shown.
-    names = ["method", *(name for name in ("student", "epochs") if len({_name(group, name) for group in groups}) > 1)]
+    names = [
+        "method",
+        *(name for name in ("student", "epochs") if len({setting_name(group, name) for group in groups}) > 1),
+    ]
     content = console.table(
         *map(console.words, (*names, *(labels[key] for key in keys))),
         *map(console.numbers, ("seeds", "test err %", "val err %", "R_s")),
     )
     for group in groups:
         content.add_row(
-            *(_name(group, name) for name in names),
+            *(setting_name(group, name) for name in names),
             *(setting_text(group.settings.get(key, MISSING)) for key in keys),
-            _seeds_text(group),
+            seeds_text(group),
             *(_text(group.estimate(key)) for key in ("test_error_percent", "val_error_percent", "R_s")),
         )
     return content

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the teacher's softened predictions as a hint (VS eq. 5)."""
+"""What a student learns from: labels, and a teacher's predictions at a temperature (VS eq. 5, IKD eq. 1)."""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""Layers that hold some of their weights at zero, for magnitude pruning (Han et al. 2015)."""
+"""Weights held at zero: the masks of magnitude pruning, and layers that keep them (Han et al. 2015)."""
 
 from collections.abc import Mapping
 from math import sqrt

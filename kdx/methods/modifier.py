@@ -1,4 +1,4 @@
-"""A part of a method: one technique, with its settings and what it does to layers, loss and result."""
+"""A modifier: one technique of a method, with its settings and what it does to layers, loss and result."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, TypeVar

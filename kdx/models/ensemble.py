@@ -1,4 +1,4 @@
-"""An ensemble: several networks whose predictions are averaged."""
+"""Several networks as one: the mean of their predictions, or of their centred logits."""
 
 from collections.abc import Sequence
 from math import log

@@ -1,4 +1,4 @@
-"""Substitution of layers, and layers whose random numbers are drawn outside of the training step."""
+"""Layers whose random numbers are drawn outside of the training step, dropout among them; evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

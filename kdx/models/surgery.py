@@ -1,4 +1,4 @@
-"""Networks with fewer neurons or channels than configured: removing some, and restoring widths from a file."""
+"""Changes of a network's layers: replacing them, and removing neurons or channels."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""The runs behind a table: one per row and seed, trained if they are not finished."""
+"""The jobs behind a table, one for each row and seed, and what is asked of them."""
 
 import logging
 import shlex

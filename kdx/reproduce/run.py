@@ -1,4 +1,4 @@
-"""Trains those runs of a table together that can be, if that is known to be faster."""
+"""Training the jobs of a table: one after another, fused on a GPU, or by one of Hydra's launchers."""
 
 import logging
 import shlex

@@ -1,4 +1,4 @@
-"""Tensors on disk: a safetensors file with a header, and a hash that reveals any damage."""
+"""Tensors and weights on disk: safetensors files with a header, and a hash that reveals any damage."""
 
 import hashlib
 import json

@@ -23,11 +23,12 @@ class JobRecord:
 def skip_reason(config: Config, folder: Path) -> str | None:
     """The reason why a job must not start, with fail_fast the failure of another one; else None."""
     # The folder is all that the processes of a launcher share.
-    records = _records(folder) if config.sweep.fail_fast else []
+    records = read_records(folder) if config.sweep.fail_fast else []
     failed = [record.number for record in records if record.error and record.started]
     return f"not started, since job {failed[0]} failed (sweep.fail_fast=true)" if failed else None
 
 
-def _records(folder: Path) -> list[JobRecord]:
+def read_records(folder: Path) -> list[JobRecord]:
+    """The records in a sweep's folder, in the order of the jobs."""
     records = [JobRecord(**json.loads(path.read_bytes())) for path in folder.rglob(RECORD)]
     return sorted(records, key=lambda record: record.number)

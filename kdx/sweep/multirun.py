@@ -35,7 +35,7 @@ from kdx.runs.folder import RunFolder, run_folder
 from kdx.runs.identity import changes_result, sweep_id
 from kdx.storage.files import make_folder, write_json
 from kdx.sweep.job_list import JOBS, Task, task_of
-from kdx.sweep.job_records import RECORD, JobRecord, _records, skip_reason
+from kdx.sweep.job_records import RECORD, JobRecord, read_records, skip_reason
 from kdx.sweep.resources import acquire_gpu, check_here, check_launcher, divide_cores
 
 
@@ -80,7 +80,7 @@ def launch(jobs: Sequence[Job], launcher: Sequence[str], folder: RunFolder, task
             path.unlink()
         write_json(folder.path / JOBS, listed)
         broken = _launched(words, folder)
-        records = {record.number: record for record in _records(folder.path)}
+        records = {record.number: record for record in read_records(folder.path)}
         (folder.path / JOBS).unlink()
     # A job has no record if the launcher failed or the job's process was killed.
     unknown = f"it left no record: {broken or 'its process was killed'}"
