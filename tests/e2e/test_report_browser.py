@@ -54,8 +54,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Pat
         # Two small batches instead of a minute of larger ones.
         patch.setattr("kdx.deploy.choice.SECONDS", 0.0)
         patch.setattr("kdx.bench.timing.BATCHES", (1, 3))
-        # Where other programs take the cores nothing is written.
+        # Where other programs take the cores nothing is written, nor what is too noisy.
         patch.setattr("kdx.bench.timing.cores_taken_by_others", lambda: lambda: None)
+        patch.setattr("kdx.deploy.rounds.NOISY", float("inf"))
         assert main(["bench", str(run), "seconds=0.001"]) == 0
     return Path(kdx(outputs, "report").strip())
 
