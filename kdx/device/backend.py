@@ -26,6 +26,7 @@ Network = TypeVar("Network", bound=nn.Module)
 SAVED_PER_STEP = 3e-4
 SAVED_PER_NOISY_WEIGHT = 8e-9
 COMPILE_SECONDS = 25.0
+NARROW = 16
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ class Backend:
         That is channels_last on a CPU and on a GPU with tensor cores; values, and their order in files, do not change.
         """
         network = network.to(self.device)
-        if self.device.type in ("cpu", "cuda") and has_convolutions(network):
-            network = network.to(memory_format=torch.channels_last)
-        return network
+        fits = self.device.type == "cuda" or (self.device.type == "cpu" and not has_narrow_projections(network))
+        return network.to(memory_format=torch.channels_last) if fits and has_convolutions(network) else network
 
     def record(self) -> dict[str, str | int]:
         """The device and the software versions that steps are executed with, for metrics.json."""
@@ -104,6 +104,16 @@ class Backend:
 def has_convolutions(network: nn.Module) -> bool:
     """Whether any parameter is a filter (4-dimensional)."""
     return any(parameter.dim() > 2 for parameter in network.parameters())
+
+
+def has_narrow_projections(network: nn.Module) -> bool:
+    """Whether there are 1x1 filters with so few inputs that oneDNN may write beyond its memory in channels_last.
+
+    The gradient of a strided one is then wrong, or the process is killed: below 8 inputs with AVX2, as seen with torch
+    2.15, and by the same line of code below 16 with AVX-512 (oneDNN issue 6035).
+    """
+    filters = (parameter.shape[1:] for parameter in network.parameters() if parameter.dim() == 4)
+    return any(inputs < NARROW and size == [1, 1] for inputs, *size in filters)
 
 
 def has_compiler() -> bool:

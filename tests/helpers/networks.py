@@ -38,13 +38,12 @@ SETTINGS: dict[str, NetworkSettings] = {
         name="densenet", family="densenet", stem=4, growth=2, bottleneck=2, blocks=[2, 1], pad_to=16
     ),
     "keras-resnet": KerasResnetSettings(
-        # Eights: torch 2.15 writes beyond its memory on processors with AVX2 only, where it goes back through a strided
-        # 1x1 convolution whose input channels are no multiple of 8.
+        # The projection of the second stage is strided and has four inputs, with which oneDNN's channels_last crashes.
         name="keras-resnet",
         family="keras-resnet",
-        stem=8,
+        stem=4,
         blocks=[1, 2],
-        channels=[8, 24],
+        channels=[4, 6],
     ),
     "kddp": KddpSettings(name="kddp", family="kddp", channels=4, hidden=[5]),
 }

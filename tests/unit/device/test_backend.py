@@ -1,12 +1,15 @@
 """Where and how a run is executed: the decision to compile, and devices that are not there."""
 
 import logging
+from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.miniature import backend, convolutional, method, perceptron
+from torch import nn
 
 from kdx.config.compose import compose_config
 from kdx.device.backend import full_float32, prepare_device
@@ -133,6 +136,22 @@ def test_convolutions_lie_channels_last_in_memory_and_compute_the_same():
     images = torch.rand(5, 2, 6, 6)
     assert placed.conv1(images).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(placed(images), left(images))
+
+
+@pytest.mark.parametrize(("inputs", "size", "laid_out"), [(15, 1, False), (16, 1, True), (3, 3, True), (4, 1, False)])
+def test_narrow_projections_keep_all_convolutions_as_they_are(inputs: int, size: int, laid_out: bool):
+    """Of a strided one in channels_last the gradient is wrong, or the process is killed (oneDNN issue 6035)."""
+    narrow = nn.Conv2d(inputs, 24, size, stride=2)
+    network = backend().to_device(nn.Sequential(OrderedDict(first=nn.Conv2d(3, inputs, 3, padding=1), second=narrow)))
+    assert network.first.weight.is_contiguous() is not laid_out
+    reference = deepcopy(network).double().to(memory_format=torch.contiguous_format)
+    images = torch.rand(32, 3, 32, 32)
+    for _ in range(3):
+        network.zero_grad()
+        network(images).square().sum().backward()
+    reference(images.double()).square().sum().backward()
+    for found, expected in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(found.grad.double(), expected.grad, rtol=1e-4, atol=1e-2)
 
 
 def test_a_perceptron_stays_as_it_is():
