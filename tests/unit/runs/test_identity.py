@@ -132,6 +132,14 @@ def test_a_checkpoint_counts_by_content(tmp_path: Path, role: str):
     assert len({run_id(compose_config(BASE)), *ids}) == 3
 
 
+def test_a_checkpoint_that_is_written_again_counts_anew(tmp_path: Path):
+    file, ids = tmp_path / "weights.safetensors", []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        ids.append(run_id(compose_config([*BASE, f"student.checkpoint={file}"])))
+    assert ids[0] == ids[2] != ids[1]
+
+
 def test_a_students_checkpoint_leaves_the_teacher_alone(tmp_path: Path):
     file = tmp_path / "student.safetensors"
     file.write_bytes(b"any")
