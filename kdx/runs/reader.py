@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kdx.config.datasets import DatasetSettings
+from kdx.config.schema import TrainerSettings
 from kdx.errors import UserError, nearest, one_line
+from kdx.runs.identity import LATER
 from kdx.storage import checksums
 from kdx.storage.checksums import METRICS
 
@@ -79,7 +82,11 @@ def number(figures: Figures, key: str) -> float | None:
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """The settings of config.yaml by dotted key (lists are values); raises UserError if missing or damaged."""
+    """The settings of config.yaml by dotted key (lists are values); raises UserError if missing or damaged.
+
+    Settings of the trainers, the data set and the method that came later than the run have the value at which it is
+    what it was, so that it counts as one with later runs of the same id.
+    """
     path = run / "config.yaml"
     check_seal(path)
     try:
@@ -90,7 +97,22 @@ def read_settings(run: Path) -> dict[str, Any]:
         raise _damaged(path, "it is not YAML") from None
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no settings")
-    return flat(content)
+    settings = flat(content)
+    return _later_settings(settings) | settings
+
+
+def _later_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    groups = {"dataset": DatasetSettings, "trainer": TrainerSettings}
+    groups |= {f"{key}.trainer": TrainerSettings for key in ("teacher", "teacher2", "teacher3")}
+    later = {
+        f"{group}.{name}": field.default
+        for group, kind in groups.items()
+        if any(key.startswith(f"{group}.") for key in settings)
+        for name, field in kind.model_fields.items()
+        if not field.is_required()
+    }
+    parts = settings.get("method.parts") or ()
+    return later | {f"method.{key}": value for part in parts for key, value in LATER.get(part, {}).items()}
 
 
 def read_table(

@@ -148,6 +148,20 @@ def test_the_weights_of_a_finished_run_are_what_its_settings_are(tmp_path: Path)
     assert [len(group.figures) for group in groups_of(second)] == [1, 1]
 
 
+def test_a_run_from_before_a_setting_counts_as_one_with_its_value_of_old(tmp_path: Path):
+    """They have the same id; a run with another value is another experiment."""
+    before, after, other = (run(tmp_path, 1, seed=seed) for seed in (0, 1, 2))
+    for path, schedule, beta in ((after, "hold", 8), (other, "one-cycle", 8)):
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        config["trainer"] |= {"schedule": schedule, "peak": 0.3}
+        config["method"] |= {"parts": ["labels", "hint"], "beta": beta}
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+    old = yaml.safe_load((before / "config.yaml").read_text())
+    old["method"]["parts"] = ["labels", "hint"]
+    (before / "config.yaml").write_text(yaml.safe_dump(old))
+    assert [len(group.figures) for group in groups_of([before, after, other])] == [2, 1]
+
+
 def test_failures_have_a_file_as_long_as_there_are_any(tmp_path: Path):
     path = tmp_path / "failed.csv"
     write_failures(path, [{"job": 3, "overrides": "seed=1", "reason": "no, broken"}])
