@@ -16,13 +16,13 @@ PROGRAM = """
 import gc, json, sys
 from pathlib import Path
 import psutil
-from kdx.config.compose import single
+from kdx.config.compose import compose_config
 from kdx.experiment import run
 
 sizes = []
 for number in range(30):
     method = ("st-vbd", "kddp", "bdk")[number % 3]
-    run(single([*sys.argv[1:], f"method={method}", f"seed={number}"]))
+    run(compose_config([*sys.argv[1:], f"method={method}", f"seed={number}"]))
     gc.collect()
     sizes.append(psutil.Process().memory_info().rss)
 print(json.dumps(sizes))
