@@ -67,7 +67,8 @@ def log_failures(log_file: Path) -> Iterator[None]:
     shown, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
-    except UserError:
+    except (UserError, RunFailed):
+        # One line already.
         raise
     except Exception as failure:
         if is_expected(failure):
