@@ -122,7 +122,7 @@ def has_compiler() -> bool:
 
 
 def prepare_device(settings: DeviceSettings) -> Backend:
-    """Set the process's threads, denormals, allocator and matrix products as `settings` says, and return the engine.
+    """Set the process's threads, denormals, allocator and matrix products as `settings` says, and return the backend.
 
     Raises UserError as `choose_device` does, for more threads than cores, and for matrix products that would not have
     the precision that is asked for.

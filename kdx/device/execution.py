@@ -63,7 +63,7 @@ def compiled_step(make: Callable[[bool], Step], *, required: bool, failed: Calla
 
 
 class Execution:
-    """How the engine executes a training of `student` with so many steps."""
+    """How a backend executes a training of `student` with so many steps."""
 
     def __init__(self, backend: Backend, student: nn.Module, steps: int) -> None:
         self.backend, self.compiles = backend, backend.compiles(student, steps)

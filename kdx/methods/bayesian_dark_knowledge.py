@@ -127,7 +127,7 @@ class BayesianDarkKnowledge(Procedure):
         self, network: nn.Module, method: Method, inputs: TrainingInputs, spec: FitSpec, backend: Backend
     ) -> FitResult:
         """Fit both networks; the outcome is the student, with the last sample as its teacher."""
-        assert inputs.teacher is not None, "the lesson of a procedure that makes its teacher has the initial one"
+        assert inputs.teacher is not None, "the inputs of a procedure that makes its teacher have the initial one"
         both = StudentAndSampler(network, deepcopy(inputs.teacher), self.input_noise)
         student, progress = fit(both, method, inputs, spec, backend)
         return FitResult(student, progress, teacher=both.sampler)

@@ -1,1 +1,1 @@
-"""Tables and pages of finished runs, from their files alone: nothing here imports torch."""
+"""The page and the plots of finished runs, from their files alone: nothing here imports torch."""

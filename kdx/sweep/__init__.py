@@ -1,1 +1,1 @@
-"""kdx's own Hydra launchers and sweeper; `hydra_plugins/` registers them with Hydra."""
+"""Many runs: as jobs of Hydra's launchers, or fused; `hydra_plugins/` registers kdx's own launchers."""

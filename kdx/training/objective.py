@@ -19,7 +19,7 @@ class LossInputs:
     """Everything that a loss term can read in one training step on `batch` examples.
 
     `logits` and `teacher_logits` are (batch, classes), `labels` (batch,); `hyperparameters` are 0-dimensional.
-    `activations` are the outputs of the student's watched layers, `noise` the random numbers of the objective's
+    `activations` are the outputs of the student's feature layers, `noise` the random numbers of the objective's
     `NoiseSpec`s.
     """
 

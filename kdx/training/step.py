@@ -153,7 +153,7 @@ def _laid_out_plainly(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 
 class FeatureExtractor(nn.Sequential):
-    """The student's layers under the same names; returns the outputs of the watched layers besides the logits."""
+    """The student's layers under the same names; returns the outputs of the feature layers besides the logits."""
 
     def __init__(self, student: nn.Module, watched: Sequence[str]) -> None:
         layers = dict(student.named_children())
@@ -164,7 +164,7 @@ class FeatureExtractor(nn.Sequential):
         self.watched = tuple(watched)
 
     def forward(self, input: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The logits, and the outputs of the watched layers, in float32."""
+        """The logits, and the outputs of the feature layers, in float32."""
         output, seen = input, {}
         for name, layer in self.named_children():
             output = layer(output)

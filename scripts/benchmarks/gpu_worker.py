@@ -162,7 +162,7 @@ def _timed(train_specs: list[TrainSpec], backend: Backend, steps: int, clock: Cl
 
 
 def peak_gflops(backend: Backend) -> float:
-    """The rate of a large matrix product in the engine's precision."""
+    """The rate of a large matrix product in the backend's precision."""
     cuda = backend.device.type == "cuda"
     size = PEAK_SIZE if cuda else PEAK_SIZE_CPU
     left, right = (torch.randn(size, size, device=backend.device).to(DTYPES[backend.precision]) for _ in range(2))
